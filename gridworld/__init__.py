@@ -1,0 +1,1 @@
+"""What teacher and student both know of MiniGrid: tasks, views, pictures and the optimal planner."""

@@ -1,0 +1,255 @@
+"""The optimal planner: what to do in a view, as soft labels, with the analysis in words."""
+
+import heapq
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from minigrid.core.constants import COLOR_NAMES
+from numpy.typing import NDArray
+
+from gridworld.tasks import TASKS
+from gridworld.views import EMPTY, HEADINGS, STEPS, View, code, uncode
+
+PLANNER_VERSION = "1"
+"""Part of the planner teacher's identity: raise it when any answer changes."""
+
+TEMPERATURE = 1 / 3
+"""Of the softmax over steps: an action that costs one step more than the best gets 0.05 of its weight."""
+
+_GOAL = code("goal", "green")
+_LAVA = code("lava", "red")
+_WALL = code("wall", "grey")
+_FREE = (EMPTY, _GOAL)
+_WAIT = 0.25
+"""Steps that a ball on the way is expected to cost: little, since it moves at every step."""
+
+Place = tuple[int, int]
+"""x, y."""
+Pose = tuple[int, int, int]
+"""x, y, heading."""
+
+
+class NoPlan(ValueError):
+    """There is nothing to plan; `field` names what in the question makes it so: image, mission or actions."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Probabilities over the actions asked for, in their order, and the analysis in words."""
+
+    probabilities: dict[str, float]
+    analysis: str
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A family's rules in one view.
+
+    enter_HW: steps to enter a cell, infinite where the agent cannot; deadly_HW: stepping forward
+    there ends the episode in failure; finish: the action that ends it in success at one of the
+    `poses` (None: being there does); misfires: choosing `finish` elsewhere ends it in failure;
+    target, places: what the agent has to get to, and its (x, y).
+    """
+
+    enter_HW: NDArray[np.float64]
+    deadly_HW: NDArray[np.bool_]
+    poses: frozenset[Pose]
+    finish: str | None
+    misfires: bool
+    target: str
+    places: tuple[Place, ...]
+
+
+def plan(view: View, task: str, mission: str, actions: Iterable[str]) -> Plan:
+    """What an optimal agent would do next, planned with the given actions alone.
+
+    Each action has a cost: the number of steps to success if it is chosen now and the best way is
+    taken after it. p(a) is proportional to exp(-cost(a) / TEMPERATURE); an action that ends the
+    episode in failure, or that the family has no use for, gets 0.
+
+    Args:
+        view: a full view of the grid.
+        task: a family's key.
+        mission: the mission's text.
+        actions: MiniGrid's action names, each once.
+
+    Raises:
+        NoPlan: the mission names nothing in the view, the episode is over, or no sequence of these
+            actions leads to success.
+    """
+    actions = tuple(actions)
+    problem = _PROBLEMS[task](view, mission)
+    here = (view.x, view.y, view.heading)
+    if problem.finish is None and here in problem.poses:
+        raise NoPlan("image", "the episode is over: the agent stands on the goal already")
+    if _at(view.cells_HW, view.x, view.y) == _LAVA:
+        raise NoPlan("image", "the episode is over: the agent stands in lava")
+    allowed = [action for action in actions if action in TASKS[task].useful]
+    to_go = _costs_to_go(problem, allowed)
+    costs = {action: _cost(problem, to_go, view, action) for action in allowed}
+    least = min(costs.values(), default=math.inf)
+    if math.isinf(least):
+        if set(TASKS[task].useful) - set(allowed):
+            raise NoPlan(
+                "actions",
+                f"{task} cannot be solved from here with {', '.join(actions)};"
+                f" it needs {', '.join(TASKS[task].useful)}",
+            )
+        raise NoPlan("image", f"no way leads to {problem.target}")
+    weights = {action: math.exp((least - cost) / TEMPERATURE) for action, cost in costs.items()}
+    total = sum(weights.values())
+    probabilities = {action: weights.get(action, 0.0) / total for action in actions}
+    return Plan(probabilities, _describe(view, problem, least))
+
+
+def _costs_to_go(problem: _Problem, allowed: list[str]) -> dict[Pose, float]:
+    """Steps to success from each pose from which it can be had (Dijkstra, from the end backwards)."""
+    if problem.finish is not None and problem.finish not in allowed:
+        return {}
+    last = 0.0 if problem.finish is None else 1.0
+    costs: dict[Pose, float] = {}
+    queue = [(last, pose) for pose in problem.poses]
+    heapq.heapify(queue)
+    turns = [1 if action == "left" else -1 for action in allowed if action in ("left", "right")]
+    while queue:
+        cost, pose = heapq.heappop(queue)
+        if pose in costs:
+            continue
+        costs[pose] = cost
+        x, y, heading = pose
+        for turn in turns:
+            turned = (x, y, (heading + turn) % 4)
+            if turned not in costs:
+                heapq.heappush(queue, (cost + 1, turned))
+        if "forward" in allowed:
+            dx, dy = STEPS[heading]
+            behind = (x - dx, y - dy, heading)
+            entering = float(problem.enter_HW[y, x])
+            if behind not in costs and math.isfinite(entering) and _inside(problem.enter_HW, *behind[:2]):
+                heapq.heappush(queue, (cost + entering, behind))
+    return costs
+
+
+def _cost(problem: _Problem, to_go: dict[Pose, float], view: View, action: str) -> float:
+    """Steps to success if the action is chosen now; infinite if it ends the episode in failure."""
+    here = (view.x, view.y, view.heading)
+    stay = 1 + to_go.get(here, math.inf)
+    if action in ("left", "right"):
+        turn = -1 if action == "left" else 1
+        return 1 + to_go.get((view.x, view.y, (view.heading + turn) % 4), math.inf)
+    if action == "forward":
+        x, y = view.front
+        if not _inside(problem.enter_HW, x, y):
+            return stay
+        if problem.deadly_HW[y, x]:
+            return math.inf
+        entering = float(problem.enter_HW[y, x])
+        return stay if math.isinf(entering) else entering + to_go.get((x, y, view.heading), math.inf)
+    if here in problem.poses:
+        return 1.0
+    return math.inf if problem.misfires else stay
+
+
+def _lava_gap(view: View, mission: str) -> _Problem:
+    cells_HW = view.cells_HW
+    enter_HW = np.where(np.isin(cells_HW, _FREE), 1.0, math.inf)
+    return _to_goal(view, enter_HW, cells_HW == _LAVA)
+
+
+def _dynamic_obstacles(view: View, mission: str) -> _Problem:
+    # MiniGrid judges a step by what is in front before the balls move: free now is safe
+    free_HW = np.isin(view.cells_HW, _FREE)
+    balls_HW = view.cells_HW == code("ball", "blue")
+    enter_HW = np.select([free_HW, balls_HW], [1.0, 1.0 + _WAIT], math.inf)
+    return _to_goal(view, enter_HW, ~free_HW)
+
+
+def _to_goal(view: View, enter_HW: NDArray[np.float64], deadly_HW: NDArray[np.bool_]) -> _Problem:
+    goals = _places(view, _GOAL)
+    if not goals:
+        raise NoPlan("image", "the picture shows no green goal square")
+    poses = frozenset((x, y, heading) for x, y in goals for heading in range(4))
+    return _Problem(enter_HW, deadly_HW, poses, None, False, "the green goal square", goals)
+
+
+def _fetch(view: View, mission: str) -> _Problem:
+    target, places = _named(view, mission, {"key": (0,), "ball": (0,)})
+    poses = frozenset((x - dx, y - dy, heading) for x, y in places for heading, (dx, dy) in enumerate(STEPS))
+    # Picking up another object ends the episode; picking up where there is none does nothing
+    misfires = uncode(_at(view.cells_HW, *view.front))[0] in _PICKABLE
+    return _to_object(view, poses, "pickup", misfires, target, places)
+
+
+def _go_to_door(view: View, mission: str) -> _Problem:
+    target, places = _named(view, mission, {"door": (0, 1, 2)})
+    poses = frozenset(
+        (x + dx, y + dy, heading) for x, y in places for dx, dy in STEPS for heading in range(4)
+    )
+    return _to_object(view, poses, "done", True, target, places)
+
+
+def _to_object(
+    view: View, poses: frozenset[Pose], finish: str, misfires: bool, target: str, places: tuple[Place, ...]
+) -> _Problem:
+    empty_HW = view.cells_HW == EMPTY
+    standable = frozenset((*place, heading) for place in _places(view, EMPTY) for heading in range(4))
+    enter_HW = np.where(empty_HW, 1.0, math.inf)
+    return _Problem(enter_HW, np.zeros_like(empty_HW), poses & standable, finish, misfires, target, places)
+
+
+def _named(view: View, mission: str, kinds: dict[str, tuple[int, ...]]) -> tuple[str, tuple[Place, ...]]:
+    """What the mission names, and where it is; `kinds`: the states that each kind of object can be in."""
+    match = re.search(rf"\b({'|'.join(COLOR_NAMES)}) ({'|'.join(kinds)})\b", mission)
+    if match is None:
+        raise NoPlan("mission", f"the mission {mission!r} names no coloured {' or '.join(kinds)}")
+    colour, kind = match.groups()
+    places = tuple(place for state in kinds[kind] for place in _places(view, code(kind, colour, state)))
+    if not places:
+        raise NoPlan("mission", f"the mission asks for the {match.group()}, and the picture shows none")
+    return f"the {match.group()}", places
+
+
+_PROBLEMS: dict[str, Callable[[View, str], _Problem]] = {
+    "lava_gap": _lava_gap,
+    "dynamic_obstacles": _dynamic_obstacles,
+    "fetch": _fetch,
+    "go_to_door": _go_to_door,
+}
+_PICKABLE = {uncode(code(kind))[0] for kind in ("key", "ball", "box")}
+
+
+def _inside(array_HW: NDArray[np.float64], x: int, y: int) -> bool:
+    height, width = array_HW.shape
+    return bool(0 <= x < width and 0 <= y < height)
+
+
+def _at(cells_HW: NDArray[np.uint8], x: int, y: int) -> int:
+    height, width = cells_HW.shape
+    return int(cells_HW[y, x]) if 0 <= x < width and 0 <= y < height else EMPTY
+
+
+def _places(view: View, cell: int) -> tuple[Place, ...]:
+    """(x, y) of every cell with this code."""
+    return tuple((int(x), int(y)) for y, x in np.argwhere(view.cells_HW == cell))
+
+
+def _describe(view: View, problem: _Problem, steps: float) -> str:
+    hazards_HW = problem.deadly_HW & (view.cells_HW != _WALL)
+    hazards = tuple((int(x), int(y)) for y, x in np.argwhere(hazards_HW))
+    return (
+        f"Agent: column {view.x}, row {view.y}, facing {HEADINGS[view.heading]}."
+        f" Target: {problem.target} at {_in_words(problem.places)}."
+        f" Hazards: {_in_words(hazards) or 'none'}."
+        f" Best way: about {steps:.0f} steps."
+    )
+
+
+def _in_words(places: tuple[Place, ...]) -> str:
+    return ", ".join(f"column {x}, row {y}" for x, y in places)
