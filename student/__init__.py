@@ -1,0 +1,1 @@
+"""The student: a small agent that learns from rewards and from a teacher that it asks over HTTP."""

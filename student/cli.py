@@ -1,0 +1,106 @@
+"""The `student` command: finds the subcommand and turns errors into one line and an exit code."""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from teacher_server.client import TeacherError
+from teacher_server.flags import BadSetting, parse
+
+_USAGE = """usage: student [--version] COMMAND ...
+
+commands:
+  train       train a student, alone or with a teacher; or go on with a run
+  evaluate    play held-out episodes with a student or with a teacher
+
+`student COMMAND --help` lists a command's settings.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit code: 0 done, 2 could not start, 3 the teacher was lost, 130 interrupted.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    if name == "--version":
+        print(f"student {importlib.metadata.version('lvlm2p')}")
+        return 0
+    if name not in _COMMANDS:
+        print(f"student: error: no command {name!r}; `student --help` lists them", file=sys.stderr)
+        return 2
+    try:
+        return _COMMANDS[name](rest)
+    except BadSetting as error:
+        return _failed(name, error, 2)
+    except TeacherError as error:
+        return _failed(name, error, 3)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from student.settings import TrainSettings  # noqa: PLC0415
+
+    settings = parse(TrainSettings, arguments)
+    # Imported late, so that a wrong flag answers at once
+    from student.runs import BadRun  # noqa: PLC0415
+    from student.trainer import Stopped, train  # noqa: PLC0415
+
+    try:
+        summary = train(settings)
+    except BadRun as error:
+        return _failed("train", error, 2)
+    except Stopped as error:
+        return _failed("train", error, error.exit_code)
+    print(
+        f"{summary['env']}: {summary['frames']} frames in {summary['seconds']:.0f} s of training"
+        f" ({summary['frames_per_second']:.0f} frames/s); asked {summary['questions']} questions,"
+        f" {summary['store_hits']} more from the store"
+    )
+    _print_report({"sampled": summary["sampled"], "argmax": summary["argmax"]})
+    return 0
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from student.settings import EvaluateSettings  # noqa: PLC0415
+
+    settings = parse(EvaluateSettings, arguments)
+    from student.runs import BadRun, write_json  # noqa: PLC0415
+    from student.scoring import score  # noqa: PLC0415
+
+    try:
+        report = score(settings)
+    except BadRun as error:
+        return _failed("evaluate", error, 2)
+    _print_report(report)
+    if settings.out:
+        write_json(settings.out, report)
+    return 0
+
+
+def _print_report(report: dict[str, dict[str, Any]]) -> None:
+    print(f"{'actions':9}{'episodes':>9}{'success':>9}  {'95 %':15}{'return':>7}  {'95 %':15}{'length':>7}")
+    for name, row in report.items():
+        print(
+            f"{name:9}{row['episodes']:9}{row['success']:9.3f}  {_interval(row['success_interval']):15}"
+            f"{row['return']:7.3f}  {_interval(row['return_interval']):15}{row['length']:7.1f}"
+        )
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3f}..{interval[1]:.3f}"
+
+
+def _failed(command: str, error: Exception, code: int) -> int:
+    print(f"student {command}: error: {error}", file=sys.stderr)
+    return code
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "evaluate": _evaluate}
+
+if __name__ == "__main__":
+    sys.exit(main())

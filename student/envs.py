@@ -1,0 +1,235 @@
+"""Fully observed MiniGrid, many environments stepped in this process, without the partial view."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import minigrid  # noqa: F401  (registers the environments)
+import numpy as np
+from numpy.typing import NDArray
+
+from gridworld.tasks import ACTIONS, task_of
+from gridworld.views import View, encode_cells
+
+WORDS = 16
+"""Words of a mission that an observation holds."""
+EVALUATION_SEEDS = 2**31
+"""Episodes with this seed and above are for evaluation; training seeds lie below."""
+
+Row = NDArray[np.uint8]
+"""One observation, uint8 [K]: a code for each cell row by row, then x, y, heading, then WORDS word ids."""
+
+
+class UnknownWord(ValueError):
+    """A mission that does not fit into an observation."""
+
+
+class Vocabulary:
+    """The words of missions and their ids 1 .. 255, given in the order in which they are first met."""
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self.words: list[str] = []
+        self._ids: dict[str, int] = {}
+        self._encoded: dict[str, bytes] = {}
+        self.extend(words)
+
+    def extend(self, words: Sequence[str]) -> None:
+        """Gives the next ids to those of the words that have none."""
+        for word in words:
+            if word not in self._ids:
+                self.words.append(word)
+                self._ids[word] = len(self.words)
+
+    def encode(self, mission: str) -> bytes:
+        """The ids of a mission's words, WORDS bytes, 0 after the last.
+
+        Raises:
+            UnknownWord: more than WORDS words, or more than 255 different ones in all.
+        """
+        if mission not in self._encoded:
+            words = mission.split()
+            self.extend(words)
+            if len(words) > WORDS or len(self.words) > 255:
+                raise UnknownWord(
+                    f"the mission {mission!r} has {len(words)} words, and {len(self.words)} different ones"
+                    f" were met; at most {WORDS} and 255 can be encoded"
+                )
+            self._encoded[mission] = bytes(self._ids[word] for word in words).ljust(WORDS, b"\0")
+        return self._encoded[mission]
+
+    def decode(self, ids: bytes) -> str:
+        """The mission that was encoded."""
+        return " ".join(self.words[i - 1] for i in ids if i)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an environment's observations look like: the grid's size and the actions."""
+
+    env_id: str
+    height: int
+    width: int
+    actions: tuple[str, ...]
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.width
+
+    @property
+    def length(self) -> int:
+        """K, the length of an observation."""
+        return self.cells + 3 + WORDS
+
+    def view(self, row: Row) -> View:
+        """The view that an observation encodes."""
+        x, y, heading = (int(i) for i in row[self.cells : self.cells + 3])
+        return View(row[: self.cells].reshape(self.height, self.width), x, y, heading)
+
+    def words(self, row: Row) -> bytes:
+        """The mission's word ids in an observation."""
+        return row[self.cells + 3 :].tobytes()
+
+
+def make(env_id: str) -> Any:
+    """A MiniGrid environment without wrappers and without the 7x7 partial view, which nobody looks at.
+
+    Raises:
+        UnknownEnvironment: the id belongs to none of the task families.
+    """
+    task_of(env_id)
+    env = gymnasium.make(env_id, disable_env_checker=True).unwrapped
+    env.gen_obs = dict  # type: ignore[attr-defined]
+    return env
+
+
+def layout_of(env_id: str) -> Layout:
+    """The layout of an environment's observations, without making an episode."""
+    env = make(env_id)
+    return Layout(env_id, env.height, env.width, ACTIONS[: env.action_space.n])
+
+
+@dataclass(frozen=True)
+class EpisodeState:
+    """An environment in mid-episode, as data: which episode, and what was done in it."""
+
+    episode: int
+    actions: list[int]
+
+
+class Environment:
+    """One environment; `seed_of` gives the seed of each of its episodes."""
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary, seed_of: Callable[[int], int]) -> None:
+        self._env = make(layout.env_id)
+        self._vocabulary = vocabulary
+        self._seed_of = seed_of
+        self._episode = -1
+        self._actions: list[int] = []
+        self._mission = b""
+        self.total = 0.0
+
+    def reset(self) -> Row:
+        """Starts the next episode."""
+        self._episode += 1
+        self._actions = []
+        self.total = 0.0
+        self._env.reset(seed=self._seed_of(self._episode))
+        self._mission = self._vocabulary.encode(self._env.mission)
+        return self._observe()
+
+    def step(self, action: int) -> tuple[Row, float, bool, bool]:
+        """Next observation, reward, terminated, truncated."""
+        self._actions.append(action)
+        _, reward, terminated, truncated, _ = self._env.step(action)
+        self.total += reward
+        return self._observe(), float(reward), terminated, truncated
+
+    @property
+    def length(self) -> int:
+        """Steps taken in this episode."""
+        return len(self._actions)
+
+    @property
+    def state(self) -> EpisodeState:
+        return EpisodeState(self._episode, self._actions.copy())
+
+    def restore(self, state: EpisodeState) -> Row:
+        """Plays the episode up to a state once more; an episode is a function of its seed and actions."""
+        self._episode = state.episode - 1
+        row = self.reset()
+        for action in state.actions:
+            row, *_ = self.step(action)
+        return row
+
+    def _observe(self) -> Row:
+        env = self._env
+        pose = bytes((*map(int, env.agent_pos), int(env.agent_dir)))
+        return np.frombuffer(encode_cells(env.grid) + pose + self._mission, np.uint8)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of one action in each of N environments.
+
+    obs_NK is where each environment stands now, a new episode's first observation where one ended;
+    last_NK is the observation that the action led to, also where it was the episode's last.
+    """
+
+    obs_NK: NDArray[np.uint8]
+    last_NK: NDArray[np.uint8]
+    rewards_N: NDArray[np.float32]
+    terminated_N: NDArray[np.bool_]
+    truncated_N: NDArray[np.bool_]
+    ended: list[tuple[float, int]]
+    """(return, length) of the episodes that ended."""
+
+
+class Environments:
+    """N environments of one kind. Every training episode has a seed of its own, below EVALUATION_SEEDS."""
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary, n: int, seed: int) -> None:
+        self.layout = layout
+        self._envs = [Environment(layout, vocabulary, _training_seeds(seed, i)) for i in range(n)]
+
+    def reset(self) -> NDArray[np.uint8]:
+        """Starts an episode in each: uint8 [N, K]."""
+        return np.stack([env.reset() for env in self._envs])
+
+    def step(self, actions_N: NDArray[np.int64]) -> Step:
+        """One action in each; an environment whose episode ends starts its next one at once."""
+        rows, last_rows, ended = [], [], []
+        rewards, terminations, truncations = [], [], []
+        for env, action in zip(self._envs, actions_N.tolist(), strict=True):
+            row, reward, terminated, truncated = env.step(action)
+            last_rows.append(row)
+            if terminated or truncated:
+                ended.append((env.total, env.length))
+                row = env.reset()
+            rows.append(row)
+            rewards.append(reward)
+            terminations.append(terminated)
+            truncations.append(truncated)
+        return Step(
+            np.stack(rows),
+            np.stack(last_rows),
+            np.array(rewards, np.float32),
+            np.array(terminations),
+            np.array(truncations),
+            ended,
+        )
+
+    @property
+    def states(self) -> list[EpisodeState]:
+        return [env.state for env in self._envs]
+
+    def restore(self, states: Sequence[EpisodeState]) -> NDArray[np.uint8]:
+        """Puts each environment back into a state: uint8 [N, K], the observations there."""
+        return np.stack([env.restore(state) for env, state in zip(self._envs, states, strict=True)])
+
+
+def _training_seeds(seed: int, index: int) -> Callable[[int], int]:
+    def seed_of(episode: int) -> int:
+        return int(np.random.SeedSequence((seed, index, episode)).generate_state(1)[0]) % EVALUATION_SEEDS
+
+    return seed_of

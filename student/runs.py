@@ -1,0 +1,157 @@
+"""A run's folder: config.json, metrics.jsonl, checkpoints/, tensorboard/ and summary.json."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+FORMAT = 1
+"""Of the checkpoints; raised when older ones can no longer be read."""
+_KEPT = 2
+"""Checkpoints kept; the newest is the one to go on from."""
+
+
+class BadRun(ValueError):
+    """A folder that cannot be used as a run, and what to do."""
+
+
+class Run:
+    """Writes a run down as it goes; whatever is interrupted, the folder holds a whole checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._metrics: Any = None
+        self._board: SummaryWriter | None = None
+
+    @classmethod
+    def create(cls, folder: Path, config: dict[str, Any]) -> "Run":
+        """A new run.
+
+        Raises:
+            BadRun: the folder holds a run already, or cannot be written.
+        """
+        if (folder / "config.json").exists():
+            raise BadRun(
+                f"{folder} holds a run already: go on with --resume {folder}, or choose another --out"
+            )
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", {**config, "versions": _versions()})
+        except OSError as error:
+            raise BadRun(f"cannot write to {folder}: {error.strerror}") from error
+        return cls(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """A run that is there.
+
+        Raises:
+            BadRun: the folder holds none.
+        """
+        if not (folder / "config.json").is_file():
+            raise BadRun(f"{folder} is no run: it has no config.json")
+        return cls(folder)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the run was made with: settings, teacher, versions.
+
+        Raises:
+            BadRun: config.json cannot be read.
+        """
+        path = self.folder / "config.json"
+        try:
+            config: dict[str, Any] = json.loads(path.read_text())
+            config["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadRun(f"{path} cannot be read as a run's settings: {error}") from error
+        return config
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged, a dictionary an update, oldest first."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def start_logging(self, frames: int) -> None:
+        """Opens the logs, without what was logged after `frames`: a resumed run logs that again."""
+        kept = [row for row in self.metrics() if row["frames"] <= frames]
+        path = self.folder / "metrics.jsonl"
+        _replace(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._metrics = path.open("a", buffering=1)
+        self._board = SummaryWriter(
+            str(self.folder / "tensorboard"), purge_step=frames + 1 if frames else None
+        )
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Adds one update's figures to metrics.jsonl and TensorBoard."""
+        assert self._board is not None
+        self._metrics.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "frames" and value is not None:
+                self._board.add_scalar(name, value, row["frames"])
+
+    def stop_logging(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._metrics.close()
+
+    def save_checkpoint(self, frames: int, state: dict[str, Any]) -> None:
+        """Writes a checkpoint as a whole or not at all, and drops those long passed."""
+        path = self.folder / "checkpoints" / f"{frames:012d}.pt"
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        for old in self._checkpoints()[:-_KEPT]:
+            old.unlink()
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The newest checkpoint.
+
+        Raises:
+            BadRun: there is none, or it is none of this program's.
+        """
+        paths = self._checkpoints()
+        if not paths:
+            raise BadRun(
+                f"{self.folder} has no checkpoint yet: it stopped before its first one; start it again"
+            )
+        try:
+            state: dict[str, Any] = torch.load(paths[-1], weights_only=True)
+        except Exception as error:
+            raise BadRun(f"{paths[-1]} cannot be read as a checkpoint: {error}".splitlines()[0]) from error
+        if state.get("format") != FORMAT:
+            raise BadRun(
+                f"{paths[-1]} has format {state.get('format')}, and this version reads {FORMAT}:"
+                " use the version that wrote it (see config.json)"
+            )
+        return state
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        write_json(self.folder / "summary.json", summary)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("*.pt"))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file as a whole or not at all."""
+    _replace(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _versions() -> dict[str, str]:
+    names = ("lvlm2p", "torch", "numpy", "gymnasium", "minigrid")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}

@@ -1,0 +1,353 @@
+"""One training run from its first frame to its last: collect, ask, update, evaluate, write down."""
+
+import json
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from student import ppo
+from student.distillation import Labels
+from student.envs import Environments, EpisodeState, Vocabulary, layout_of
+from student.evaluate import evaluate
+from student.labels import LabelTable
+from student.networks import ActorCritic
+from student.rollout import Rollout, act, collect
+from student.runs import BadRun, Run
+from student.settings import TrainSettings
+from teacher_server.client import TeacherClient, TeacherError
+from teacher_server.flags import flag_of
+
+_ON_RESUME = {"resume", "teacher", "frames", "teacher_wait_s", "allow_teacher_change", "progress", "threads"}
+"""What may be told anew when a run is resumed; the rest is the run's own."""
+_RECENT = 100
+"""Training episodes over which success and return are averaged."""
+
+
+class Stopped(Exception):
+    """The run stopped before its end; its folder holds all that is needed to go on."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
+class _Interrupt(Exception):
+    """A signal asked to stop while nothing was half done."""
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Trains to the end and returns what summary.json then holds.
+
+    Raises:
+        BadRun: the folder cannot be used.
+        TeacherError: the teacher cannot be used from the start.
+        Stopped: interrupted, or the teacher was lost, after a checkpoint was written.
+    """
+    if settings.resume is None:
+        return _Trainer(settings, None).run_to_end()
+    run = Run.open(settings.resume)
+    return _Trainer(_resumed(run, settings), run).run_to_end()
+
+
+def _resumed(run: Run, given: TrainSettings) -> TrainSettings:
+    told = {name: getattr(given, name) for name in given.model_fields_set}
+    fixed = sorted(set(told) - _ON_RESUME)
+    if fixed:
+        flags = ", ".join(flag_of(TrainSettings, name) for name in fixed)
+        raise BadRun(f"{flags} cannot be changed when a run is resumed; start a new one with another --out")
+    return load_settings(run).model_copy(update=told)
+
+
+def load_settings(run: Run) -> TrainSettings:
+    """The settings that a run was made with.
+
+    Raises:
+        BadRun: they are not those of this version.
+    """
+    try:
+        return TrainSettings.model_validate(run.config["settings"])
+    except ValueError as error:
+        raise BadRun(f"{run.folder}/config.json is not of this version: {error}") from error
+
+
+class _Trainer:
+    def __init__(self, settings: TrainSettings, run: Run | None) -> None:
+        self.settings = settings
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        self.vocabulary = Vocabulary()
+        self.layout = layout_of(settings.env)
+        self.network = ActorCritic(self.layout)
+        self.optimiser = torch.optim.Adam(
+            self.network.parameters(), settings.learning_rate, eps=1e-5, fused=True
+        )
+        self.rng = np.random.default_rng(settings.seed)
+        self.envs = Environments(self.layout, self.vocabulary, settings.environments, settings.seed)
+        self.frames = self.updates = 0
+        self.seconds = 0.0
+        self.recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
+        self._interruptible = self._signalled = False
+        state = run.load_checkpoint() if run else None
+        self.labels = self._label_table(state)
+        self.run = run or Run.create(settings.out, self._config())
+        if state is None:
+            self.obs_NK = self.envs.reset()
+        else:
+            self._restore(state)
+        self._mark_boundary()
+
+    def run_to_end(self) -> dict[str, Any]:
+        settings = self.settings
+        self.run.start_logging(self.frames)
+        bar = tqdm(
+            total=settings.frames,
+            initial=self.frames,
+            unit=" frames",
+            disable=None if settings.progress else True,
+            dynamic_ncols=True,
+        )
+        try:
+            with self._signals(), bar:
+                while self.frames < settings.frames:
+                    row = self._one_update()
+                    bar.update(self.frames - bar.n)
+                    bar.set_postfix(_shown(row))
+            summary = self._finish()
+        except (TeacherError, _Interrupt) as error:
+            self._save()
+            again = f"go on with: student train --resume {self.run.folder}"
+            if isinstance(error, _Interrupt):
+                raise Stopped(f"interrupted after {self.frames} frames; {again}", 130) from error
+            raise Stopped(f"{error}; saved after {self.frames} frames; {again}", 3) from error
+        finally:
+            self.run.stop_logging()
+        return summary
+
+    def _one_update(self) -> dict[str, Any]:
+        began = time.perf_counter()
+        settings = self.settings
+        self._mark_boundary()
+        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng)
+        labels = self._labels_of(rollout)
+        figures = ppo.update(self.network, self.optimiser, rollout, labels, settings, self.rng)
+        self.obs_NK = rollout.last_obs_NK
+        size = rollout.actions_TN.size
+        before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
+        self.recent.extend(rollout.ended)
+        took = time.perf_counter() - began
+        self.seconds += took
+        row = {"frames": self.frames, "frames_per_second": size / took, **self._progress(), **figures}
+        if _passed(settings.evaluate_every, before, self.frames):
+            row |= self._evaluate()
+        self.run.log({name: _finite(value) for name, value in row.items()})
+        if _passed(settings.checkpoint_every, before, self.frames) or self._signalled:
+            self._mark_boundary()
+            self._save()
+        if self._signalled:
+            raise _Interrupt
+        return row
+
+    def _labels_of(self, rollout: Rollout) -> Labels:
+        obs_BK = rollout.obs_TNK.reshape(-1, self.layout.length)
+        if self.labels is not None:
+            return self.labels.look_up(obs_BK)
+        nothing_BA = torch.zeros(len(obs_BK), len(self.layout.actions))
+        return Labels(nothing_BA, torch.zeros(len(obs_BK), dtype=torch.bool))
+
+    def _progress(self) -> dict[str, Any]:
+        """Figures of the run so far; see docs/metrics.md."""
+        returns = [total for total, _ in self.recent]
+        row: dict[str, Any] = {
+            "return": float(np.mean(returns)) if returns else None,
+            "success": float(np.mean([total > 0 for total in returns])) if returns else None,
+            "length": float(np.mean([length for _, length in self.recent])) if returns else None,
+            "lambda": self.settings.teacher_lambda if self.labels is not None else 0.0,
+        }
+        if self.labels is not None:
+            row |= {
+                "states": len(self.labels),
+                "questions": self.labels.asked,
+                "store_hits": self.labels.store_hits,
+                "failed": self.labels.failed,
+            }
+        return row
+
+    def _evaluate(self) -> dict[str, float]:
+        """On held-out seeds, with random numbers of its own: training goes on as if it had not been."""
+        rng = np.random.default_rng((self.settings.seed, self.frames))
+        result = evaluate(
+            lambda obs_BK: act(self.network, obs_BK)[0],
+            self.layout,
+            self.vocabulary,
+            self.settings.evaluation_episodes,
+            rng,
+        )
+        return {"evaluation_success": result.success, "evaluation_return": result.mean_return}
+
+    def _finish(self) -> dict[str, Any]:
+        self._mark_boundary()
+        self._save()
+        policy = lambda obs_BK: act(self.network, obs_BK)[0]  # noqa: E731
+        episodes = self.settings.evaluation_episodes
+        rng = np.random.default_rng((self.settings.seed, self.frames))
+        sampled = evaluate(policy, self.layout, self.vocabulary, episodes, rng).report()
+        greedy = evaluate(policy, self.layout, self.vocabulary, episodes, None).report()
+        summary = {
+            "env": self.settings.env,
+            "algorithm": "ppo",
+            "seed": self.settings.seed,
+            "success": sampled["success"],
+            "return": sampled["return"],
+            "sampled": sampled,
+            "argmax": greedy,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "frames_per_second": self.frames / self.seconds if self.seconds else None,
+            "states": len(self.labels) if self.labels else 0,
+            "questions": self.labels.asked if self.labels else 0,
+            "store_hits": self.labels.store_hits if self.labels else 0,
+            "failed": self.labels.failed if self.labels else 0,
+            "teacher": self.labels.identity if self.labels else None,
+        }
+        self.run.summarise(summary)
+        return summary
+
+    def _label_table(self, state: dict[str, Any] | None) -> LabelTable | None:
+        if self.settings.teacher == "none":
+            if state is not None and state["labels"] is not None:
+                raise BadRun("the run learns from a teacher; resume it with --teacher ADDRESS")
+            return None
+        labels = state["labels"] if state else None
+        if state is not None and labels is None:
+            raise BadRun("the run learns without a teacher and cannot take one on when it is resumed")
+        client = TeacherClient(self.settings.teacher, deadline_s=self.settings.teacher_wait_s)
+        identity = labels["identity"] if labels else None
+        table = LabelTable(
+            self.layout,
+            self.vocabulary,
+            client,
+            identity=identity,
+            allow_change=self.settings.allow_teacher_change,
+            waiting=self._may_be_interrupted,
+        )
+        if labels:
+            table.restore(labels)
+        return table
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "settings": json.loads(self.settings.model_dump_json()),
+            "teacher": json.loads(self.labels.info.model_dump_json()) if self.labels else None,
+        }
+
+    def _mark_boundary(self) -> None:
+        """Remembers where the run stands between two updates: the network does not change before the next
+        one begins, so this is all that a checkpoint of a broken-off rollout needs beside it."""
+        self._boundary = {
+            "rng": json.dumps(self.rng.bit_generator.state),
+            "episodes": [(state.episode, state.actions) for state in self.envs.states],
+        }
+
+    def _save(self) -> None:
+        self.run.save_checkpoint(
+            self.frames,
+            {
+                **self._boundary,
+                "env": self.layout.env_id,
+                "frames": self.frames,
+                "updates": self.updates,
+                "seconds": self.seconds,
+                "recent": list(self.recent),
+                "words": self.vocabulary.words,
+                "network": self.network.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "labels": self.labels.state() if self.labels else None,
+            },
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.vocabulary.extend(state["words"])
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.rng.bit_generator.state = json.loads(state["rng"])
+        self.obs_NK = self.envs.restore([EpisodeState(*episode) for episode in state["episodes"]])
+        self.frames, self.updates, self.seconds = state["frames"], state["updates"], state["seconds"]
+        self.recent.extend((total, length) for total, length in state["recent"])
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop the run at the next point where nothing is half done."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._signalled = True
+            if self._interruptible:
+                raise _Interrupt
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def _may_be_interrupted(self) -> Iterator[None]:
+        """Waiting for the teacher can be broken off at once: what it answered so far is kept."""
+        self._interruptible = True
+        try:
+            if self._signalled:
+                raise _Interrupt
+            yield
+        finally:
+            self._interruptible = False
+
+
+def _passed(every: int, before: int, now: int) -> bool:
+    return every > 0 and before // every < now // every
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for what is undefined but null."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """What the progress bar shows of a row."""
+    names = {
+        "return": "return",
+        "success": "success",
+        "kl": "KL",
+        "lambda": "lambda",
+        "agreement": "agreement",
+        "questions": "asked",
+        "store_hits": "stored",
+        "frames_per_second": "frames/s",
+    }
+    return {
+        shown: f"{row[name]:.0f}" if isinstance(row[name], int) or row[name] > 100 else f"{row[name]:.2f}"
+        for name, shown in names.items()
+        if _finite(row.get(name)) is not None
+    }
+
+
+def load_policy(folder: Path) -> tuple[TrainSettings, ActorCritic, Vocabulary]:
+    """A run's settings, its newest network and the words that it knows.
+
+    Raises:
+        BadRun: the folder holds no run with a checkpoint.
+    """
+    run = Run.open(folder)
+    settings, state = load_settings(run), run.load_checkpoint()
+    network = ActorCritic(layout_of(settings.env))
+    network.load_state_dict(state["network"])
+    return settings, network, Vocabulary(state["words"])
