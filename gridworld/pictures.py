@@ -1,7 +1,6 @@
 """Views to pictures and back: MiniGrid's own tiles, put together and recognised again."""
 
 import io
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +27,12 @@ _LARGEST_ERROR = 30.0
 _LARGEST_RATIO = 0.8
 """... and how much of the difference from the second nearest drawing that may be."""
 
+_MOST_TILES = 50
+"""Tiles a side: MiniGrid's largest grid has 25."""
+
+_Look = tuple[int, int | None]
+"""What a tile can show: a cell code, and the heading of the agent on it or None."""
+
 _AGENT_CAN_STAND_ON = [
     EMPTY,
     code("goal", "green"),
@@ -35,17 +40,16 @@ _AGENT_CAN_STAND_ON = [
     *(code("floor", colour) for colour in COLOR_NAMES),
     *(code("door", colour, 0) for colour in COLOR_NAMES),
 ]
-# A wall in another colour than grey is left out: in green it is the same picture as the goal.
-_OTHERS = [
-    code("wall", "grey"),
-    *(code(kind, colour) for kind in ("key", "ball", "box") for colour in COLOR_NAMES),
-    *(code("door", colour, state) for state in (1, 2) for colour in COLOR_NAMES),
+_LOOKS: list[_Look] = [
+    # A wall in another colour than grey is left out: in green it is the same picture as the goal
+    (code("wall", "grey"), None),
+    *((EMPTY, heading) for heading in (None, 0, 1, 2, 3)),
+    *((cell, None) for cell in _AGENT_CAN_STAND_ON if cell != EMPTY),
+    *((code(kind, colour), None) for kind in ("ball", "key", "box") for colour in COLOR_NAMES),
+    *((code("door", colour, state), None) for state in (1, 2) for colour in COLOR_NAMES),
+    *((cell, heading) for cell in _AGENT_CAN_STAND_ON if cell != EMPTY for heading in range(4)),
 ]
-_LOOKS: list[tuple[int, int | None]] = [
-    *((cell, None) for cell in _AGENT_CAN_STAND_ON + _OTHERS),
-    *((cell, heading) for cell in _AGENT_CAN_STAND_ON for heading in range(4)),
-]
-"""All that a tile can show: (cell code, heading of the agent on it or None)."""
+"""All looks, common ones first: MiniGrid takes long to draw one for the first time."""
 
 
 class UnreadablePicture(ValueError):
@@ -90,18 +94,25 @@ def read(picture: Picture) -> View:
         UnreadablePicture: no tile size fits, a tile is unknown, or there is not exactly one agent.
     """
     height, width = picture.shape[:2]
-    sizes = [t for t in TILE_SIZES if height % t == 0 and width % t == 0 and min(height, width) >= 3 * t]
+    usual_first = sorted(TILE_SIZES, key=lambda tile: tile != TILE)
+    sizes = [tile for tile in usual_first if _divides(tile, height) and _divides(tile, width)]
     if not sizes:
         raise UnreadablePicture(
-            f"a picture of {width} x {height} pixels is no grid of square tiles of {TILE_SIZES[0]} to"
-            f" {TILE_SIZES[-1]} pixels"
+            f"a picture of {width} x {height} pixels is no grid of 3 to {_MOST_TILES} square tiles a side,"
+            f" {TILE_SIZES[0]} to {TILE_SIZES[-1]} pixels each"
         )
-    # The agent is drawn to scale, so that at most one size can fit: the usual one is tried first
-    for tile in sorted(sizes, key=lambda t: t != TILE):
-        looks = _match_exactly(picture, tile)
-        if looks is not None and sum(heading is not None for _, heading in looks) == 1:
-            return _view(looks, width // tile)
+    for tile in sizes:
+        tiles_TP = _cut(picture, tile)
+        # Every grid has an empty cell, whose lines tell the size: few tiles of other sizes need be drawn
+        if (tiles_TP == _tile(EMPTY, None, tile).ravel()).all(1).any():
+            looks = _match_exactly(tiles_TP, tile)
+            if looks is not None and sum(heading is not None for _, heading in looks) == 1:
+                return _view(looks, width // tile)
     return _read_nearest(picture, sizes)
+
+
+def _divides(tile: int, side: int) -> bool:
+    return side % tile == 0 and 3 <= side // tile <= _MOST_TILES
 
 
 def _cut(picture: Picture, tile: int) -> Picture:
@@ -111,20 +122,16 @@ def _cut(picture: Picture, tile: int) -> Picture:
     return np.ascontiguousarray(tiles).reshape(rows * columns, tile * tile * 3)
 
 
-@lru_cache(maxsize=len(TILE_SIZES))
-def _exact_looks(tile: int) -> dict[bytes, tuple[int, int | None]]:
-    return {_tile(cell, heading, tile).tobytes(): (cell, heading) for cell, heading in _LOOKS}
+def _match_exactly(tiles_TP: Picture, tile: int) -> list[_Look] | None:
+    looks = [_recognise(pixels_P.tobytes(), tile) for pixels_P in tiles_TP]
+    known = [look for look in looks if look is not None]
+    return known if len(known) == len(looks) else None
 
 
-def _match_exactly(picture: Picture, tile: int) -> list[tuple[int, int | None]] | None:
-    known = _exact_looks(tile)
-    looks = []
-    for pixels_P in _cut(picture, tile):
-        look = known.get(pixels_P.tobytes())
-        if look is None:
-            return None
-        looks.append(look)
-    return looks
+@lru_cache(maxsize=4096)
+def _recognise(pixels: bytes, tile: int) -> _Look | None:
+    """Compares with one look after the other, so that only those up to it are ever drawn."""
+    return next((look for look in _LOOKS if _tile(*look, tile).tobytes() == pixels), None)
 
 
 def _average(tiles_TP: Picture, tile: int) -> NDArray[np.float32]:
@@ -141,22 +148,23 @@ def _average_looks(tile: int) -> NDArray[np.float32]:
 
 
 def _read_nearest(picture: Picture, sizes: list[int]) -> View:
-    """Reads at the tile size whose worst tile is the best, each tile as the look nearest to it."""
-    best = (math.inf, math.inf, sizes[-1], 0, np.zeros(0, np.intp))
-    for tile in (size for size in sizes if size >= _LOSSY_FROM):
-        tiles_TP = _average(_cut(picture, tile), tile)
-        looks_LP = _average_looks(tile)
-        # |a - b|^2 = |a|^2 + |b|^2 - 2ab, so that no [T, L, P] array is made
-        squares_TL = np.square(tiles_TP).sum(1)[:, None] + np.square(looks_LP).sum(1)
-        squares_TL -= 2 * tiles_TP @ looks_LP.T
-        errors_TL = np.sqrt(np.maximum(squares_TL, 0) / tiles_TP.shape[1])
-        nearest_T2 = np.partition(errors_TL, 1, axis=1)[:, :2]
-        worst = int(nearest_T2[:, 0].argmax())
-        error, second = nearest_T2[worst]
-        best = min(best, (error, error / second, tile, worst, errors_TL.argmin(1)), key=lambda b: b[0])
-    error, ratio, tile, worst, nearest_T = best
+    """Reads each tile as the look nearest to it, at the tile size at which an empty cell is nearest."""
+    averages = {tile: _average(_cut(picture, tile), tile) for tile in sizes if tile >= _LOSSY_FROM}
+    empty = {
+        tile: _errors(tiles_TP, _average(_tile(EMPTY, None, tile).reshape(1, -1), tile)).min()
+        for tile, tiles_TP in averages.items()
+    }
+    tile = min(empty, key=lambda tile: empty[tile], default=0)
+    if not tile or empty[tile] > _LARGEST_ERROR:
+        raise UnreadablePicture(
+            "no tile of the picture shows an empty cell as MiniGrid draws it, whatever the size of a tile"
+        )
+    errors_TL = _errors(averages[tile], _average_looks(tile))
+    nearest_T = errors_TL.argmin(1)
+    worst = int(errors_TL.min(1).argmax())
+    error, second = np.sort(errors_TL[worst])[:2]
     columns = picture.shape[1] // tile
-    if error > _LARGEST_ERROR or ratio > _LARGEST_RATIO:
+    if error > _LARGEST_ERROR or error > _LARGEST_RATIO * second:
         raise UnreadablePicture(
             f"the tile in column {worst % columns}, row {worst // columns} (counted from 0, {tile} pixels a"
             " tile) shows nothing that MiniGrid draws"
@@ -170,7 +178,15 @@ def _read_nearest(picture: Picture, sizes: list[int]) -> View:
     return _view(looks, columns)
 
 
-def _view(looks: list[tuple[int, int | None]], columns: int) -> View:
+def _errors(tiles_TP: NDArray[np.float32], looks_LP: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Root mean square differences [T, L], by |a - b|^2 = |a|^2 + |b|^2 - 2ab: no [T, L, P] array is made."""
+    squares_TL = np.square(tiles_TP).sum(1)[:, None] + np.square(looks_LP).sum(1)
+    squares_TL -= 2 * tiles_TP @ looks_LP.T
+    errors_TL: NDArray[np.float32] = np.sqrt(np.maximum(squares_TL, 0) / tiles_TP.shape[1])
+    return errors_TL
+
+
+def _view(looks: list[_Look], columns: int) -> View:
     cells_HW = np.array([cell for cell, _ in looks], np.uint8).reshape(-1, columns)
     at, heading = next((i, heading) for i, (_, heading) in enumerate(looks) if heading is not None)
     y, x = divmod(at, columns)

@@ -101,6 +101,3 @@ def _failed(command: str, error: Exception, code: int) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "evaluate": _evaluate}
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -165,7 +165,7 @@ class Environment:
     def _observe(self) -> Row:
         env = self._env
         pose = bytes((*map(int, env.agent_pos), int(env.agent_dir)))
-        return np.frombuffer(encode_cells(env.grid) + pose + self._mission, np.uint8)
+        return np.frombuffer(bytearray(encode_cells(env.grid) + pose + self._mission), np.uint8)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class ActorCritic(nn.Module):
     its heading upwards, so that what it learns in one place holds in all.
     """
 
-    def __init__(self, layout: Layout, cell_size: int = 16, hidden_size: int = 128) -> None:
+    def __init__(self, layout: Layout, cell_size: int = 12, hidden_size: int = 128) -> None:
         super().__init__()
         self._layout = layout
         side = 2 * _reach(layout) + 1

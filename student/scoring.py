@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from student.envs import Layout, Vocabulary, layout_of
 from student.evaluate import Policy, animate, evaluate
 from student.labels import LabelTable
+from student.networks import ActorCritic
 from student.rollout import act
-from student.runs import BadRun
+from student.runs import BadRun, Run
 from student.settings import EvaluateSettings
-from student.trainer import load_policy
+from student.trainer import load_settings
 from teacher_server.client import TeacherClient, TeacherError
 
 _EPISODES_SHOWN = 4
@@ -39,18 +40,32 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
     return report
 
 
+def load_student(folder: Path) -> tuple[Layout, Vocabulary, Policy]:
+    """What a run's newest checkpoint plays: its layout, the words that it knows, its policy.
+
+    Raises:
+        BadRun: the folder holds no run with a checkpoint.
+    """
+    run = Run.open(folder)
+    state = run.load_checkpoint()
+    layout = layout_of(load_settings(run).env)
+    network = ActorCritic(layout)
+    network.load_state_dict(state["network"])
+    return layout, Vocabulary(state["words"]), lambda obs_BK: act(network, obs_BK)[0]
+
+
 def _student(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
-    trained, network, vocabulary = load_policy(Path(settings.policy))
-    trained_on, layout = layout_of(trained.env), layout_of(settings.env or trained.env)
+    trained_on, vocabulary, policy = load_student(Path(settings.policy))
+    layout = layout_of(settings.env or trained_on.env_id)
     if (layout.height, layout.width, layout.actions) != (
         trained_on.height,
         trained_on.width,
         trained_on.actions,
     ):
         raise BadRun(
-            f"{settings.policy} was trained on {trained.env}; {layout.env_id} has another size or actions"
+            f"{settings.policy} learnt {trained_on.env_id}; {layout.env_id} has another size or actions"
         )
-    return layout, vocabulary, lambda obs_BK: act(network, obs_BK)[0]
+    return layout, vocabulary, policy
 
 
 def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:

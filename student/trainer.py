@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -246,7 +245,7 @@ class _Trainer:
 
     def _config(self) -> dict[str, Any]:
         return {
-            "settings": json.loads(self.settings.model_dump_json()),
+            "settings": json.loads(self.settings.model_dump_json(by_alias=True)),
             "teacher": json.loads(self.labels.info.model_dump_json()) if self.labels else None,
         }
 
@@ -338,16 +337,3 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
         for name, shown in names.items()
         if _finite(row.get(name)) is not None
     }
-
-
-def load_policy(folder: Path) -> tuple[TrainSettings, ActorCritic, Vocabulary]:
-    """A run's settings, its newest network and the words that it knows.
-
-    Raises:
-        BadRun: the folder holds no run with a checkpoint.
-    """
-    run = Run.open(folder)
-    settings, state = load_settings(run), run.load_checkpoint()
-    network = ActorCritic(layout_of(settings.env))
-    network.load_state_dict(state["network"])
-    return settings, network, Vocabulary(state["words"])

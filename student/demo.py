@@ -1,0 +1,169 @@
+"""The main job in one go: a served teacher teaches a student, beside the same student alone.
+
+    python -m student.demo [--out runs/demo]
+
+Starts a teacher as a process of its own, trains LavaGap with PPO alone and with the teacher, draws
+both learning curves and the taught student, prints a table, and stops the teacher.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from student.evaluate import animate
+from student.runs import BadRun, Run, write_json
+from student.scoring import load_student
+from student.settings import EnvId, TrainSettings
+from student.statistics import samples_to
+from student.trainer import Stopped, train
+from teacher_server.client import TeacherError
+from teacher_server.flags import BadSetting, parse
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+_ARMS = {"alone": "PPO alone", "taught": "PPO with the teacher"}
+_THRESHOLD = 0.9
+
+
+class DemoSettings(BaseSettings):
+    """Trains a student alone and with a teacher, and compares them."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, cli_prog_name="python -m student.demo", cli_kebab_case=True, cli_exit_on_error=False
+    )
+
+    env: EnvId = Field(default="MiniGrid-LavaGapS6-v0", description="a registered MiniGrid id")
+    frames: int = Field(default=100_000, ge=1, description="steps that each student trains for")
+    seed: int = Field(default=1, ge=0, description="of everything random")
+    out: Path = Field(
+        default=Path("runs/demo"), description="where all results go; answers there are re-used"
+    )
+
+
+def main() -> int:
+    """Runs the demo; returns the exit code."""
+    try:
+        demo(parse(DemoSettings, sys.argv[1:]))
+    except (BadRun, BadSetting, TeacherError, Stopped) as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def demo(settings: DemoSettings) -> None:
+    """Trains both arms and leaves summary.json, curve.png and student.gif in `settings.out`."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    summaries: dict[str, dict[str, Any]] = {}
+    with _teacher(settings.out / "answers.sqlite3") as address:
+        print(f"A teacher answers at {address}.")
+        for arm, teacher in (("alone", "none"), ("taught", address)):
+            print(f"{_ARMS[arm]}: {settings.env}, {settings.frames} frames", flush=True)
+            folder = _fresh(settings.out, arm)
+            summaries[arm] = train(
+                TrainSettings(
+                    env=settings.env,
+                    frames=settings.frames,
+                    seed=settings.seed,
+                    teacher=teacher,
+                    out=folder,
+                    evaluate_every=1024,
+                )
+            )
+            summaries[arm]["frames_to_threshold"] = _frames_to_threshold(folder)
+    write_json(
+        settings.out / "summary.json", {"env": settings.env, "threshold": _THRESHOLD, "arms": summaries}
+    )
+    _draw_curves(settings, settings.out / "curve.png")
+    layout, vocabulary, policy = load_student(settings.out / "taught")
+    animate(policy, layout, vocabulary, 4, settings.out / "student.gif")
+    _print_table(summaries)
+    names = ("summary.json", "curve.png", "student.gif")
+    print("\nWritten: " + ", ".join(str(settings.out / name) for name in names))
+    print(f"Curves in TensorBoard: tensorboard --logdir {settings.out}")
+
+
+@contextmanager
+def _teacher(store: Path) -> Iterator[str]:
+    """A teacher's address while it is served by a process of its own, on any free port."""
+    command = [sys.executable, "-m", "teacher_server", "serve", "--port", "0", "--store", str(store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            match = re.search(r"http://\S+", first)
+            if match is None:
+                raise TeacherError("the teacher did not start; what it said stands above")
+            yield match.group()
+        finally:
+            process.terminate()
+
+
+def _fresh(out: Path, arm: str) -> Path:
+    """The arm's folder, without what an earlier demo left in it."""
+    folder = out / arm
+    if folder.exists():
+        shutil.rmtree(folder)
+    return folder
+
+
+def _evaluations(folder: Path) -> tuple[list[int], list[float]]:
+    rows = [row for row in Run.open(folder).metrics() if "evaluation_success" in row]
+    return [row["frames"] for row in rows], [row["evaluation_success"] for row in rows]
+
+
+def _frames_to_threshold(folder: Path) -> int | None:
+    return samples_to(_THRESHOLD, *_evaluations(folder))
+
+
+def _draw_curves(settings: DemoSettings, file: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for arm, name in _ARMS.items():
+        axes.plot(*_evaluations(settings.out / arm), label=name)
+    axes.axhline(_THRESHOLD, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(
+        title=f"{settings.env}, seed {settings.seed}",
+        xlabel="frames",
+        ylabel="success on 100 held-out episodes",
+        ylim=(-0.02, 1.02),
+    )
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def _print_table(summaries: dict[str, dict[str, Any]]) -> None:
+    columns = (
+        f"frames to {_THRESHOLD}",
+        "success",
+        "return",
+        "questions",
+        "from store",
+        "seconds",
+        "frames/s",
+    )
+    print(f"\n{'':22}" + "".join(f"{column:>15}" for column in columns))
+    for arm, row in summaries.items():
+        cells = (
+            "never" if row["frames_to_threshold"] is None else str(row["frames_to_threshold"]),
+            f"{row['success']:.2f}",
+            f"{row['return']:.3f}",
+            str(row["questions"]),
+            str(row["store_hits"]),
+            f"{row['seconds']:.0f}",
+            f"{row['frames_per_second']:.0f}",
+        )
+        print(f"{_ARMS[arm]:22}" + "".join(f"{cell:>15}" for cell in cells))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

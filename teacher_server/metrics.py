@@ -1,0 +1,54 @@
+"""What the service counts and times, for GET /metrics."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+# They would be a second series for each, with the time of its first count
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """One service's figures, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.questions = Counter(
+            "teacher_questions",
+            "Questions by the way they took: stored (answered before), joined (an equal one was in flight),"
+            " asked (put to the teacher).",
+            ["way"],
+            registry=self.registry,
+        )
+        self.failures = Counter(
+            "teacher_failures",
+            "Questions without an answer, by the HTTP status of each.",
+            ["status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "teacher_seconds",
+            "Time of a question put to the teacher, by part: waiting (for a free place), picture,"
+            " teacher, storing.",
+            ["part"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.pending = Gauge("teacher_pending", "Questions in the service.", registry=self.registry)
+        self.in_flight = Gauge(
+            "teacher_in_flight", "Questions that the teacher has yet to answer.", registry=self.registry
+        )
+        self.store_failures = Counter(
+            "teacher_store_failures", "Store look-ups and writes that failed.", registry=self.registry
+        )
+
+    def page(self) -> bytes:
+        """In Prometheus's text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,170 @@
+"""The wire: what a question and an answer look like, shared by the service and its clients."""
+
+from __future__ import annotations
+
+import base64
+import math
+import reprlib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
+"""MiniGrid's seven actions, in the order of its action numbers."""
+
+MAX_MISSION = 512
+"""Characters."""
+
+Stage = Literal["both", "analysis"]
+
+
+def _known_actions(actions: tuple[str, ...]) -> tuple[str, ...]:
+    for action in actions:
+        if action not in ACTIONS:
+            raise ValueError(f"{reprlib.repr(action)} is none of MiniGrid's actions: {', '.join(ACTIONS)}")
+    if len(set(actions)) < len(actions):
+        raise ValueError(f"each action may be named once, not {', '.join(actions)}")
+    return actions
+
+
+class Question(BaseModel):
+    """What to do in a picture?"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str = Field(description="a PNG or JPEG file in base64: the full view of a grid")
+    mission: Annotated[str, StringConstraints(max_length=MAX_MISSION)] = Field(
+        description="the mission's text, as the environment gives it"
+    )
+    task: Annotated[str, StringConstraints(max_length=64)] = Field(
+        description="a task family's key; GET /teacher lists them"
+    )
+    actions: Annotated[
+        tuple[str, ...], Field(min_length=1, max_length=len(ACTIONS)), AfterValidator(_known_actions)
+    ] = Field(
+        description=f"the actions to choose from, each once, out of: {', '.join(ACTIONS)}",
+        json_schema_extra={"items": {"type": "string", "enum": list(ACTIONS)}, "uniqueItems": True},
+    )
+    stage: Stage = Field(default="both", description="'analysis' leaves the second stage, the action, out")
+
+    @classmethod
+    def about(
+        cls, picture: bytes, *, mission: str, task: str, actions: Sequence[str], stage: Stage = "both"
+    ) -> Self:
+        """A question about a picture, given as the bytes of a PNG or JPEG file.
+
+        Raises:
+            pydantic.ValidationError: a value that the wire does not allow (it is a ValueError).
+        """
+        image = base64.b64encode(picture).decode("ascii")
+        return cls(image=image, mission=mission, task=task, actions=tuple(actions), stage=stage)
+
+
+class StageReport(BaseModel):
+    """What one stage said, and what it took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str = Field(description="raw, as the teacher wrote it")
+    tokens: int = Field(default=0, ge=0, description="generated; 0 for a teacher that generates none")
+    milliseconds: float = Field(ge=0)
+    label_mass: float | None = Field(
+        default=None,
+        description="probability of all action labels together before it was made 1; None if not read",
+    )
+
+
+class Stages(BaseModel):
+    """Both stages; `action` is None where only the analysis was asked for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    analysis: StageReport
+    action: StageReport | None
+
+
+class Answer(BaseModel):
+    """What a teacher would do, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    probabilities: dict[str, float] | None = Field(
+        description="sums to 1, in the order asked; None where only the analysis was asked for"
+    )
+    action: str | None = Field(description="the most probable; the first asked among equals")
+    analysis: str
+    stages: Stages
+    teacher: str = Field(description="the identity of the teacher that gave this answer")
+    stored: bool = Field(description="whether it was given before and is now repeated")
+    milliseconds: dict[str, float] = Field(description="where the time of this reply went")
+
+    @model_validator(mode="after")
+    def _is_a_distribution(self) -> Self:
+        if self.probabilities is not None:
+            values = self.probabilities.values()
+            # `not (... and ...)` so that a NaN is refused too
+            if not (all(p >= 0 for p in values) and math.isclose(sum(values), 1, abs_tol=1e-3)):
+                raise ValueError(f"not a probability distribution: {self.probabilities}")
+            if self.action not in self.probabilities:
+                raise ValueError(f"{self.action!r} is none of {', '.join(self.probabilities)}")
+        return self
+
+
+class ErrorBody(BaseModel):
+    """Why a question has no answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: int = Field(description="the HTTP status of this question")
+    field: str | None = Field(default=None, description="what in the question was wrong, if something was")
+    reason: str
+    raw: str | None = Field(
+        default=None, description="what the teacher wrote, where it could not be read (502)"
+    )
+    retry_after: float | None = Field(
+        default=None, description="seconds to wait before asking again (429, 503)"
+    )
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every reply that is not a success."""
+
+    error: ErrorBody
+
+
+class Answered(BaseModel):
+    """A question of a batch that was answered."""
+
+    status: Literal[200] = 200
+    answer: Answer
+
+
+class Failed(BaseModel):
+    """A question of a batch that was not answered, with its own status."""
+
+    status: int
+    error: ErrorBody
+
+
+class BatchAnswer(BaseModel):
+    """The outcomes of a batch, in the order of its questions."""
+
+    answers: list[Answered | Failed]
+
+
+class TeacherInfo(BaseModel):
+    """Who answers: the identity and everything in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: str = Field(description="a digest of the description; answers of two identities never mix")
+    kind: str
+    description: dict[str, Any] = Field(description="all that can change an answer, and nothing else")
+    tasks: dict[str, tuple[str, ...]] = Field(description="the families it knows and their useful actions")
+
+
+class Health(BaseModel):
+    """Whether the service lives, or is ready."""
+
+    status: str

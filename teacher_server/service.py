@@ -1,0 +1,255 @@
+"""One question's way: admit -> look up -> join one in flight -> ask -> store."""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from teacher_server.answers import AnswerStore, Key, StoreError
+from teacher_server.images import BadPicture, decode, from_base64
+from teacher_server.metrics import Metrics
+from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
+from teacher_server.settings import Settings
+from teacher_server.teachers import CannotAnswer, Observation, Teacher, TeacherAnswer, UnreadableAnswer
+
+_log = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 1.0
+
+Outcome = Answer | ErrorBody
+
+
+@dataclass(frozen=True)
+class _Inquiry:
+    """A question and the key of its answer; equal ones in flight are asked once."""
+
+    question: Question
+    key: Key
+
+    @property
+    def what(self) -> tuple[Key, Stage]:
+        """What makes two inquiries equal."""
+        return self.key, self.question.stage
+
+
+@dataclass(eq=False)
+class _Flight:
+    """One asking of the teacher, and how many questions wait for its outcome."""
+
+    what: tuple[Key, Stage]
+    task: asyncio.Task[Outcome]
+    waiting: int = 0
+
+
+class Service:
+    """Answers questions with a teacher, and remembers the answers in a store."""
+
+    def __init__(self, teacher: Teacher, store: AnswerStore, metrics: Metrics, settings: Settings) -> None:
+        self._teacher = teacher
+        self._store = store
+        self._metrics = metrics
+        self._settings = settings
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self._flights: dict[tuple[Key, Stage], _Flight] = {}
+        self._pending = 0
+        metrics.pending.set_function(lambda: self._pending)
+        metrics.in_flight.set_function(lambda: len(self._flights))
+
+    async def answer(self, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
+        """The outcome of each question, in order; one question's failure costs the others nothing.
+
+        An error among the questions is one that could not be read, and stays as it is. Cancelling
+        this stops those askings of the teacher that no other request waits for.
+        """
+        admitted = min(len(questions), self._settings.max_pending - self._pending)
+        self._pending += admitted
+        try:
+            outcomes = await self._answer(questions[:admitted])
+        finally:
+            self._pending -= admitted
+        outcomes += [self._overloaded()] * (len(questions) - admitted)
+        for outcome in outcomes:
+            if isinstance(outcome, ErrorBody):
+                self._metrics.failures.labels(str(outcome.status)).inc()
+        return outcomes
+
+    async def _answer(self, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
+        began = time.perf_counter()
+        inquiries = [self._inquiry(q) if isinstance(q, Question) else q for q in questions]
+        # From the look-up to joining there is no await: what is not stored yet is still in flight
+        stored = self._look_up(i for i in inquiries if isinstance(i, _Inquiry))
+        ways: list[Outcome | _Flight] = []
+        for inquiry in inquiries:
+            if isinstance(inquiry, ErrorBody):
+                ways.append(inquiry)
+            elif inquiry.question.stage == "both" and inquiry.key in stored:
+                self._metrics.questions.labels("stored").inc()
+                ways.append(stored[inquiry.key])
+            else:
+                ways.append(self._join(inquiry))
+
+        flights = [way for way in ways if isinstance(way, _Flight)]
+        try:
+            if flights:
+                await asyncio.wait({flight.task for flight in flights}, timeout=self._settings.timeout_s)
+        finally:
+            for flight in flights:
+                self._leave(flight)
+
+        total = {"total": (time.perf_counter() - began) * 1000}
+        outcomes = [self._outcome(way) if isinstance(way, _Flight) else way for way in ways]
+        return [
+            outcome.model_copy(update={"milliseconds": outcome.milliseconds | total})
+            if isinstance(outcome, Answer)
+            else outcome
+            for outcome in outcomes
+        ]
+
+    def _inquiry(self, question: Question) -> _Inquiry | ErrorBody:
+        if question.task not in self._teacher.tasks:
+            known = ", ".join(self._teacher.tasks)
+            reason = f"this teacher does not know {question.task!r}; it knows {known}"
+            return ErrorBody(status=422, field="task", reason=reason)
+        try:
+            digest = hashlib.sha256(from_base64(question.image)).digest()
+        except BadPicture as error:
+            return ErrorBody(status=422, field="image", reason=str(error))
+        identity = self._teacher.identity
+        return _Inquiry(question, Key(identity, digest, question.mission, question.task, question.actions))
+
+    def _look_up(self, inquiries: Iterable[_Inquiry]) -> dict[Key, Answer]:
+        keys = {inquiry.key for inquiry in inquiries if inquiry.question.stage == "both"}
+        try:
+            found = self._store.get_many(keys)
+        except StoreError as error:
+            self._store_failed(error)
+            return {}
+        answers = {}
+        for key, text in found.items():
+            try:
+                answer = Answer.model_validate_json(text)
+            except ValidationError as error:
+                self._store_failed(StoreError(f"a stored answer is damaged and is asked for again: {error}"))
+            else:
+                answers[key] = answer.model_copy(update={"stored": True, "milliseconds": {}})
+        return answers
+
+    def _join(self, inquiry: _Inquiry) -> _Flight:
+        """The asking of an equal question if there is one, else a new one."""
+        flight = self._flights.get(inquiry.what)
+        if flight is None:
+            flight = _Flight(inquiry.what, asyncio.create_task(self._ask(inquiry)))
+            flight.task.add_done_callback(lambda _: self._forget(flight))
+            self._flights[inquiry.what] = flight
+        else:
+            self._metrics.questions.labels("joined").inc()
+        flight.waiting += 1
+        return flight
+
+    def _leave(self, flight: _Flight) -> None:
+        flight.waiting -= 1
+        if flight.waiting == 0 and not flight.task.done():
+            # Forgotten at once, so that no equal question joins what is about to end
+            self._forget(flight)
+            flight.task.cancel()
+
+    def _forget(self, flight: _Flight) -> None:
+        if self._flights.get(flight.what) is flight:
+            del self._flights[flight.what]
+
+    def _outcome(self, flight: _Flight) -> Outcome:
+        if flight.task.done() and not flight.task.cancelled():
+            return flight.task.result()
+        reason = f"the teacher did not answer within {self._settings.timeout_s:g} s"
+        return ErrorBody(status=504, reason=reason)
+
+    async def _ask(self, inquiry: _Inquiry) -> Outcome:
+        """Asks the teacher and stores the answer; turns what can go wrong into an error answer."""
+        question = inquiry.question
+        laps = _Laps(self._metrics)
+        try:
+            async with self._places:
+                laps.end("waiting")
+                file, limit = from_base64(question.image), self._settings.max_pixels
+                picture = await asyncio.to_thread(decode, file, max_pixels=limit)
+                laps.end("picture")
+                self._metrics.questions.labels("asked").inc()
+                given = await self._teacher.answer(
+                    Observation(picture, question.mission, question.task, question.actions, question.stage)
+                )
+                laps.end("teacher")
+            answer = self._read(given, question, laps.milliseconds)
+            if question.stage == "both":
+                await self._put(inquiry.key, answer)
+                laps.end("storing")
+        except BadPicture as error:
+            status = 413 if error.too_large else 422
+            return ErrorBody(status=status, field="image", reason=str(error))
+        except CannotAnswer as error:
+            return ErrorBody(status=422, field=error.field, reason=str(error))
+        except UnreadableAnswer as error:
+            return ErrorBody(status=502, reason=str(error), raw=error.raw)
+        except Exception:
+            _log.exception("the teacher failed on a question")
+            return ErrorBody(status=500, reason="the teacher failed on this question; its log says why")
+        return answer
+
+    def _read(self, given: TeacherAnswer, question: Question, milliseconds: dict[str, float]) -> Answer:
+        """The answer on the wire.
+
+        Raises:
+            UnreadableAnswer: it holds no distribution over the actions asked.
+        """
+        raw = given.action.text if given.action else given.analysis.text
+        probabilities = given.probabilities if question.stage == "both" else None
+        if question.stage == "both" and tuple(probabilities or ()) != question.actions:
+            raise UnreadableAnswer(f"it is not about the actions {', '.join(question.actions)}", raw)
+        try:
+            return Answer(
+                probabilities=probabilities,
+                action=max(probabilities, key=probabilities.__getitem__) if probabilities else None,
+                analysis=given.analysis.text,
+                stages=Stages(analysis=given.analysis, action=given.action),
+                teacher=self._teacher.identity,
+                stored=False,
+                milliseconds=milliseconds,
+            )
+        except ValidationError as error:
+            raise UnreadableAnswer(error.errors()[0]["msg"], raw) from error
+
+    async def _put(self, key: Key, answer: Answer) -> None:
+        try:
+            await self._store.put(key, answer.model_dump_json())
+        except StoreError as error:
+            self._store_failed(error)  # the answer is good all the same; it will be asked for again
+
+    def _store_failed(self, error: StoreError) -> None:
+        self._metrics.store_failures.inc()
+        _log.error("%s", error)
+
+    def _overloaded(self) -> ErrorBody:
+        return ErrorBody(
+            status=503,
+            reason=f"{self._settings.max_pending} questions are being answered already; ask again later",
+            retry_after=_RETRY_AFTER_S,
+        )
+
+
+@dataclass
+class _Laps:
+    """Stops the time of each part of a question's way."""
+
+    metrics: Metrics
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    _at: float = field(default_factory=time.perf_counter)
+
+    def end(self, part: str) -> None:
+        """Ends a part; the next one begins."""
+        now = time.perf_counter()
+        self.metrics.seconds.labels(part).observe(now - self._at)
+        self.milliseconds[part] = (now - self._at) * 1000
+        self._at = now

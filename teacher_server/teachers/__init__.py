@@ -1,0 +1,83 @@
+"""What a teacher is: someone with an identity who answers observations."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_server.schemas import Stage, StageReport
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """A question with its picture decoded: uint8 [height, width, 3], RGB."""
+
+    picture: NDArray[np.uint8]
+    mission: str
+    task: str
+    actions: tuple[str, ...]
+    stage: Stage = "both"
+
+
+@dataclass(frozen=True)
+class TeacherAnswer:
+    """Probabilities over the actions asked, in their order, and what each stage said.
+
+    For an observation of stage "analysis", `probabilities` and `action` are None.
+    """
+
+    probabilities: dict[str, float] | None
+    analysis: StageReport
+    action: StageReport | None
+
+
+class CannotAnswer(Exception):
+    """The question has no answer; `field` names what in it makes it so."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+class UnreadableAnswer(Exception):
+    """The teacher answered, and the answer could not be read; `raw` is what it wrote."""
+
+    def __init__(self, reason: str, raw: str | None = None) -> None:
+        super().__init__(reason)
+        self.raw = raw
+
+
+class Teacher(Protocol):
+    """Who answers.
+
+    `description` holds all that can change an answer and nothing else, `identity` is its digest,
+    `tasks` maps the families that the teacher knows to their useful actions.
+    """
+
+    kind: str
+    identity: str
+    description: dict[str, Any]
+    tasks: dict[str, tuple[str, ...]]
+
+    async def start(self) -> None:
+        """Gets ready to answer; called once, before the first question."""
+
+    async def answer(self, observation: Observation) -> TeacherAnswer:
+        """What to do. Cancelling it stops the work on it.
+
+        Raises:
+            CannotAnswer: the fault is the question's.
+            UnreadableAnswer: the fault is the teacher's.
+        """
+
+    async def close(self) -> None:
+        """Frees what `start` took."""
+
+
+def identity_of(description: dict[str, Any]) -> str:
+    """The description's kind, and 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{description['kind']}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"

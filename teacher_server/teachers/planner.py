@@ -1,0 +1,95 @@
+"""The embedded teacher: reads the picture back into a grid and plans; no weights, no GPU."""
+
+import asyncio
+import hashlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from gridworld.pictures import UnreadablePicture, read
+from gridworld.planner import PLANNER_VERSION, NoPlan, Plan, plan
+from gridworld.tasks import TASKS
+from teacher_server.schemas import StageReport
+from teacher_server.teachers import CannotAnswer, Observation, TeacherAnswer, identity_of
+
+
+class PlannerTeacher:
+    """Optimal but for a share `noise` of mistakes, which a seed decides; slow by `delay_s` if so told.
+
+    The same picture, mission, task and actions always get the same mistake. The delay is not part of
+    the identity: it changes no answer.
+    """
+
+    kind = "planner"
+
+    def __init__(self, *, noise: float = 0.0, seed: int = 0, delay_s: float = 0.0) -> None:
+        self.noise, self.seed, self.delay_s = noise, seed, delay_s
+        self.description: dict[str, Any] = {"kind": self.kind, "version": PLANNER_VERSION, "noise": noise}
+        if noise > 0:
+            self.description["seed"] = seed
+        self.identity = identity_of(self.description)
+        self.tasks = {task.key: task.useful for task in TASKS.values()}
+        # One thread: planning holds the interpreter's lock, so a second would only take turns with it
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
+
+    async def start(self) -> None:
+        """Ready as it is."""
+
+    async def answer(self, observation: Observation) -> TeacherAnswer:
+        """Reads the picture, then plans.
+
+        Raises:
+            CannotAnswer: the picture cannot be read, or there is nothing to plan in it.
+        """
+        if self.delay_s > 0:
+            await asyncio.sleep(self.delay_s)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._answer, observation)
+
+    async def close(self) -> None:
+        """Lets the question in hand finish; those behind it are dropped."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _answer(self, observation: Observation) -> TeacherAnswer:
+        began = time.perf_counter()
+        try:
+            view = read(observation.picture)
+            planned = plan(view, observation.task, observation.mission, observation.actions)
+        except UnreadablePicture as error:
+            raise CannotAnswer("image", str(error)) from error
+        except NoPlan as error:
+            raise CannotAnswer(error.field, str(error)) from error
+        took = (time.perf_counter() - began) * 1000
+        analysis = StageReport(text=planned.analysis, milliseconds=took)
+        if observation.stage == "analysis":
+            return TeacherAnswer(None, analysis, None)
+        probabilities = self._with_mistakes(planned, observation)
+        # Planning is one piece of work; its time is told with the analysis
+        action = StageReport(text=json.dumps(probabilities), milliseconds=0.0)
+        return TeacherAnswer(probabilities, analysis, action)
+
+    def _with_mistakes(self, planned: Plan, observation: Observation) -> dict[str, float]:
+        """The plan; for the share `noise` of observations, with the best action's place taken by a wrong one.
+
+        The two exchange their probabilities. Where several actions are best, all of them do.
+        """
+        p = planned.probabilities
+        chance, choice = _draw(self.seed, observation)
+        useful = [action for action in TASKS[observation.task].useful if action in p]
+        best = [action for action in useful if p[action] == max(p.values())]
+        wrong = [action for action in useful if action not in best]
+        if chance >= self.noise or not wrong:
+            return p
+        mistake = wrong[choice % len(wrong)]
+        return p | {action: p[mistake] / len(best) for action in best} | {mistake: sum(p[a] for a in best)}
+
+
+def _draw(seed: int, observation: Observation) -> tuple[float, int]:
+    """A chance in [0, 1) and a choice, both decided by the seed and the observation alone."""
+    height, width = observation.picture.shape[:2]
+    words = [seed, height, width, observation.mission, observation.task, observation.actions]
+    digest = hashlib.sha256(json.dumps(words).encode())
+    digest.update(observation.picture.tobytes())
+    numbers = digest.digest()
+    return int.from_bytes(numbers[:7]) / 2**56, int.from_bytes(numbers[8:16])

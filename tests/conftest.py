@@ -1,0 +1,130 @@
+"""Real teachers for tests: processes of their own, on free ports, with stores of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import minigrid  # noqa: F401  (registers the environments)
+import pytest
+
+from gridworld.pictures import draw, encode_png
+from gridworld.tasks import task_of
+from gridworld.views import view_of
+from teacher_server.client import TeacherClient
+from teacher_server.schemas import Question
+
+_TEACHER = str(Path(sys.executable).with_name("teacher"))
+
+
+class TeacherProcess:
+    """A `teacher serve` that listens on `url`."""
+
+    def __init__(self, folder: Path, arguments: tuple[str, ...], env: dict[str, str]) -> None:
+        self._log = folder / "stderr.txt"
+        self._arguments = arguments
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("TEACHER_")} | env
+        self._env.setdefault("TEACHER_STORE", str(folder / "answers.sqlite3"))
+        self._start("0")
+
+    def _start(self, port: str) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [_TEACHER, "serve", "--port", port, *self._arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._env,
+            )
+        assert self.process.stdout is not None
+        self.greeting = self.process.stdout.readline()
+        if "listening on " not in self.greeting:
+            raise RuntimeError(f"the teacher did not start: {self.stderr}")
+        self.url = self.greeting.split("listening on ")[1].split()[0]
+
+    @property
+    def stderr(self) -> str:
+        """What it wrote to stderr so far."""
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        return self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        """Starts it again after `kill` or `stop`, on the same port with the same store."""
+        self._start(self.url.rsplit(":", 1)[1])
+
+    def _end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)  # does nothing to one that has ended
+        code = self.process.wait(30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+StartTeacher = Callable[..., TeacherProcess]
+"""start(*flags, **variables): store="x.sqlite3" sets TEACHER_STORE; the default is a store of its own."""
+
+AskAbout = Callable[..., Question]
+"""ask_about(env_id, seed, tile, **changes): a question about an environment's first state.
+
+A teacher draws every tile once before it reads the first picture: small ones take it less time.
+"""
+
+
+@pytest.fixture
+def teacher_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartTeacher]:
+    """Starts teachers; they are killed when the test ends."""
+    yield from _starter(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def shared_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
+    """A planner teacher for tests that neither stop it nor count what it was asked."""
+    for start in _starter(tmp_path_factory):
+        yield start()
+
+
+@pytest.fixture
+def client(shared_teacher: TeacherProcess) -> Iterator[TeacherClient]:
+    """A client of the shared teacher."""
+    with TeacherClient(shared_teacher.url, deadline_s=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def ask_about() -> AskAbout:
+    """Makes questions about real pictures."""
+    return _question
+
+
+def _starter(folders: pytest.TempPathFactory) -> Iterator[StartTeacher]:
+    started: list[TeacherProcess] = []
+
+    def start(*flags: str, **variables: str) -> TeacherProcess:
+        env = {f"TEACHER_{name.upper()}": str(value) for name, value in variables.items()}
+        started.append(TeacherProcess(folders.mktemp("teacher"), flags, env))
+        return started[-1]
+
+    yield start
+    for teacher in started:
+        teacher.kill()
+
+
+def _question(env_id: str, seed: int = 0, tile: int = 8, **changes: Any) -> Question:
+    with gymnasium.make(env_id) as env:
+        env.reset(seed=seed)
+        picture = encode_png(draw(view_of(env), tile))
+        mission: str = env.unwrapped.mission  # type: ignore[attr-defined]
+    task = task_of(env_id)
+    asked: dict[str, Any] = {"mission": mission, "task": task.key, "actions": task.useful} | changes
+    return Question.about(picture, **asked)

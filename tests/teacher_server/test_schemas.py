@@ -1,0 +1,82 @@
+"""The wire refuses what is no question and what is no distribution."""
+
+import base64
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import gridworld.tasks
+from teacher_server.schemas import ACTIONS, MAX_MISSION, Answer, Question, StageReport, Stages
+
+pytestmark = pytest.mark.unit
+
+_QUESTION: dict[str, Any] = {"image": "", "mission": "go", "task": "fetch", "actions": ["left", "forward"]}
+
+
+def _answer(probabilities: dict[str, float], action: str) -> Answer:
+    report = StageReport(text="", milliseconds=1)
+    return Answer(
+        probabilities=probabilities,
+        action=action,
+        analysis="",
+        stages=Stages(analysis=report, action=report),
+        teacher="planner-0",
+        stored=False,
+        milliseconds={},
+    )
+
+
+def test_the_wire_and_the_gridworld_know_the_same_actions() -> None:
+    assert ACTIONS == gridworld.tasks.ACTIONS
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("actions", []),
+        ("actions", ["fly"]),
+        ("actions", ["left", "left"]),
+        ("actions", ["left"] * 8),
+        ("actions", "left"),
+        ("mission", "x" * (MAX_MISSION + 1)),
+        ("mission", None),
+        ("stage", "action"),
+        ("task", "x" * 65),
+        ("image", 3),
+        ("stages", "both"),
+    ],
+)
+def test_a_question_with_a_bad_value_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Question.model_validate(_QUESTION | {field: value})
+    assert caught.value.errors()[0]["loc"][0] == field
+
+
+def test_an_unknown_action_is_named_and_shortened() -> None:
+    with pytest.raises(ValidationError, match="'fly' is none of MiniGrid's actions"):
+        Question.model_validate(_QUESTION | {"actions": ["fly"]})
+    with pytest.raises(ValidationError) as caught:
+        Question.model_validate(_QUESTION | {"actions": ["y" * 10_000]})
+    assert len(caught.value.errors()[0]["msg"]) < 200
+
+
+def test_a_question_about_a_picture_carries_its_bytes() -> None:
+    question = Question.about(b"\x89PNG", mission="m", task="fetch", actions=["left"])
+    assert base64.b64decode(question.image) == b"\x89PNG"
+    assert question.stage == "both"
+
+
+@pytest.mark.parametrize(
+    "probabilities",
+    [{"left": 0.5, "right": 0.4}, {"left": 1.5, "right": -0.5}, {"left": float("nan"), "right": 1.0}, {}],
+)
+def test_what_is_no_distribution_is_no_answer(probabilities: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="not a probability distribution"):
+        _answer(probabilities, "left")
+
+
+def test_the_action_is_one_of_those_asked() -> None:
+    assert _answer({"left": 0.25, "right": 0.75}, "right").action == "right"
+    with pytest.raises(ValidationError, match="none of left"):
+        _answer({"left": 1.0}, "right")

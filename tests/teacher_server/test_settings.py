@@ -1,0 +1,67 @@
+"""Settings come from flags, then variables, then defaults; a bad one is told in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from teacher_server.flags import BadSetting, parse
+from teacher_server.settings import Settings
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"TEACHER_{name.upper()}", raising=False)
+
+
+def test_defaults() -> None:
+    settings = parse(Settings, [])
+    assert (settings.host, settings.port, settings.teacher) == ("127.0.0.1", 8000, "planner")
+
+
+def test_a_flag_goes_before_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_DELAY_MS", "7")
+    monkeypatch.setenv("TEACHER_STORE", "from-variable.sqlite3")
+    settings = parse(Settings, ["--delay-ms", "9"])
+    assert settings.delay_ms == 9
+    assert settings.store == Path("from-variable.sqlite3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--noise", "1.5"],
+            "--noise (or TEACHER_NOISE): Input should be less than or equal to 1, not '1.5'",
+        ),
+        (["--noise", "nan"], "--noise"),
+        (["--delay-ms", "inf"], "--delay-ms"),
+        (["--delay-ms", "-1"], "--delay-ms"),
+        (["--port", "65536"], "--port"),
+        (["--port", "http"], "--port"),
+        (["--concurrency", "0"], "--concurrency"),
+        (["--timeout-s", "0"], "--timeout-s"),
+        (["--teacher", "oracle"], "'planner', not 'oracle'"),
+        (["--nosie", "0.5"], "--nosie"),
+        (["--delay", "5"], "--delay"),
+        (["stray"], "stray"),
+        (["--port"], "--port"),
+    ],
+)
+def test_a_bad_flag_is_told_in_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(BadSetting) as caught:
+        parse(Settings, arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_SEED", "one")
+    with pytest.raises(BadSetting, match="TEACHER_SEED"):
+        parse(Settings, [])
+
+
+def test_every_setting_has_a_meaning() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
