@@ -76,7 +76,9 @@ class LabelTable:
         """States that the teacher gave no answer for."""
         return len(self._rows) - int(self._given_M[: len(self._rows)].sum())
 
-    def __len__(self) -> int:
+    @property
+    def states(self) -> int:
+        """States met so far."""
         return len(self._rows)
 
     def look_up(self, obs_BK: NDArray[np.uint8]) -> Labels:

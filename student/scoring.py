@@ -79,7 +79,7 @@ def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
         answers = labels.look_up(obs_BK)
         if not answers.given_B.all():
             raise TeacherError(
-                f"{settings.policy} gave no answer for {labels.failed} of {len(labels)} states"
+                f"{settings.policy} gave no answer for {labels.failed} of {labels.states} states"
             )
         with np.errstate(divide="ignore"):  # probability 0 is a log-probability of -inf
             log_probs_BA: NDArray[np.float32] = np.log(answers.probs_BA.numpy())

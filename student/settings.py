@@ -7,11 +7,20 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from gridworld.tasks import task_of
+from teacher_server.client import checked_url
 
 
 def _known(env_id: str) -> str:
     task_of(env_id)
     return env_id
+
+
+def _address(url: str) -> str:
+    return url if url == "none" else checked_url(url)
+
+
+def _folder_or_address(policy: str) -> str:
+    return checked_url(policy) if policy.startswith(("http://", "https://")) else policy
 
 
 EnvId = Annotated[str, AfterValidator(_known)]
@@ -37,7 +46,7 @@ class TrainSettings(BaseSettings):
     model_config = _config("train")
 
     env: EnvId = Field(default="MiniGrid-LavaGapS6-v0", description="a registered MiniGrid id")
-    teacher: str = Field(
+    teacher: Annotated[str, AfterValidator(_address)] = Field(
         default="none", description="the teacher's address, such as http://127.0.0.1:8000; none: learn alone"
     )
     out: Path = Field(default=Path("runs/student"), description="the run's folder; made if it is not there")
@@ -95,7 +104,9 @@ class EvaluateSettings(BaseSettings):
 
     model_config = _config("evaluate")
 
-    policy: CliPositionalArg[str] = Field(description="a run's folder, or a teacher's address")
+    policy: CliPositionalArg[Annotated[str, AfterValidator(_folder_or_address)]] = Field(
+        description="a run's folder, or a teacher's address"
+    )
     env: EnvId | None = Field(default=None, description="a registered MiniGrid id; the run's own by default")
     episodes: int = Field(default=200, ge=1, description="held-out episodes")
     seed: int = Field(default=1, ge=0, description="of the sampled actions")

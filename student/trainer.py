@@ -60,10 +60,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
 def _resumed(run: Run, given: TrainSettings) -> TrainSettings:
     told = {name: getattr(given, name) for name in given.model_fields_set}
-    fixed = sorted(set(told) - _ON_RESUME)
+    fixed = sorted(flag_of(TrainSettings, name) for name in told.keys() - _ON_RESUME)
     if fixed:
-        flags = ", ".join(flag_of(TrainSettings, name) for name in fixed)
-        raise BadRun(f"{flags} cannot be changed when a run is resumed; start a new one with another --out")
+        raise BadRun(
+            f"{', '.join(fixed)} cannot be changed when a run is resumed; start a new one with another --out"
+        )
     return load_settings(run).model_copy(update=told)
 
 
@@ -73,10 +74,12 @@ def load_settings(run: Run) -> TrainSettings:
     Raises:
         BadRun: they are not those of this version.
     """
+    stored = run.config["settings"]
     try:
-        return TrainSettings.model_validate(run.config["settings"])
+        return TrainSettings.model_validate(stored)
     except ValueError as error:
-        raise BadRun(f"{run.folder}/config.json is not of this version: {error}") from error
+        lines = " ".join(str(error).split("\n")[1:3])
+        raise BadRun(f"{run.folder}/config.json is not of this version: {lines}") from error
 
 
 class _Trainer:
@@ -172,14 +175,7 @@ class _Trainer:
             "length": float(np.mean([length for _, length in self.recent])) if returns else None,
             "lambda": self.settings.teacher_lambda if self.labels is not None else 0.0,
         }
-        if self.labels is not None:
-            row |= {
-                "states": len(self.labels),
-                "questions": self.labels.asked,
-                "store_hits": self.labels.store_hits,
-                "failed": self.labels.failed,
-            }
-        return row
+        return row | _counts(self.labels)
 
     def _evaluate(self) -> dict[str, float]:
         """On held-out seeds, with random numbers of its own: training goes on as if it had not been."""
@@ -212,11 +208,8 @@ class _Trainer:
             "frames": self.frames,
             "seconds": self.seconds,
             "frames_per_second": self.frames / self.seconds if self.seconds else None,
-            "states": len(self.labels) if self.labels else 0,
-            "questions": self.labels.asked if self.labels else 0,
-            "store_hits": self.labels.store_hits if self.labels else 0,
-            "failed": self.labels.failed if self.labels else 0,
-            "teacher": self.labels.identity if self.labels else None,
+            "teacher": None if self.labels is None else self.labels.identity,
+            **_counts(self.labels),
         }
         self.run.summarise(summary)
         return summary
@@ -246,7 +239,7 @@ class _Trainer:
     def _config(self) -> dict[str, Any]:
         return {
             "settings": json.loads(self.settings.model_dump_json(by_alias=True)),
-            "teacher": json.loads(self.labels.info.model_dump_json()) if self.labels else None,
+            "teacher": None if self.labels is None else json.loads(self.labels.info.model_dump_json()),
         }
 
     def _mark_boundary(self) -> None:
@@ -270,7 +263,7 @@ class _Trainer:
                 "words": self.vocabulary.words,
                 "network": self.network.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
-                "labels": self.labels.state() if self.labels else None,
+                "labels": None if self.labels is None else self.labels.state(),
             },
         )
 
@@ -309,6 +302,17 @@ class _Trainer:
             yield
         finally:
             self._interruptible = False
+
+
+def _counts(labels: LabelTable | None) -> dict[str, int]:
+    if labels is None:
+        return {"states": 0, "questions": 0, "store_hits": 0, "failed": 0}
+    return {
+        "states": labels.states,
+        "questions": labels.asked,
+        "store_hits": labels.store_hits,
+        "failed": labels.failed,
+    }
 
 
 def _passed(every: int, before: int, now: int) -> bool:

@@ -88,11 +88,11 @@ class TeacherClient:
         Raises:
             ValueError: the url is no http or https address.
         """
-        self.url = url.rstrip("/")
+        self.url = checked_url(url)
         self._deadline_s, self._batch_size = deadline_s, batch_size
         self._stop = stop or threading.Event()
         # trust_env: a teacher is asked directly, whatever proxy the shell is set to
-        self._http = httpx.Client(base_url=_checked(self.url), trust_env=False)
+        self._http = httpx.Client(base_url=self.url, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -230,11 +230,16 @@ def _seconds(retry_after: str) -> float:
     return float(retry_after) if retry_after.isdecimal() else 0.0
 
 
-def _checked(url: str) -> httpx.URL:
+def checked_url(url: str) -> str:
+    """A teacher's address, without a slash at its end.
+
+    Raises:
+        ValueError: it is no http or https address.
+    """
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"{url!r} is no address of a teacher: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{url!r} is no address of a teacher; write it as http://HOST:PORT")
-    return parsed
+    return url.rstrip("/")

@@ -1,0 +1,50 @@
+# Every command of the project; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BENCH_VENV := .bench-venv
+BIN := $(VENV)/bin
+PIP_INSTALL := install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench-student bench-answers clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv with everything but vLLM in it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,student,dev]'
+	@touch $@
+
+demo: setup ## a served teacher teaches a student; results in runs/demo
+	$(BIN)/python -m student.demo
+
+test: lint ## lint, type-check and all tests that need no vLLM
+	$(BIN)/pytest -m "not vllm"
+
+lint: setup ## format, lint and type checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## put the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-student: $(BENCH_VENV)/.installed ## student frames/s beside torch-ac and Stable-Baselines3; runs/bench/student.json
+	$(BENCH_VENV)/bin/python benchmarks/student.py
+
+bench-answers: setup ## stored answers through the service: questions/s and milliseconds
+	$(BIN)/python benchmarks/answers.py
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip $(PIP_INSTALL) --editable '.[teacher,student,bench]'
+	@touch $@
+
+clean: ## remove the environments and caches; runs stay
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,52 @@
+"""The task families against MiniGrid's registry and its environments."""
+
+import gymnasium
+import pytest
+from minigrid.core.actions import Actions
+
+from gridworld.tasks import ACTIONS, TASKS, UnknownEnvironment, task_of
+
+pytestmark = pytest.mark.unit
+
+_CLASSES = {
+    "lava_gap": "LavaGapEnv",
+    "dynamic_obstacles": "DynamicObstaclesEnv",
+    "fetch": "FetchEnv",
+    "go_to_door": "GoToDoorEnv",
+}
+
+
+def test_the_families_are_the_papers_four() -> None:
+    assert list(TASKS) == list(_CLASSES)
+    assert all(task.key == key for key, task in TASKS.items())
+
+
+@pytest.mark.parametrize("key", TASKS)
+def test_every_id_that_minigrid_registers_for_a_family_is_known(key: str) -> None:
+    entry_point = f"minigrid.envs:{_CLASSES[key]}"
+    registered = {env_id for env_id, spec in gymnasium.registry.items() if spec.entry_point == entry_point}
+    assert len(registered) >= 3
+    assert set(TASKS[key].env_ids) == registered
+    assert all(task_of(env_id) is TASKS[key] for env_id in registered)
+
+
+@pytest.mark.parametrize(
+    "env_id", ["MiniGrid-Empty-5x5-v0", "BabyAI-GoToDoor-v0", "LavaGapS5", "minigrid-lavagaps5-v0", ""]
+)
+def test_an_unknown_id_is_named_beside_the_known_ones(env_id: str) -> None:
+    with pytest.raises(UnknownEnvironment) as caught:
+        task_of(env_id)
+    assert repr(env_id) in str(caught.value)
+    assert all(known in str(caught.value) for task in TASKS.values() for known in task.env_ids)
+
+
+def test_actions_have_minigrids_names_in_the_order_of_its_numbers() -> None:
+    assert ACTIONS == tuple(action.name for action in sorted(Actions))
+
+
+@pytest.mark.parametrize("env_id", [env_id for task in TASKS.values() for env_id in task.env_ids])
+def test_the_environment_takes_every_useful_action(env_id: str) -> None:
+    useful = task_of(env_id).useful
+    assert len(set(useful)) == len(useful)
+    with gymnasium.make(env_id) as env:
+        assert all(env.action_space.contains(int(Actions[name])) for name in useful)

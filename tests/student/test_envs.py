@@ -1,0 +1,118 @@
+"""Environments against MiniGrid itself."""
+
+import gymnasium
+import numpy as np
+import pytest
+from minigrid.wrappers import FullyObsWrapper
+
+from gridworld.tasks import TASKS, UnknownEnvironment
+from gridworld.views import uncode
+from student.envs import (
+    EVALUATION_SEEDS,
+    WORDS,
+    Environment,
+    Environments,
+    UnknownWord,
+    Vocabulary,
+    layout_of,
+    make,
+)
+
+pytestmark = pytest.mark.unit
+
+SMALL = [task.env_ids[0] for task in TASKS.values()]
+
+
+@pytest.mark.parametrize("env_id", [env_id for task in TASKS.values() for env_id in task.env_ids])
+def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
+    layout, vocabulary = layout_of(env_id), Vocabulary()
+    ours = Environment(layout, vocabulary, lambda episode: 70 + episode)
+    theirs = FullyObsWrapper(gymnasium.make(env_id))
+    rng = np.random.default_rng(0)
+    for episode in range(3):
+        row = ours.reset()
+        seen, _ = theirs.reset(seed=70 + episode)
+        ended = False
+        while not ended:
+            world = theirs.unwrapped
+            encoded = np.array([uncode(int(cell)) for cell in row[: layout.cells]])
+            encoded = encoded.reshape(layout.height, layout.width, 3).swapaxes(0, 1)
+            x, y, heading = row[layout.cells : layout.cells + 3]
+            assert (x, y) == tuple(world.agent_pos)
+            assert heading == seen["direction"]
+            encoded[x, y] = (10, 0, heading)  # where MiniGrid writes the agent over the cell
+            np.testing.assert_array_equal(encoded, seen["image"])
+            assert vocabulary.decode(layout.words(row)) == seen["mission"]
+            action = int(rng.integers(len(layout.actions)))
+            row, reward, terminated, truncated = ours.step(action)
+            seen, *theirs_step, _ = theirs.step(action)
+            assert [reward, terminated, truncated] == theirs_step
+            ended = terminated or truncated
+
+
+def test_an_unknown_environment_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownEnvironment, match=r"'MiniGrid-Nowhere-v0'.*MiniGrid-LavaGapS5-v0"):
+        make("MiniGrid-Nowhere-v0")
+
+
+@pytest.mark.parametrize("env_id", SMALL)
+def test_an_ended_episode_is_followed_by_the_next_in_the_same_step(env_id: str) -> None:
+    layout, vocabulary = layout_of(env_id), Vocabulary()
+    envs = Environments(layout, vocabulary, 3, seed=5)
+    single = [Environment(layout, vocabulary, env._seed_of) for env in envs._envs]
+    rows_NK = envs.reset()
+    for env, row in zip(single, rows_NK, strict=True):
+        np.testing.assert_array_equal(env.reset(), row)
+    rng = np.random.default_rng(1)
+    ended = 0
+    for _ in range(300):
+        actions_N = rng.integers(len(layout.actions), size=3)
+        step = envs.step(actions_N)
+        for n, env in enumerate(single):
+            row, reward, terminated, truncated = env.step(int(actions_N[n]))
+            np.testing.assert_array_equal(step.last_NK[n], row)
+            assert step.rewards_N[n] == pytest.approx(reward)
+            assert (step.terminated_N[n], step.truncated_N[n]) == (terminated, truncated)
+            if terminated or truncated:
+                ended += 1
+                row = env.reset()
+            np.testing.assert_array_equal(step.obs_NK[n], row)
+    assert ended > 0
+
+
+@pytest.mark.parametrize("env_id", SMALL)
+def test_a_restored_environment_goes_on_as_if_it_had_not_stopped(env_id: str) -> None:
+    layout, vocabulary, rng = layout_of(env_id), Vocabulary(), np.random.default_rng(2)
+    envs = Environments(layout, vocabulary, 4, seed=9)
+    envs.reset()
+    for _ in range(37):
+        step = envs.step(rng.integers(len(layout.actions), size=4))
+    again = Environments(layout, Vocabulary(vocabulary.words), 4, seed=9)
+    np.testing.assert_array_equal(again.restore(envs.states), step.obs_NK)
+    for _ in range(60):
+        actions_N = rng.integers(len(layout.actions), size=4)
+        one, other = envs.step(actions_N), again.step(actions_N)
+        np.testing.assert_array_equal(one.obs_NK, other.obs_NK)
+        np.testing.assert_array_equal(one.rewards_N, other.rewards_N)
+        assert one.ended == other.ended
+
+
+def test_every_training_episode_has_another_seed_and_none_is_for_evaluation() -> None:
+    envs = Environments(layout_of(SMALL[0]), Vocabulary(), 8, seed=3)
+    seeds = {env._seed_of(episode) for env in envs._envs for episode in range(200)}
+    assert len(seeds) == 8 * 200
+    assert max(seeds) < EVALUATION_SEEDS
+
+
+def test_missions_are_encoded_word_by_word_and_come_back() -> None:
+    vocabulary = Vocabulary(["get", "a"])
+    encoded = vocabulary.encode("go get a green key")
+    assert len(encoded) == WORDS
+    assert list(encoded[:6]) == [3, 1, 2, 4, 5, 0]
+    assert vocabulary.decode(encoded) == "go get a green key"
+    assert Vocabulary(vocabulary.words).encode("go get a green key") == encoded
+
+
+def test_a_mission_that_is_too_long_is_refused() -> None:
+    with pytest.raises(UnknownWord, match="has 17 words"):
+        Vocabulary().encode(" ".join(["go"] * 17))

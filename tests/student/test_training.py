@@ -1,0 +1,251 @@
+"""Whole runs, each a process of its own beside a real teacher: resumed, killed, lost, repeated."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from tests.conftest import StartTeacher
+
+pytestmark = pytest.mark.integration
+
+_STUDENT = str(Path(sys.executable).with_name("student"))
+_SMALL = (
+    *("--env", "MiniGrid-LavaGapS5-v0", "--environments", "4", "--rollout-steps", "32"),
+    *("--evaluate-every", "1024", "--evaluation-episodes", "10", "--checkpoint-every", "512"),
+)
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
+    return subprocess.Popen(
+        [_STUDENT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    process = _start(*arguments)
+    out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def _train(out: Path, *arguments: str) -> dict[str, Any]:
+    result = _run("train", *_SMALL, "--out", str(out), *arguments)
+    assert result.returncode == 0, result.stderr
+    return _summary(out)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def _checkpoint(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)
+    return state
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    """What was logged, without what depends on the clock, or on what others asked the teacher before."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if name not in ("frames_per_second", "questions", "store_hits")
+        }
+        | {"labels": row["questions"] + row["store_hits"]}
+        for row in rows
+    ]
+
+
+def _assert_same_end(one: Path, other: Path) -> None:
+    """Bit for bit: parameters, optimiser, random numbers, episodes, labels, logged figures."""
+    a, b = _checkpoint(one), _checkpoint(other)
+    for name in ("env", "frames", "updates", "rng", "episodes", "recent", "words"):
+        assert a[name] == b[name], name
+    _assert_equal(a["network"], b["network"])
+    _assert_equal(a["optimiser"], b["optimiser"])
+    if a["labels"] is not None:
+        for name in ("keys", "probabilities", "given"):
+            assert torch.equal(a["labels"][name], b["labels"][name]), name
+    assert _metrics(one) == _metrics(other)
+
+
+def _assert_equal(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            _assert_equal(a[name], b[name])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            _assert_equal(x, y)
+    else:
+        assert a == b
+
+
+def _wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited for {what} in vain"
+        time.sleep(0.02)
+
+
+def _asked(url: str) -> int:
+    match = re.search(r'questions_total\{[^}]*"asked"\} (\S+)', httpx.get(f"{url}/metrics").text)
+    return int(float(match[1])) if match else 0
+
+
+def test_questions_are_asked_once_ever(teacher_process: StartTeacher, tmp_path: Path) -> None:
+    """No more questions than distinct states; none in a second run; only new states with a second seed."""
+    teacher = teacher_process()
+    flags = ("--teacher", teacher.url, "--frames", "3000")
+    first = _train(tmp_path / "first", *flags)
+    states = {key.numpy().tobytes() for key in _checkpoint(tmp_path / "first")["labels"]["keys"]}
+    assert first["questions"] == first["states"] == len(states) == _asked(teacher.url)
+    second = _train(tmp_path / "second", *flags)
+    assert (second["questions"], second["store_hits"]) == (0, len(states))
+    _assert_same_end(tmp_path / "first", tmp_path / "second")
+    third = _train(tmp_path / "third", *flags, "--seed", "2")
+    met = {key.numpy().tobytes() for key in _checkpoint(tmp_path / "third")["labels"]["keys"]}
+    assert third["questions"] == len(met - states)
+    assert third["store_hits"] == len(met & states)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("how", ["frames", "SIGTERM", "SIGKILL"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    teacher_process: StartTeacher, tmp_path: Path, taught: bool, how: str
+) -> None:
+    flags = ("--teacher", teacher_process("--delay-ms", "5").url) if taught else ()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    _train(whole, *flags, "--frames", "6000")
+    if how == "frames":
+        _train(parts, *flags, "--frames", "2500")
+    else:
+        process = _start("train", *_SMALL, "--out", str(parts), *flags, "--frames", "6000")
+        _wait_for(lambda: any(parts.glob("checkpoints/*1*.pt")), "a checkpoint")
+        process.send_signal(getattr(signal, how))
+        _, err = process.communicate(timeout=60)
+        if how == "SIGTERM":
+            assert process.returncode == 130
+            assert f"--resume {parts}" in err
+    result = _run("train", "--resume", str(parts), "--frames", "6000")
+    assert result.returncode == 0, result.stderr
+    _assert_same_end(whole, parts)
+    assert _summary(parts)["success"] == _summary(whole)["success"]
+
+
+def test_the_student_waits_for_a_killed_teacher_and_loses_no_label(
+    teacher_process: StartTeacher, tmp_path: Path
+) -> None:
+    reference = tmp_path / "reference"
+    _train(reference, "--teacher", teacher_process().url, "--frames", "2000")
+    teacher, run = teacher_process("--delay-ms", "30", "--concurrency", "2"), tmp_path / "run"
+    process = _start("train", *_SMALL, "--out", str(run), "--teacher", teacher.url, "--frames", "2000")
+    for _ in range(3):
+        _wait_for(lambda: _asked(teacher.url) >= 8, "8 questions")
+        teacher.kill()
+        time.sleep(0.5)
+        assert process.poll() is None
+        teacher.restart()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    _assert_same_end(reference, run)
+    summary = _summary(run)
+    assert summary["questions"] + summary["store_hits"] == summary["states"] == _summary(reference)["states"]
+
+
+def test_a_teacher_gone_for_good_stops_the_run_which_can_be_resumed(
+    teacher_process: StartTeacher, tmp_path: Path
+) -> None:
+    reference, run = tmp_path / "reference", tmp_path / "run"
+    teacher = teacher_process("--delay-ms", "20", "--concurrency", "2")
+    flags = ("--teacher", teacher.url, "--frames", "2000")
+    process = _start("train", *_SMALL, "--out", str(run), *flags, "--teacher-wait-s", "1")
+    _wait_for(lambda: _asked(teacher.url) >= 30, "30 questions")
+    teacher.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert f"student train --resume {run}" in err
+    assert "Traceback" not in err
+    teacher.restart()
+    result = _run("train", "--resume", str(run))
+    assert result.returncode == 0, result.stderr
+    _train(reference, *flags)
+    _assert_same_end(reference, run)
+
+
+def test_another_teacher_stops_a_resumed_run_unless_told_to_go_on(
+    teacher_process: StartTeacher, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    _train(run, "--teacher", teacher_process().url, "--frames", "600")
+    other = teacher_process("--noise", "0.2")
+    resume = ("train", "--resume", str(run), "--teacher", other.url, "--frames", "1200")
+    result = _run(*resume)
+    assert result.returncode == 3
+    assert "--allow-teacher-change" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert _summary(run)["frames"] < 1200
+    result = _run(*resume, "--allow-teacher-change")
+    assert result.returncode == 0, result.stderr
+    assert _summary(run)["teacher"] == httpx.get(f"{other.url}/teacher").json()["identity"]
+
+
+def test_a_run_says_all_about_itself(teacher_process: StartTeacher, tmp_path: Path) -> None:
+    teacher = teacher_process()
+    summary = _train(tmp_path, "--teacher", teacher.url, "--frames", "1100", "--lambda", "0.5")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["settings"]["lambda"] == 0.5
+    assert config["teacher"]["identity"] == summary["teacher"]
+    assert config["teacher"]["description"]
+    assert {"python", "torch", "minigrid", "lvlm2p"} <= config["versions"].keys()
+    rows = _metrics(tmp_path)
+    assert [row["frames"] for row in rows] == list(range(128, 1153, 128))
+    assert {"return", "success", "kl", "lambda", "agreement", "states", "failed", "labels"} <= rows[-1].keys()
+    assert [row["frames"] for row in rows if "evaluation_success" in row] == [1024]
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_trained_student_is_evaluated_and_drawn(tmp_path: Path) -> None:
+    run, gif, report = tmp_path / "run", tmp_path / "x" / "student.gif", tmp_path / "report.json"
+    _train(run, "--frames", "600")
+    flags = ("--episodes", "12", "--gif", str(gif), "--out", str(report))
+    result = _run("evaluate", str(run), *flags)
+    assert result.returncode == 0, result.stderr
+    assert gif.read_bytes().startswith(b"GIF89a")
+    written = json.loads(report.read_text())
+    assert written["sampled"]["episodes"] == written["argmax"]["episodes"] == 12
+    assert _run("evaluate", str(run), *flags).stdout == result.stdout
+
+
+def test_the_demo_leaves_what_it_promises(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "student.demo", "--frames", "1100", "--env", "MiniGrid-LavaGapS5-v0"]
+    for hits in (False, True):
+        result = subprocess.run(
+            [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        arms = json.loads((tmp_path / "summary.json").read_text())["arms"]
+        assert arms["alone"]["questions"] == 0
+        asked, from_store = arms["taught"]["questions"], arms["taught"]["store_hits"]
+        assert (asked, from_store) == (
+            (0, arms["taught"]["states"]) if hits else (arms["taught"]["states"], 0)
+        )
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "student.gif").read_bytes().startswith(b"GIF89a")
