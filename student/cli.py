@@ -1,12 +1,10 @@
-"""The `student` command: finds the subcommand and turns errors into one line and an exit code."""
+"""The `student` command."""
 
-import importlib.metadata
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from teacher_server.client import TeacherError
-from teacher_server.flags import BadSetting, parse
+from teacher_server.command_line import dispatch, fail, parse
 
 _USAGE = """usage: student [--version] COMMAND ...
 
@@ -22,40 +20,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit code: 0 done, 2 could not start, 3 the teacher was lost, 130 interrupted.
+        The exit code: 0 done, 2 could not start, 3 the teacher cannot be used or was lost, 130 interrupted.
     """
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
-        print(_USAGE, end="")
-        return 0
-    if name == "--version":
-        print(f"student {importlib.metadata.version('lvlm2p')}")
-        return 0
-    if name not in _COMMANDS:
-        print(f"student: error: no command {name!r}; `student --help` lists them", file=sys.stderr)
-        return 2
-    try:
-        return _COMMANDS[name](rest)
-    except BadSetting as error:
-        return _failed(name, error, 2)
-    except TeacherError as error:
-        return _failed(name, error, 3)
+    return dispatch("student", _USAGE, _COMMANDS, arguments)
 
 
 def _train(arguments: Sequence[str]) -> int:
+    # Imported late, so that `student --help` and a wrong flag answer at once
     from student.settings import TrainSettings  # noqa: PLC0415
 
     settings = parse(TrainSettings, arguments)
-    # Imported late, so that a wrong flag answers at once
-    from student.runs import BadRun  # noqa: PLC0415
     from student.trainer import Stopped, train  # noqa: PLC0415
 
     try:
         summary = train(settings)
-    except BadRun as error:
-        return _failed("train", error, 2)
     except Stopped as error:
-        return _failed("train", error, error.exit_code)
+        return fail("student train", error, error.exit_code)
+    except TeacherError as error:
+        return fail("student train", error, 3)
     print(
         f"{summary['env']}: {summary['frames']} frames in {summary['seconds']:.0f} s of training"
         f" ({summary['frames_per_second']:.0f} frames/s); asked {summary['questions']} questions,"
@@ -69,13 +51,13 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from student.settings import EvaluateSettings  # noqa: PLC0415
 
     settings = parse(EvaluateSettings, arguments)
-    from student.runs import BadRun, write_json  # noqa: PLC0415
+    from student.runs import write_json  # noqa: PLC0415
     from student.scoring import score  # noqa: PLC0415
 
     try:
         report = score(settings)
-    except BadRun as error:
-        return _failed("evaluate", error, 2)
+    except TeacherError as error:
+        return fail("student evaluate", error, 3)
     _print_report(report)
     if settings.out:
         write_json(settings.out, report)
@@ -93,11 +75,6 @@ def _print_report(report: dict[str, dict[str, Any]]) -> None:
 
 def _interval(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.3f}..{interval[1]:.3f}"
-
-
-def _failed(command: str, error: Exception, code: int) -> int:
-    print(f"student {command}: error: {error}", file=sys.stderr)
-    return code
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "evaluate": _evaluate}

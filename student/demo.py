@@ -20,13 +20,13 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from student.evaluate import animate
-from student.runs import BadRun, Run, write_json
+from student.runs import Run, write_json
 from student.scoring import load_student
 from student.settings import EnvId, TrainSettings
 from student.statistics import samples_to
 from student.trainer import Stopped, train
 from teacher_server.client import TeacherError
-from teacher_server.flags import BadSetting, parse
+from teacher_server.command_line import CannotStart, fail, parse
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -54,9 +54,8 @@ def main() -> int:
     """Runs the demo; returns the exit code."""
     try:
         demo(parse(DemoSettings, sys.argv[1:]))
-    except (BadRun, BadSetting, TeacherError, Stopped) as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return 1
+    except (CannotStart, TeacherError, Stopped) as error:
+        return fail("demo", error, 1)
     return 0
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from teacher_server.command_line import CannotStart
+
 FORMAT = 1
 """Of the checkpoints; raised when older ones can no longer be read."""
 _KEPT = 2
 """Checkpoints kept; the newest is the one to go on from."""
 
 
-class BadRun(ValueError):
+class BadRun(CannotStart):
     """A folder that cannot be used as a run, and what to do."""
 
 

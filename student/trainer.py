@@ -17,14 +17,14 @@ from tqdm import tqdm
 from student import ppo
 from student.distillation import Labels
 from student.envs import Environments, EpisodeState, Vocabulary, layout_of
-from student.evaluate import evaluate
+from student.evaluate import Evaluation, evaluate
 from student.labels import LabelTable
 from student.networks import ActorCritic
 from student.rollout import Rollout, act, collect
 from student.runs import BadRun, Run
 from student.settings import TrainSettings
 from teacher_server.client import TeacherClient, TeacherError
-from teacher_server.flags import flag_of
+from teacher_server.command_line import flag_of
 
 _ON_RESUME = {"resume", "teacher", "frames", "teacher_wait_s", "allow_teacher_change", "progress", "threads"}
 """What may be told anew when a run is resumed; the rest is the run's own."""
@@ -138,7 +138,6 @@ class _Trainer:
     def _one_update(self) -> dict[str, Any]:
         began = time.perf_counter()
         settings = self.settings
-        self._mark_boundary()
         rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng)
         labels = self._labels_of(rollout)
         figures = ppo.update(self.network, self.optimiser, rollout, labels, settings, self.rng)
@@ -150,13 +149,14 @@ class _Trainer:
         self.seconds += took
         row = {"frames": self.frames, "frames_per_second": size / took, **self._progress(), **figures}
         if _passed(settings.evaluate_every, before, self.frames):
-            row |= self._evaluate()
+            result = self._evaluate(sampled=True)
+            row |= {"evaluation_success": result.success, "evaluation_return": result.mean_return}
         self.run.log({name: _finite(value) for name, value in row.items()})
-        if _passed(settings.checkpoint_every, before, self.frames) or self._signalled:
-            self._mark_boundary()
-            self._save()
+        self._mark_boundary()
         if self._signalled:
             raise _Interrupt
+        if _passed(settings.checkpoint_every, before, self.frames):
+            self._save()
         return row
 
     def _labels_of(self, rollout: Rollout) -> Labels:
@@ -177,26 +177,19 @@ class _Trainer:
         }
         return row | _counts(self.labels)
 
-    def _evaluate(self) -> dict[str, float]:
-        """On held-out seeds, with random numbers of its own: training goes on as if it had not been."""
-        rng = np.random.default_rng((self.settings.seed, self.frames))
-        result = evaluate(
+    def _evaluate(self, sampled: bool) -> Evaluation:
+        """On held-out seeds, with words and random numbers of its own: training goes on as without it."""
+        return evaluate(
             lambda obs_BK: act(self.network, obs_BK)[0],
             self.layout,
-            self.vocabulary,
+            Vocabulary(self.vocabulary.words),
             self.settings.evaluation_episodes,
-            rng,
+            np.random.default_rng((self.settings.seed, self.frames)) if sampled else None,
         )
-        return {"evaluation_success": result.success, "evaluation_return": result.mean_return}
 
     def _finish(self) -> dict[str, Any]:
-        self._mark_boundary()
         self._save()
-        policy = lambda obs_BK: act(self.network, obs_BK)[0]  # noqa: E731
-        episodes = self.settings.evaluation_episodes
-        rng = np.random.default_rng((self.settings.seed, self.frames))
-        sampled = evaluate(policy, self.layout, self.vocabulary, episodes, rng).report()
-        greedy = evaluate(policy, self.layout, self.vocabulary, episodes, None).report()
+        sampled, greedy = self._evaluate(sampled=True).report(), self._evaluate(sampled=False).report()
         summary = {
             "env": self.settings.env,
             "algorithm": "ppo",

@@ -1,0 +1,86 @@
+"""Command lines: every command finds its subcommand and reads its flags and variables the same way."""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, CliApp, SettingsError
+
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+class CannotStart(Exception):
+    """Why a command cannot do what it was asked to, and what to do, in one line."""
+
+
+class BadSetting(CannotStart, ValueError):
+    """A flag or variable that cannot be used."""
+
+
+def dispatch(
+    program: str,
+    usage: str,
+    commands: Mapping[str, Callable[[Sequence[str]], int]],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Runs the subcommand that the arguments (None: the process's own) name.
+
+    Returns:
+        The exit code: the command's, 2 where it could not start, 130 where it was interrupted.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage, end="")
+        return 0
+    if name == "--version":
+        print(f"{program} {importlib.metadata.version('lvlm2p')}")
+        return 0
+    if name not in commands:
+        return fail(program, f"no command {name!r}; `{program} --help` lists them", 2)
+    try:
+        return commands[name](rest)
+    except CannotStart as error:
+        return fail(f"{program} {name}", error, 2)
+    except KeyboardInterrupt:
+        return fail(f"{program} {name}", "interrupted", 130)
+
+
+def fail(command: str, why: Exception | str, code: int) -> int:
+    """Says on stderr, in one line, why a command failed; returns the exit code."""
+    print(f"{command}: error: {why}", file=sys.stderr)
+    return code
+
+
+def parse(kind: type[_Settings], arguments: Sequence[str]) -> _Settings:
+    """Settings from flags, then variables, then defaults; --help prints them and exits.
+
+    Raises:
+        BadSetting: an unknown flag, or a value that cannot be used.
+    """
+    try:
+        return CliApp.run(kind, cli_args=list(arguments))
+    except ValidationError as error:
+        raise BadSetting("; ".join(_in_words(kind, problem) for problem in error.errors())) from error
+    except SettingsError as error:
+        raise BadSetting(str(error).removeprefix("error parsing CLI: ")) from error
+
+
+def flag_of(kind: type[BaseSettings], name: str) -> str:
+    """The flag that sets a field."""
+    field = kind.model_fields.get(name)
+    return f"--{(field and field.alias) or name}".replace("_", "-")
+
+
+def _in_words(kind: type[BaseSettings], problem: ErrorDetails) -> str:
+    if not problem["loc"]:
+        return problem["msg"]
+    flag = f"--{problem['loc'][0]}".replace("_", "-")
+    variable = f"{kind.model_config.get('env_prefix', '')}{flag[2:]}".upper().replace("-", "_")
+    if problem["type"] == "missing":
+        return f"{flag.removeprefix('--').upper()} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    said = "" if message is not problem["msg"] else f", not {problem['input']!r}"
+    return f"{flag} (or {variable}): {message}{said}"
