@@ -36,7 +36,7 @@ format: setup ## put the code into its form
 	$(BIN)/ruff check --fix .
 
 bench-student: $(BENCH_VENV)/.installed ## student frames/s beside torch-ac and Stable-Baselines3; runs/bench/student.json
-	$(BENCH_VENV)/bin/python benchmarks/student.py
+	$(BENCH_VENV)/bin/python benchmarks/training.py
 
 bench-answers: setup ## stored answers through the service: questions/s and milliseconds
 	$(BIN)/python benchmarks/answers.py

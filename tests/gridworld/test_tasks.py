@@ -41,7 +41,7 @@ def test_an_unknown_id_is_named_beside_the_known_ones(env_id: str) -> None:
 
 
 def test_actions_have_minigrids_names_in_the_order_of_its_numbers() -> None:
-    assert ACTIONS == tuple(action.name for action in sorted(Actions))
+    assert tuple(action.name for action in sorted(Actions)) == ACTIONS
 
 
 @pytest.mark.parametrize("env_id", [env_id for task in TASKS.values() for env_id in task.env_ids])

@@ -1,11 +1,10 @@
 """How fast students train: ours, torch-ac's PPO and Stable-Baselines3's PPO in turn, on the same two cores.
 
-Run it as `make bench-student`, or as `python benchmarks/student.py` where the extra `bench` is installed.
+Run it as `make bench-student`, or as `python benchmarks/training.py` where the extra `bench` is installed.
 Each measurement is a process of its own. Its start, its warm-up and the evaluation at its end do not count.
 """
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -20,9 +19,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-if sys.path[0] == str(Path(__file__).parent):
-    del sys.path[0]  # `student` is the package that is measured, not this file
 
 import gymnasium
 import numpy as np
@@ -40,7 +36,7 @@ try:
     import torch_ac
     from stable_baselines3.common.env_util import make_vec_env
 except ImportError as error:
-    sys.exit(f"benchmarks/student.py: error: no module {error.name!r}: `make bench-student` installs it")
+    sys.exit(f"benchmarks/training.py: error: no module {error.name!r}: `make bench-student` installs it")
 
 ENV_ID = "MiniGrid-LavaGapS6-v0"
 WARM_UP = 2048
@@ -97,9 +93,9 @@ def main() -> None:
         return
     speeds: dict[str, list[float]] = {key: [] for key in _TRAINERS}
     for _ in range(arguments.rounds):
-        for key in _TRAINERS:
+        for key, trainer in _TRAINERS.items():
             speeds[key].append(_in_a_process(key, arguments.frames))
-            print(f"{_TRAINERS[key].name:40}{speeds[key][-1]:10.0f} frames/s", flush=True)
+            print(f"{trainer.name:40}{speeds[key][-1]:10.0f} frames/s", flush=True)
     medians = {key: statistics.median(of_rounds) for key, of_rounds in speeds.items()}
     _print_table(medians)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +107,7 @@ def _in_a_process(key: str, frames: int) -> float:
     command = [sys.executable, __file__, "--only", key, "--frames", str(frames)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(f"benchmarks/student.py: error: {key} failed; what it said stands above")
+        sys.exit(f"benchmarks/training.py: error: {key} failed; what it said stands above")
     return float(done.stdout)
 
 

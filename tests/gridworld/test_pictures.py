@@ -1,0 +1,249 @@
+"""Pictures against MiniGrid's own renderer, and read back: exact ones, lossy ones, unreadable ones."""
+
+import io
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from minigrid.core.constants import COLOR_NAMES
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import WorldObj
+from PIL import Image
+
+from gridworld.pictures import TILE, TILE_SIZES, Picture, UnreadablePicture, draw, encode_png, read
+from gridworld.tasks import TASKS
+from gridworld.views import EMPTY, View, code, uncode, view_of
+
+pytestmark = pytest.mark.unit
+
+_ENV_IDS = [env_id for task in TASKS.values() for env_id in task.env_ids]
+_ONE_OF_EACH = [task.env_ids[-1] for task in TASKS.values()]
+
+
+def _world(env_id: str, seed: int = 0) -> Any:
+    """An environment that never stops, at the start of an episode."""
+    env = gymnasium.make(env_id).unwrapped
+    env.reset(seed=seed)
+    return env
+
+
+def _random_episode(env_id: str, seed: int) -> list[View]:
+    """What is seen from the start to the end of an episode of random actions, 40 at most."""
+    rng = np.random.default_rng(seed)
+    env = _world(env_id, seed)
+    views = [view_of(env)]
+    for _ in range(40):
+        _, _, terminated, truncated, _ = env.step(rng.integers(env.action_space.n))
+        views.append(view_of(env))
+        if terminated or truncated:
+            break
+    return views
+
+
+def _gallery() -> View:
+    """Every object of the families in every colour and state, 5 rows of 15, the agent not among them."""
+    things = [code("goal", "green"), code("lava", "red")]
+    for colour in COLOR_NAMES:
+        things += [code(kind, colour) for kind in ("ball", "key", "box", "floor")]
+        things += [code("door", colour, state) for state in range(3)]
+    wall = code("wall", "grey")
+    cells_C = np.array([*things, *[wall] * 29, *[EMPTY] * 2], np.uint8)
+    return View(cells_C.reshape(5, 15), 14, 4, 0)
+
+
+def _rendered(view: View, tile: int) -> Picture:
+    """MiniGrid's own picture of a view of any shape."""
+    height, width = view.cells_HW.shape
+    grid = Grid(width, height)
+    grid.grid = [WorldObj.decode(*uncode(cell)) for cell in view.cells_HW.ravel().tolist()]
+    return grid.render(tile, agent_pos=(view.x, view.y), agent_dir=view.heading)
+
+
+def _jpeg(picture: Picture, quality: int) -> Picture:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+@pytest.mark.parametrize("tile", [8, TILE])
+@pytest.mark.parametrize("env_id", _ENV_IDS)
+def test_the_picture_is_minigrids_frame(env_id: str, tile: int) -> None:
+    rng = np.random.default_rng(1)
+    env = _world(env_id, seed=3)
+    for _ in range(4):
+        frame = env.get_frame(highlight=False, tile_size=tile)
+        picture = draw(view_of(env), tile)
+        assert picture.dtype == frame.dtype
+        np.testing.assert_array_equal(picture, frame)
+        env.step(rng.choice([0, 1, 2]))
+
+
+def test_a_tile_has_28_pixels_unless_said_otherwise() -> None:
+    env = _world("MiniGrid-LavaGapS5-v0")
+    np.testing.assert_array_equal(draw(view_of(env)), env.get_frame(highlight=False, tile_size=28))
+
+
+@pytest.mark.parametrize("tile", [8, 11])
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (3, 8), (9, 4), (7, 12)])
+def test_oblong_views_are_drawn_and_read(height: int, width: int, tile: int) -> None:
+    rng = np.random.default_rng(height * width)
+    cells_HW = rng.choice([EMPTY, EMPTY, code("wall", "grey"), code("key", "blue")], (height, width))
+    cells_HW[height - 1, width - 1] = cells_HW[0, 0] = EMPTY
+    view = View(cells_HW.astype(np.uint8), width - 1, height - 1, 2)
+    picture = draw(view, tile)
+    assert picture.shape == (height * tile, width * tile, 3)
+    np.testing.assert_array_equal(picture, _rendered(view, tile))
+    assert read(picture) == view
+
+
+@pytest.mark.parametrize("tile", [8, 9, 13, 16])
+def test_every_object_is_told_from_every_other(tile: int) -> None:
+    view = _gallery()
+    picture = draw(view, tile)
+    np.testing.assert_array_equal(picture, _rendered(view, tile))
+    assert read(picture) == view
+
+
+@pytest.mark.parametrize("heading", range(4))
+@pytest.mark.parametrize("kind", ["empty", "goal", "lava", "floor", "door"])
+def test_the_agent_is_read_with_what_it_stands_on(kind: str, heading: int) -> None:
+    for colour in {"empty": ["red"], "goal": ["green"], "lava": ["red"]}.get(kind, COLOR_NAMES):
+        cells_HW = np.full((3, 4), EMPTY, np.uint8)
+        cells_HW[1, 2] = code(kind, colour)
+        view = View(cells_HW, 2, 1, heading)
+        assert read(_rendered(view, 10)) == view
+
+
+@pytest.mark.parametrize("tile", [*range(8, 33), 48, 64])
+def test_the_tile_size_is_found_out(tile: int) -> None:
+    assert tile in TILE_SIZES
+    view = view_of(_world("MiniGrid-LavaGapS6-v0", seed=tile))
+    assert read(draw(view, tile)) == view
+
+
+@pytest.mark.parametrize("tile", [8, 14, TILE])
+@pytest.mark.parametrize("env_id", _ENV_IDS)
+def test_every_state_of_random_play_is_read_back(env_id: str, tile: int) -> None:
+    for seed in range(4):
+        for view in _random_episode(env_id, seed):
+            assert read(draw(view, tile)) == view
+
+
+@pytest.mark.parametrize("quality", [75, 90])
+@pytest.mark.parametrize("tile", [16, 28, 32])
+@pytest.mark.parametrize("env_id", _ONE_OF_EACH)
+def test_a_jpeg_is_read(env_id: str, tile: int, quality: int) -> None:
+    for seed in range(4):
+        for view in _random_episode(env_id, seed)[:3]:
+            picture = draw(view, tile)
+            lossy = _jpeg(picture, quality)
+            assert (lossy != picture).any()
+            assert read(lossy) == view
+
+
+@pytest.mark.parametrize("quality", [75, 90])
+def test_every_object_is_read_from_a_jpeg(quality: int) -> None:
+    assert read(_jpeg(draw(_gallery(), 28), quality)) == _gallery()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "tile"),
+    [
+        ("MiniGrid-LavaGapS6-v0", 8),
+        ("MiniGrid-LavaGapS6-v0", 14),
+        ("MiniGrid-Fetch-8x8-N3-v0", 8),
+        ("MiniGrid-Dynamic-Obstacles-8x8-v0", 14),
+    ],
+)
+def test_a_jpeg_of_too_small_tiles_is_refused_rather_than_misread(env_id: str, tile: int) -> None:
+    for view in _random_episode(env_id, 0)[:3]:
+        with pytest.raises(UnreadablePicture):
+            read(_jpeg(draw(view, tile), 90))
+
+
+@pytest.mark.parametrize("tile", [16, TILE])
+@pytest.mark.parametrize(("column", "row"), [(0, 0), (3, 2), (5, 4), (2, 5)])
+@pytest.mark.parametrize("paint", ["noise", "white", "magenta"])
+def test_a_corrupted_tile_is_named_by_column_and_row(tile: int, column: int, row: int, paint: str) -> None:
+    picture = draw(view_of(_world("MiniGrid-Fetch-6x6-N2-v0", seed=2)), tile)
+    spoilt = picture[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+    colours = {"white": (255, 255, 255), "magenta": (255, 0, 255)}
+    noise = np.random.default_rng(column).integers(0, 256, spoilt.shape)
+    spoilt[:] = np.array(colours[paint]) if paint in colours else noise
+    with pytest.raises(UnreadablePicture, match=rf"column {column}, row {row} "):
+        read(picture)
+
+
+def test_a_picture_without_an_agent_says_so() -> None:
+    view = view_of(_world("MiniGrid-LavaGapS5-v0"))
+    with pytest.raises(UnreadablePicture, match="no agent"):
+        read(_rendered(View(view.cells_HW, -1, -1, 0), 16))
+
+
+def test_two_agents_are_both_named() -> None:
+    view = view_of(_world("MiniGrid-LavaGapS5-v0"))
+    picture = draw(view, 16)
+    picture[48:64, 16:32] = picture[16:32, 16:32]
+    assert (view.x, view.y) == (1, 1)
+    with pytest.raises(UnreadablePicture, match=r"2 agents \(column 1, row 1, column 1, row 3\)"):
+        read(picture)
+
+
+@pytest.mark.parametrize("tile", [8, 16, 28])
+@pytest.mark.parametrize("env_id", _ENV_IDS)
+def test_minigrids_highlighted_frame_is_refused(env_id: str, tile: int) -> None:
+    rng = np.random.default_rng(tile)
+    for seed in range(3):
+        env = _world(env_id, seed)
+        for _ in range(3):
+            highlighted = env.get_frame(highlight=True, tile_size=tile)
+            assert (highlighted != draw(view_of(env), tile)).any()
+            with pytest.raises(UnreadablePicture):
+                read(highlighted)
+            env.step(rng.choice([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(0, 0), (1, 1), (37, 37), (96, 97), (16, 96), (96, 16), (7 * 5, 7 * 5), (52 * 64, 52 * 64)],
+)
+def test_a_size_that_no_grid_has_is_named(height: int, width: int) -> None:
+    with pytest.raises(UnreadablePicture, match=f"{width} x {height} pixels"):
+        read(np.zeros((height, width, 3), np.uint8))
+
+
+def test_what_is_no_drawing_at_all_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    drawn = draw(view_of(_world("MiniGrid-LavaGapS5-v0")), 28)
+    pictures = {
+        "noise": rng.integers(0, 256, drawn.shape, np.uint8),
+        "black": np.zeros_like(drawn),
+        "white": np.full_like(drawn, 255),
+        "grey, as a wall is": np.full_like(drawn, 100),
+        "shifted by half a tile": np.roll(drawn, 14, axis=(0, 1)),
+        "upside down": drawn[::-1].copy(),
+        "blue and red exchanged": drawn[..., ::-1].copy(),
+        "negative": 255 - drawn,
+        "the agent's own view": _world("MiniGrid-LavaGapS5-v0").get_frame(tile_size=28, agent_pov=True),
+    }
+    for name, picture in pictures.items():
+        try:
+            view = read(picture)
+        except UnreadablePicture:
+            continue
+        pytest.fail(f"{name}: read as {view}")
+
+
+def test_png_is_lossless_and_the_same_every_time() -> None:
+    env = _world("MiniGrid-GoToDoor-8x8-v0")
+    pictures = [draw(view_of(env)), np.random.default_rng(0).integers(0, 256, (31, 17, 3), np.uint8)]
+    for picture in pictures:
+        file = encode_png(picture)
+        with Image.open(io.BytesIO(file)) as image:
+            assert (image.format, image.mode) == ("PNG", "RGB")
+            np.testing.assert_array_equal(np.asarray(image), picture)
+        assert encode_png(picture.copy()) == file
+        changed = picture.copy()
+        changed[-1, -1, 2] ^= 1
+        assert encode_png(changed) != file

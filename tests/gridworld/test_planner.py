@@ -1,0 +1,342 @@
+"""The planner against exhaustive search of the environments themselves, and against real play."""
+
+import copy
+import itertools
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from minigrid.core.constants import COLOR_NAMES
+from minigrid.core.grid import Grid
+
+from gridworld.planner import TEMPERATURE, NoPlan, plan
+from gridworld.tasks import ACTIONS, TASKS, task_of
+from gridworld.views import EMPTY, View, code, view_of
+
+pytestmark = pytest.mark.unit
+
+_SUCCESS, _FAILURE = "success", "failure"
+_State = tuple[int, int, int, bytes]
+"""The agent's x, y, heading, and the grid as MiniGrid encodes it."""
+_WALL, _GOAL, _LAVA, _BALL = (
+    code(*names) for names in (("wall", "grey"), ("goal", "green"), ("lava", "red"), ("ball", "blue"))
+)
+
+
+def _world(env_id: str, seed: int = 0, **settings: Any) -> Any:
+    env = gymnasium.make(env_id, **settings).unwrapped
+    env.reset(seed=seed)
+    return env
+
+
+def _state(env: Any) -> _State:
+    x, y = env.agent_pos
+    return int(x), int(y), int(env.agent_dir), env.grid.encode().tobytes()
+
+
+@dataclass
+class _Graph:
+    """What every action leads to in every state that an environment can get into."""
+
+    start: _State
+    views: dict[_State, View]
+    after: dict[_State, dict[str, _State | str]]
+    lost_in: list[View]
+    """What is seen when an episode has ended in failure."""
+
+    def steps(self, actions: Iterable[str]) -> dict[_State | str, float]:
+        """Fewest steps to success after each outcome with these actions alone, by Bellman's equation."""
+        allowed = tuple(actions)
+        steps: dict[_State | str, float] = {_SUCCESS: 0.0, _FAILURE: math.inf}
+        steps |= dict.fromkeys(self.after, math.inf)
+        improved = True
+        while improved:
+            improved = False
+            for state, after in self.after.items():
+                fewest = 1 + min((steps[after[action]] for action in allowed), default=math.inf)
+                improved |= fewest < steps[state]
+                steps[state] = fewest
+        return steps
+
+
+def _explore(env: Any) -> _Graph:
+    """Takes every action of the environment in every state, each in a copy of its own."""
+    names = ACTIONS[: env.action_space.n]
+    graph = _Graph(_state(env), {_state(env): view_of(env)}, {}, [])
+    waiting = [env]
+    while waiting:
+        here = waiting.pop()
+        outcomes: dict[str, _State | str] = {}
+        for number, name in enumerate(names):
+            there = copy.deepcopy(here)
+            there.step_count = 0  # running out of time is not what is planned for
+            _, reward, terminated, _, _ = there.step(number)
+            state = _state(there)
+            if terminated:
+                outcomes[name] = _SUCCESS if reward > 0 else _FAILURE
+                if reward <= 0:
+                    graph.lost_in.append(view_of(there))
+                continue
+            outcomes[name] = state
+            if state not in graph.views:
+                graph.views[state] = view_of(there)
+                waiting.append(there)
+        graph.after[_state(here)] = outcomes
+    return graph
+
+
+def _assert_follows(graph: _Graph, task: str, mission: str, actions: tuple[str, ...]) -> int:
+    """Compares every state's probabilities with the search; returns how many states there are."""
+    steps = graph.steps(set(actions) & set(TASKS[task].useful))
+    for state, view in graph.views.items():
+        if math.isinf(steps[state]):
+            with pytest.raises(NoPlan) as caught:
+                plan(view, task, mission, actions)
+            assert caught.value.field == "actions"
+            continue
+        probabilities = plan(view, task, mission, actions).probabilities
+        assert tuple(probabilities) == actions
+        weights = {
+            action: math.exp(-(1 + steps[graph.after[state][action]] - steps[state]) / TEMPERATURE)
+            if action in TASKS[task].useful
+            else 0.0
+            for action in actions
+        }
+        expected = {action: weight / sum(weights.values()) for action, weight in weights.items()}
+        assert probabilities == pytest.approx(expected, abs=1e-12), (view, expected)
+        best = {action for action, p in probabilities.items() if p == max(probabilities.values())}
+        assert best == {action for action, weight in weights.items() if weight == 1.0}
+        never = {action for action, p in probabilities.items() if p == 0}
+        assert never == {action for action, weight in weights.items() if weight == 0}
+    return len(graph.views)
+
+
+_STATIC = [
+    *((env_id, {}) for task in ("lava_gap", "fetch", "go_to_door") for env_id in TASKS[task].env_ids),
+    ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", {"n_obstacles": 0}),
+]
+"""Environments in which only the agent moves."""
+
+
+@pytest.mark.parametrize(("env_id", "settings"), _STATIC)
+def test_costs_are_those_of_an_exhaustive_search(env_id: str, settings: dict[str, int]) -> None:
+    task = task_of(env_id)
+    for seed in range(4):
+        env = _world(env_id, seed, **settings)
+        graph = _explore(env)
+        everything = graph.steps(ACTIONS[: env.action_space.n])
+        assert everything == graph.steps(task.useful), "the other actions shorten no way"
+        assert math.isfinite(everything[graph.start])
+        assert _assert_follows(graph, task.key, env.mission, task.useful) > 8
+        if env.action_space.n == len(ACTIONS):
+            _assert_follows(graph, task.key, env.mission, ACTIONS)
+
+
+@pytest.mark.parametrize("env_id", [TASKS[key].env_ids[0] for key in ("lava_gap", "fetch", "go_to_door")])
+def test_every_choice_of_actions_is_planned_with_those_alone(env_id: str) -> None:
+    task = task_of(env_id)
+    env = _world(env_id, seed=1)
+    graph = _explore(env)
+    for size in range(1, len(task.useful)):
+        for actions in itertools.combinations(task.useful, size):
+            _assert_follows(graph, task.key, env.mission, (*actions, "drop"))
+
+
+def test_one_step_more_than_the_best_gets_a_twentieth_of_its_weight() -> None:
+    assert math.exp(-1 / TEMPERATURE) == pytest.approx(0.05, abs=0.001)
+
+
+@pytest.mark.parametrize("env_id", [task.env_ids[0] for task in TASKS.values()])
+def test_probabilities_come_in_the_order_asked_for(env_id: str) -> None:
+    env, task = _world(env_id), task_of(env_id)
+    usual = plan(view_of(env), task.key, env.mission, ACTIONS).probabilities
+    assert sum(usual.values()) == pytest.approx(1)
+    assert all(usual[action] == 0 for action in set(ACTIONS) - set(task.useful))
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        order = [str(action) for action in rng.permutation(ACTIONS)]
+        asked = plan(view_of(env), task.key, env.mission, order).probabilities
+        assert list(asked) == order
+        assert asked == pytest.approx(usual)
+
+
+@pytest.mark.parametrize(
+    "env_id", [env_id for key in ("fetch", "go_to_door") for env_id in TASKS[key].env_ids]
+)
+def test_the_analysis_names_what_the_environment_holds(env_id: str) -> None:
+    for seed in range(3):
+        env, task = _world(env_id, seed), task_of(env_id)
+        analysis = plan(view_of(env), task.key, env.mission, task.useful).analysis
+        x, y = env.agent_pos
+        facing = {(1, 0): "right", (0, 1): "down", (-1, 0): "left", (0, -1): "up"}[tuple(env.dir_vec)]
+        assert f"Agent: column {x}, row {y}, facing {facing}." in analysis
+        kind, colour = ("door", env.target_color) if task.key == "go_to_door" else _fetched(env)
+        assert f"the {colour} {kind} at " in analysis
+        places = {
+            (i, j)
+            for i, j in itertools.product(range(env.width), range(env.height))
+            if (thing := env.grid.get(i, j)) and (thing.type, thing.color) == (kind, colour)
+        }
+        target = analysis.split("Target: ")[1].split(".")[0]
+        assert {(int(i), int(j)) for i, j in re.findall(r"column (\d+), row (\d+)", target)} == places
+        graph = _explore(env)
+        assert f"about {graph.steps(task.useful)[graph.start]:.0f} steps" in analysis
+
+
+def _fetched(env: Any) -> tuple[str, str]:
+    return env.targetType, env.targetColor
+
+
+def test_the_analysis_names_the_hazards() -> None:
+    env = _world("MiniGrid-LavaGapS5-v0")
+    hazards = plan(view_of(env), "lava_gap", env.mission, ACTIONS).analysis.split("Hazards: ")[1]
+    column, gap = env.gap_pos
+    rows = [row for row in (1, 2, 3) if row != gap]
+    assert hazards.startswith(", ".join(f"column {column}, row {row}" for row in rows) + ".")
+
+
+@pytest.mark.parametrize("syntax", ["get a", "go get a", "fetch a", "go fetch a", "you must fetch a"])
+@pytest.mark.parametrize("kind", ["key", "ball"])
+def test_every_mission_of_fetch_is_understood(syntax: str, kind: str) -> None:
+    for colour in COLOR_NAMES:
+        cells_HW = _room("A..", "...")
+        cells_HW[1, 2] = code(kind, colour)
+        cells_HW[2, 1] = code("ball" if kind == "key" else "key", colour)
+        planned = plan(View(cells_HW, 1, 1, 0), "fetch", f"{syntax} {colour} {kind}", ("pickup", "right"))
+        assert planned.probabilities["pickup"] > 0.9
+        planned = plan(View(cells_HW, 1, 1, 1), "fetch", f"{syntax} {colour} {kind}", ("pickup", "left"))
+        assert planned.probabilities["pickup"] == 0, "it would be another object"
+
+
+_MANY = {"MiniGrid-Dynamic-Obstacles-16x16-v0": 5}
+
+
+@pytest.mark.parametrize("env_id", TASKS["dynamic_obstacles"].env_ids)
+def test_sampled_play_among_obstacles_never_dies(env_id: str) -> None:
+    rng = np.random.default_rng(7)
+    blocked = 0
+    for seed in range(_MANY.get(env_id, 40)):
+        env = _world(env_id, seed)
+        ended = False
+        while not ended:
+            probabilities = plan(view_of(env), "dynamic_obstacles", env.mission, ACTIONS[:3]).probabilities
+            front = env.grid.get(*env.front_pos)
+            occupied = front is not None and front.type != "goal"
+            tried = copy.deepcopy(env)
+            dies = tried.step(tried.actions.forward)[1] < 0
+            assert (probabilities["forward"] == 0) == occupied == dies
+            blocked += front is not None and front.type == "ball"
+            _, reward, terminated, truncated, _ = env.step(rng.choice(3, p=list(probabilities.values())))
+            ended = terminated or truncated
+        assert reward > 0
+    assert blocked, "no ball was ever in front: nothing was tried"
+
+
+def test_a_ball_in_the_only_way_is_waited_for() -> None:
+    cells_HW = _room("A.o.G")
+    for x in (1, 2):
+        planned = plan(View(cells_HW, x, 1, 0), "dynamic_obstacles", "", ACTIONS)
+        assert (planned.probabilities["forward"] == 0) == (x == 2)
+        assert planned.probabilities["left"] == planned.probabilities["right"] > 0
+
+
+def test_a_ball_on_the_way_costs_less_than_a_step() -> None:
+    right_to_forward = []
+    for way in ("A..", "A.o"):
+        view = View(_room(way, ".#.", "..G"), 1, 1, 0)
+        probabilities = plan(view, "dynamic_obstacles", "", ACTIONS).probabilities
+        right_to_forward.append(probabilities["right"] / probabilities["forward"])
+    without, beside_a_ball = right_to_forward
+    assert without < beside_a_ball < 1, "the other way is one step longer"
+
+
+def _room(*rows: str) -> Any:
+    """Cell codes, uint8 [H, W], of a drawn room and the walls around it; A is where the agent stands."""
+    codes = {"A": EMPTY, ".": EMPTY, "#": _WALL, "G": _GOAL, "~": _LAVA, "o": _BALL}
+    inner = np.array([[codes[sign] for sign in row] for row in rows], np.uint8)
+    return np.pad(inner, 1, constant_values=_WALL)
+
+
+@pytest.mark.parametrize("env_id", TASKS["lava_gap"].env_ids)
+def test_there_is_nothing_to_plan_in_lava(env_id: str) -> None:
+    env = _world(env_id)
+    lost_in = _explore(env).lost_in
+    assert lost_in
+    for view in lost_in:
+        with pytest.raises(NoPlan, match="stands in lava") as caught:
+            plan(view, "lava_gap", env.mission, ACTIONS)
+        assert caught.value.field == "image"
+
+
+@pytest.mark.parametrize("task", ["lava_gap", "dynamic_obstacles"])
+def test_there_is_nothing_to_plan_on_the_goal(task: str) -> None:
+    for heading in range(4):
+        with pytest.raises(NoPlan, match="on the goal already") as caught:
+            plan(View(_room("A.G"), 3, 1, heading), task, "", ACTIONS)
+        assert caught.value.field == "image"
+
+
+def test_a_fetched_object_can_not_be_fetched_again() -> None:
+    for seed in range(10):
+        env = _world("MiniGrid-Fetch-5x5-N2-v0", seed)
+        objects = {(thing.type, thing.color) for thing in env.grid.grid if thing and thing.type != "wall"}
+        terminated = False
+        while not terminated:
+            p = plan(view_of(env), "fetch", env.mission, ACTIONS).probabilities
+            _, reward, terminated, _, _ = env.step(ACTIONS.index(max(p, key=p.__getitem__)))
+        assert reward > 0
+        if len(objects) == 2:
+            with pytest.raises(NoPlan, match=" ".join(reversed(_fetched(env)))) as caught:
+                plan(view_of(env), "fetch", env.mission, ACTIONS)
+            assert caught.value.field == "mission"
+
+
+@pytest.mark.parametrize(
+    ("task", "mission", "rows", "actions", "field"),
+    [
+        ("lava_gap", "", ("A..",), ACTIONS, "image"),
+        ("dynamic_obstacles", "", ("A.o",), ACTIONS, "image"),
+        ("lava_gap", "", ("A~G",), ACTIONS, "image"),
+        ("lava_gap", "", ("A#G",), ACTIONS, "image"),
+        ("dynamic_obstacles", "", ("A#G",), ACTIONS, "image"),
+        ("fetch", "get a blue ball", ("A#o",), ACTIONS, "image"),
+        ("fetch", "get a red ball", ("A.o",), ACTIONS, "mission"),
+        ("fetch", "get a blue door", ("A.o",), ACTIONS, "mission"),
+        ("fetch", "get a ball", ("A.o",), ACTIONS, "mission"),
+        ("fetch", "", ("A.o",), ACTIONS, "mission"),
+        ("go_to_door", "go to the red door", ("A.o",), ACTIONS, "mission"),
+        ("go_to_door", "go to the door", ("A.o",), ACTIONS, "mission"),
+        ("go_to_door", "go to the blue ball", ("A.o",), ACTIONS, "mission"),
+        ("lava_gap", "", ("A.G",), (), "actions"),
+        ("lava_gap", "", ("A.G",), ("pickup", "drop", "toggle", "done"), "actions"),
+        ("lava_gap", "", ("A.G",), ("left", "right"), "actions"),
+        ("fetch", "get a blue ball", ("A.o",), ("left", "right", "forward", "done"), "actions"),
+    ],
+)
+def test_what_makes_a_plan_impossible_is_named(
+    task: str, mission: str, rows: tuple[str, ...], actions: tuple[str, ...], field: str
+) -> None:
+    with pytest.raises(NoPlan) as caught:
+        plan(View(_room(*rows), 1, 1, 0), task, mission, actions)
+    assert caught.value.field == field
+    assert str(caught.value)
+
+
+def test_missing_actions_are_named() -> None:
+    with pytest.raises(NoPlan, match=r"with left, done; it needs left, right, forward"):
+        plan(View(_room("A.G"), 1, 1, 0), "lava_gap", "", ("left", "done"))
+
+
+def test_the_room_is_drawn_as_it_is_meant() -> None:
+    """Guards the other tests' rooms against being solved or unsolvable for another reason."""
+    grid = Grid(5, 3)
+    grid.wall_rect(0, 0, 5, 3)
+    assert (_room("A.G") == _WALL).sum() == sum(thing is not None for thing in grid.grid)
+    assert plan(View(_room("A.G"), 1, 1, 0), "lava_gap", "", ["forward"]).probabilities == {"forward": 1.0}
+    fetch = plan(View(_room("A.o"), 1, 1, 0), "fetch", "get a blue ball", ["forward", "pickup"])
+    assert max(fetch.probabilities, key=fetch.probabilities.__getitem__) == "forward"

@@ -1,0 +1,28 @@
+"""The student stays light: it needs neither the service's packages nor an engine's."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+_HEAVY = {"vllm", "transformers", "fastapi", "starlette", "uvicorn"}
+
+
+def test_the_student_loads_nothing_of_the_service() -> None:
+    modules = "student.cli, student.trainer, student.scoring, student.demo"
+    code = f"import sys, {modules}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names = set(loaded.split())
+    assert not _HEAVY & {name.partition(".")[0] for name in names}
+    ours = {name for name in names if name.startswith("teacher_server.")}
+    assert ours == {"teacher_server.client", "teacher_server.schemas", "teacher_server.command_line"}
+
+
+def test_the_students_extra_asks_for_nothing_of_the_service() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["student"]
+    assert not _HEAVY & {requirement.partition(">=")[0] for requirement in wanted}

@@ -1,0 +1,70 @@
+"""The planner behind a real `teacher serve`, played by the student's own evaluation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gridworld.planner import plan
+from gridworld.tasks import TASKS, task_of
+from student.envs import Layout, Vocabulary, layout_of
+from student.evaluate import Policy, evaluate
+from student.scoring import score
+from student.settings import EvaluateSettings
+from tests.conftest import TeacherProcess
+
+pytestmark = pytest.mark.integration
+
+_ENV_IDS = [task.env_ids[0] for task in TASKS.values()]
+_EPISODES = 20
+
+
+def _planner(layout: Layout, vocabulary: Vocabulary) -> Policy:
+    """The planner in this process, with neither pictures nor HTTP between."""
+    task = task_of(layout.env_id).key
+
+    def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
+        plans = [
+            plan(layout.view(row), task, vocabulary.decode(layout.words(row)), layout.actions)
+            for row in obs_BK
+        ]
+        probs_BA = np.array([list(p.probabilities.values()) for p in plans], np.float32)
+        with np.errstate(divide="ignore"):
+            return np.log(probs_BA)
+
+    return policy
+
+
+@pytest.mark.parametrize("env_id", _ENV_IDS)
+def test_the_planner_succeeds_always_and_loses_nothing_on_the_way(
+    shared_teacher: TeacherProcess, env_id: str
+) -> None:
+    settings = EvaluateSettings(policy=shared_teacher.url, env=env_id, episodes=_EPISODES, seed=3)
+    report = score(settings)
+    assert report["sampled"]["success"] == report["argmax"]["success"] == 1.0
+    layout, vocabulary = layout_of(env_id), Vocabulary()
+    policy = _planner(layout, vocabulary)
+    for name, rng in (("sampled", np.random.default_rng(3)), ("argmax", None)):
+        assert report[name] == evaluate(policy, layout, vocabulary, _EPISODES, rng).report()
+
+
+def test_student_evaluate_reports_the_teacher(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    student, out = str(Path(sys.executable).with_name("student")), tmp_path / "report.json"
+    command = [student, "evaluate", shared_teacher.url, "--env", "MiniGrid-Fetch-5x5-N2-v0"]
+    done = subprocess.run(
+        [*command, "--episodes", str(_EPISODES), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    for name in ("sampled", "argmax"):
+        assert (report[name]["episodes"], report[name]["success"]) == (_EPISODES, 1.0)
+        row = next(line.split() for line in done.stdout.splitlines() if line.startswith(name))
+        assert row[1:3] == [str(_EPISODES), "1.000"]
