@@ -15,7 +15,7 @@ help: ## list the commands
 setup: $(VENV)/.installed ## make .venv with everything but vLLM in it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,student,dev]'
 	@touch $@

@@ -28,7 +28,7 @@ class ActorCritic(nn.Module):
         self.objects = nn.Embedding(N_CELL_CODES // (N_COLOURS * N_STATES), cell_size)
         self.colours = nn.Embedding(N_COLOURS, cell_size)
         self.states = nn.Embedding(N_STATES, cell_size)
-        self.words = nn.EmbeddingBag(256, cell_size, mode="sum", padding_idx=0)
+        self.words = nn.Embedding(256, cell_size, padding_idx=0)
         self.trunk = nn.Sequential(
             nn.Linear(side * side * cell_size, hidden_size),
             nn.ReLU(),
@@ -44,6 +44,7 @@ class ActorCritic(nn.Module):
     def _initialise(self) -> None:
         for embedding in (self.objects, self.colours, self.states, self.words):
             nn.init.normal_(embedding.weight, std=0.5)
+        nn.init.zeros_(self.words.weight[0])
         for layer, gain in (
             (self.trunk[0], 2**0.5),
             (self.trunk[2], 2**0.5),
@@ -65,8 +66,8 @@ class ActorCritic(nn.Module):
         table_KD = self.objects(kinds_K) + self.colours(colours_K) + self.states(states_K)
         table_KD = nn.functional.pad(table_KD, (0, 0, 0, 1))
         cells_BED = nn.functional.embedding(bordered_BC.gather(1, seen_BE), table_KD)
-        mission_BD = self.words(obs_BK[:, -WORDS:])
-        features_BH = self.trunk((cells_BED + mission_BD[:, None]).relu_().flatten(1))
+        mission_BD = self.words(obs_BK[:, -WORDS:]).sum(1)
+        features_BH = self.trunk(cells_BED.add_(mission_BD[:, None]).relu_().flatten(1))
         return self.actor(features_BH), self.critic(features_BH).squeeze(1)
 
 

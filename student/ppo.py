@@ -1,5 +1,6 @@
 """Proximal policy optimisation (Schulman et al., arXiv 1707.06347) with a teacher's term beside it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +65,10 @@ def update(
                 {name: float(value) for name, value in report.items()} | {"grad_norm": float(norm)}
             )
     means = {name: float(np.mean([report[name] for report in reports])) for name in reports[0]}
-    with torch.inference_mode():
-        means["agreement"] = agreement(network(batch.obs_BK)[0], batch.labels)
+    means["agreement"] = math.nan
+    if labels.given_B.any():
+        with torch.inference_mode():
+            means["agreement"] = agreement(network(batch.obs_BK)[0], labels)
     return means
 
 

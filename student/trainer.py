@@ -86,6 +86,7 @@ class _Trainer:
     def __init__(self, settings: TrainSettings, run: Run | None) -> None:
         self.settings = settings
         torch.set_num_threads(settings.threads)
+        torch.set_flush_denormal(True)  # Adam's moments of weights at rest decay into numbers that are slow
         torch.manual_seed(settings.seed)
         self.vocabulary = Vocabulary()
         self.layout = layout_of(settings.env)
