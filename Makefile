@@ -47,4 +47,4 @@ $(BENCH_VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean: ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .pytest_cache .ruff_cache
