@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -29,6 +28,7 @@ from minigrid.wrappers import FullyObsWrapper, ImgObsWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from student.demo import served_teacher
 from student.runs import write_json
 from student.settings import TrainSettings
 from student.trainer import train
@@ -108,7 +108,7 @@ def _in_a_process(key: str, frames: int) -> float:
 
 def _ours(frames: int) -> float:
     """With every label in the teacher's store: an earlier run with the same seed asked for them all."""
-    with tempfile.TemporaryDirectory() as folder, _teacher(Path(folder)) as url:
+    with tempfile.TemporaryDirectory() as folder, served_teacher(Path(folder, "answers.sqlite3")) as url:
         _train(Path(folder, "first"), url, frames)
         speed, summary = _train(Path(folder, "second"), url, frames)
     assert summary["questions"] == 0, summary
@@ -246,18 +246,6 @@ def _cpu() -> str:
         return platform.processor()
     match = re.search(r"model name\s*: (.+)", text)
     return match.group(1) if match else platform.processor()
-
-
-@contextmanager
-def _teacher(folder: Path) -> Iterator[str]:
-    command = [str(Path(sys.executable).with_name("teacher")), "serve", "--port", "0"]
-    command += ["--store", str(folder / "answers.sqlite3")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split("listening on ")[1].split()[0]
-        finally:
-            process.terminate()
 
 
 _TRAINERS = {

@@ -63,7 +63,7 @@ def demo(settings: DemoSettings) -> None:
     """Trains both arms and leaves summary.json, curve.png and student.gif in `settings.out`."""
     settings.out.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, dict[str, Any]] = {}
-    with _teacher(settings.out / "answers.sqlite3") as address:
+    with served_teacher(settings.out / "answers.sqlite3") as address:
         print(f"A teacher answers at {address}.")
         for arm, teacher in (("alone", "none"), ("taught", address)):
             print(f"{_ARMS[arm]}: {settings.env}, {settings.frames} frames", flush=True)
@@ -92,7 +92,7 @@ def demo(settings: DemoSettings) -> None:
 
 
 @contextmanager
-def _teacher(store: Path) -> Iterator[str]:
+def served_teacher(store: Path) -> Iterator[str]:
     """A teacher's address while it is served by a process of its own, on any free port."""
     command = [sys.executable, "-m", "teacher_server", "serve", "--port", "0", "--store", str(store)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,8 +111,9 @@ class LabelTable:
             )
         for row, outcome in zip(rows, outcomes, strict=True):
             self._keep(row.tobytes(), _probabilities(outcome))
-        self.store_hits += sum(answer.stored for answer in answers)
-        self.asked += len(outcomes) - sum(answer.stored for answer in answers)
+        hits = sum(answer.stored for answer in answers)
+        self.store_hits += hits
+        self.asked += len(outcomes) - hits
 
     def _question(self, row: Row) -> Question:
         return Question.about(
@@ -140,7 +142,7 @@ class LabelTable:
             )
         self.identity = identity
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """All that was learnt from the teacher, for a checkpoint."""
         size = len(self._rows)
         keys = np.frombuffer(b"".join(self._rows), np.uint8).reshape(size, self._layout.length)
@@ -153,15 +155,12 @@ class LabelTable:
             "identity": self.identity,
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Takes the labels of a checkpoint; its identity was checked when the table was made."""
-        keys, probs, given = state["keys"], state["probabilities"], state["given"]
-        assert isinstance(keys, torch.Tensor)
-        assert isinstance(probs, torch.Tensor)
-        assert isinstance(given, torch.Tensor)
-        for key, row, has in zip(keys.numpy(), probs.tolist(), given.tolist(), strict=True):
+        rows, given = state["probabilities"].tolist(), state["given"].tolist()
+        for key, row, has in zip(state["keys"].numpy(), rows, given, strict=True):
             self._keep(key.tobytes(), row if has else None)
-        self.asked, self.store_hits = int(str(state["asked"])), int(str(state["store_hits"]))
+        self.asked, self.store_hits = state["asked"], state["store_hits"]
 
 
 def _probabilities(outcome: Answer | ErrorBody) -> list[float] | None:

@@ -1,5 +1,6 @@
 """`student evaluate`: a trained student or a teacher, played on held-out episodes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,7 @@ def load_student(folder: Path) -> tuple[Layout, Vocabulary, Policy]:
 def _student(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
     trained_on, vocabulary, policy = load_student(Path(settings.policy))
     layout = layout_of(settings.env or trained_on.env_id)
-    if (layout.height, layout.width, layout.actions) != (
-        trained_on.height,
-        trained_on.width,
-        trained_on.actions,
-    ):
+    if replace(trained_on, env_id=layout.env_id) != layout:
         raise BadRun(
             f"{settings.policy} learnt {trained_on.env_id}; {layout.env_id} has another size or actions"
         )

@@ -232,8 +232,8 @@ class _Trainer:
 
     def _config(self) -> dict[str, Any]:
         return {
-            "settings": json.loads(self.settings.model_dump_json(by_alias=True)),
-            "teacher": None if self.labels is None else json.loads(self.labels.info.model_dump_json()),
+            "settings": self.settings.model_dump(mode="json", by_alias=True),
+            "teacher": None if self.labels is None else self.labels.info.model_dump(mode="json"),
         }
 
     def _mark_boundary(self) -> None:
