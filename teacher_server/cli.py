@@ -7,7 +7,9 @@ from teacher_server.command_line import CannotStart, dispatch, parse
 _USAGE = """usage: teacher [--version] COMMAND ...
 
 commands:
-  serve    answer questions over HTTP; `teacher serve --help` lists the settings
+  serve      answer questions over HTTP; `teacher serve --help` lists the settings
+  check      examine a checkpoint's folder: can it be served here, offline?
+  prompts    list the prompt sets, or show what a model gets to see
 """
 
 
@@ -30,4 +32,20 @@ def _serve(arguments: Sequence[str]) -> int:
         raise CannotStart(str(error)) from error
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve}
+def _check(arguments: Sequence[str]) -> int:
+    from teacher_server.check import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
+def _prompts(arguments: Sequence[str]) -> int:
+    from teacher_server.show import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": _serve,
+    "check": _check,
+    "prompts": _prompts,
+}

@@ -3,11 +3,60 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+LoadFormat = Literal["auto", "dummy"]
+Readout = Literal["labels", "numbers"]
+Targets = Literal["soft", "hard"]
 
-class Settings(BaseSettings):
+
+class PlannerSettings(BaseModel):
+    """Of the planner teacher."""
+
+    noise: float = Field(
+        default=0.0, ge=0, le=1, description="planner: share of questions answered wrongly, 0 to 1"
+    )
+    delay_ms: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each question takes"
+    )
+
+
+class EngineSettings(BaseModel):
+    """Of the engine that runs a checkpoint."""
+
+    model: Path | None = Field(
+        default=None, description="prompted: the checkpoint, a local folder; `teacher check DIR` examines one"
+    )
+    dtype: Dtype = Field(default="auto", description="prompted: of the weights; auto: the checkpoint's own")
+    load_format: LoadFormat = Field(
+        default="auto", description="prompted: dummy: random weights from the config alone, to measure speed"
+    )
+    max_model_len: int = Field(
+        default=8192, ge=256, description="prompted: tokens of prompt and answer together, pictures included"
+    )
+    max_num_seqs: int = Field(default=64, ge=1, description="prompted: requests in one batch of the engine")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="prompted, vllm: share of the GPU's memory to take"
+    )
+    kv_cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="prompted, vllm: GiB for keys and values; without it, what the share of memory leaves",
+    )
+    tensor_parallel_size: int = Field(default=1, ge=1, description="prompted, vllm: GPUs a copy is split over")
+    data_parallel_size: int = Field(default=1, ge=1, description="prompted, vllm: copies of the checkpoint")
+    eager: bool = Field(
+        default=False, description="prompted, vllm: no compilation: starts sooner, answers slower"
+    )
+    device: str = Field(
+        default="auto", description="prompted, transformers: auto, cpu, cuda or cuda:N; auto: cuda if it is there"
+    )
+
+
+class Settings(PlannerSettings, EngineSettings, BaseSettings):
     """Serves a teacher over HTTP. Each flag is a variable too: --delay-ms is TEACHER_DELAY_MS."""
 
     model_config = SettingsConfigDict(
@@ -18,25 +67,62 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
         cli_exit_on_error=False,
+        cli_implicit_flags=True,
+        cli_parse_none_str="none",
+        env_parse_none_str="none",
     )
 
-    teacher: Literal["planner"] = Field(
-        default="planner", description="who answers; planner: an optimal planner that reads the picture"
+    teacher: Literal["planner", "prompted"] = Field(
+        default="planner",
+        description="who answers; planner: an optimal planner that reads the picture;"
+        " prompted: a vision-language model, asked in two stages",
     )
-    noise: float = Field(
-        default=0.0, ge=0, le=1, description="planner: share of questions answered wrongly, 0 to 1"
+    engine: Literal["vllm", "transformers"] = Field(
+        default="vllm", description="prompted: what runs the checkpoint"
     )
-    seed: int = Field(default=0, description="planner: decides which questions --noise answers wrongly")
-    delay_ms: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each question takes"
+    prompts: str = Field(
+        default="minigrid", description="prompted: a prompt set, by name (`teacher prompts list`) or folder"
     )
-    store: Path = Field(
+    readout: Readout | None = Field(
+        default=None,
+        description="prompted: labels: the log-probabilities of the actions' labels, in one step;"
+        " numbers: probabilities that the model writes down; default: the prompt set's",
+    )
+    targets: Targets = Field(
+        default="soft", description="prompted: soft: the probabilities; hard: 1 for the most probable action"
+    )
+    label_temperature: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="prompted, labels: of the softmax over the labels; default: the prompt set's",
+    )
+    min_label_mass: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="prompted, labels: probability that all labels together must have, or the answer is"
+        " unreadable; default: the prompt set's",
+    )
+    sum_tolerance: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="prompted, numbers: how far from 1 the sum may be; default: the prompt set's",
+    )
+    seed: int = Field(
+        default=0,
+        description="planner: decides which questions --noise answers wrongly;"
+        " prompted: of sampling, where a prompt set samples, and of dummy weights",
+    )
+    store: Path | None = Field(
         default=Path("answers.sqlite3"),
-        description="the answer store, an SQLite file on a local disk; made if it is not there",
+        description="the answer store, an SQLite file on a local disk, made if it is not there;"
+        " none: remember nothing",
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0: any free one")
-    concurrency: int = Field(default=32, ge=1, description="questions that the teacher works on at once")
+    concurrency: int = Field(default=64, ge=1, description="questions that the teacher works on at once")
     max_pending: int = Field(
         default=4096, ge=1, description="questions in the service at once; further ones get 503"
     )

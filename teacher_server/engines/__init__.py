@@ -1,0 +1,105 @@
+"""What an engine is: it runs a checkpoint, and turns a prompt into text or into scores of tokens."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+# Before any library that would look at them is loaded: nothing here ever asks a hub or reports usage
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    VLLM_NO_USAGE_STATS="1",
+    DO_NOT_TRACK="1",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPicture:
+    """A picture as a checkpoint's processor gets it: RGB, its sides whole numbers of visual tokens.
+
+    `digest` is the SHA-256 of its size and pixels in hexadecimal digits.
+    """
+
+    image: Image.Image
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Token ids with one image token for each picture, and the pictures in that order."""
+
+    token_ids: tuple[int, ...]
+    pictures: tuple[PreparedPicture, ...]
+
+    def then(self, token_ids: Sequence[int]) -> "Prompt":
+        """The prompt that goes on with these ids, which hold no picture."""
+        return Prompt((*self.token_ids, *token_ids), self.pictures)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to generate: at most `max_tokens`, as JSON of `schema`, greedily at temperature 0.
+
+    JSON comes on one line, with one space after each comma and colon.
+    """
+
+    max_tokens: int
+    schema: dict[str, Any]
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was generated, without the token that ended it; `complete` is False where max_tokens cut it."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    complete: bool
+
+
+class EngineError(Exception):
+    """The engine failed on one request."""
+
+
+class EngineDead(EngineError):
+    """The engine is gone and answers no more."""
+
+
+class CannotLoad(Exception):
+    """The checkpoint cannot be loaded as asked; the message says why and what to do."""
+
+
+class ChatEngine(Protocol):
+    """Runs a checkpoint.
+
+    Many requests at once are welcome: the engine batches them. Cancelling one frees its place.
+    """
+
+    async def start(self) -> None:
+        """Loads the checkpoint.
+
+        Raises:
+            CannotLoad: it cannot be loaded as asked.
+        """
+
+    async def generate(self, prompt: Prompt, decoding: Decoding) -> Generated:
+        """Goes on with a prompt.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+    async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """The natural logarithm of the probability of each token to come next, of the whole vocabulary.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+    async def close(self) -> None:
+        """Frees what `start` took."""

@@ -1,0 +1,1 @@
+"""Prompt sets: folders of templates, rules and examples, made into conversations."""
