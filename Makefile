@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .bench-venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP_INSTALL := install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-student bench-answers clean
+.PHONY: help setup demo test test-vllm lint format bench-student bench-answers bench-vllm bench-gpu clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +18,7 @@ setup: $(VENV)/.installed ## make .venv with everything but vLLM in it
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,student,dev]'
+	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,transformers,student,dev]'
 	@touch $@
 
 demo: setup ## a served teacher teaches a student; results in runs/demo
@@ -25,6 +26,9 @@ demo: setup ## a served teacher teaches a student; results in runs/demo
 
 test: lint ## lint, type-check and all tests that need no vLLM
 	$(BIN)/pytest -m "not vllm"
+
+test-vllm: $(VLLM_VENV)/.installed ## the tests that need real vLLM, in an environment of their own
+	$(VLLM_VENV)/bin/pytest -m vllm
 
 lint: setup ## format, lint and type checks
 	$(BIN)/ruff format --check .
@@ -41,10 +45,22 @@ bench-student: $(BENCH_VENV)/.installed ## student frames/s beside torch-ac and 
 bench-answers: setup ## stored answers through the service: questions/s and milliseconds
 	$(BIN)/python benchmarks/answers.py
 
+bench-vllm: $(VLLM_VENV)/.installed ## /policy beside stock `vllm serve` and beside the bare engine; runs/bench/two_stages.json
+	$(VLLM_VENV)/bin/python -m benchmarks.two_stages
+
+bench-gpu: $(VLLM_VENV)/.installed ## both engines at the dimensions of the 3B and 7B checkpoints; runs/bench/real_sizes.json
+	$(VLLM_VENV)/bin/python -m benchmarks.real_sizes
+
+# Where vLLM's CPU build is used, this environment is made beforehand: .ci/run does
+$(VLLM_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip $(PIP_INSTALL) --editable '.[vllm,transformers,student,dev]'
+	@touch $@
+
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/pip $(PIP_INSTALL) --editable '.[teacher,student,bench]'
 	@touch $@
 
 clean: ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache

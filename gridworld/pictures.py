@@ -94,6 +94,21 @@ def read(picture: Picture) -> View:
     Raises:
         UnreadablePicture: no tile size fits, a tile is unknown, or there is not exactly one agent.
     """
+    tile, looks = _find_tile(picture)
+    return _view(looks or _nearest_looks(picture, tile), picture.shape[1] // tile, tile)
+
+
+def tile_size(picture: Picture) -> int:
+    """Pixels a tile of a picture, found out as `read` does, whatever single tiles and agents it shows.
+
+    Raises:
+        UnreadablePicture: no tile size fits.
+    """
+    return _find_tile(picture)[0]
+
+
+def _find_tile(picture: Picture) -> tuple[int, list[_Look | None]]:
+    """Pixels a tile, and what the tiles show if the picture is MiniGrid's exactly, else nothing."""
     height, width = picture.shape[:2]
     usual_first = sorted(TILE_SIZES, key=lambda tile: tile != TILE)
     sizes = [tile for tile in usual_first if _divides(tile, height) and _divides(tile, width)]
@@ -110,10 +125,10 @@ def read(picture: Picture) -> View:
             looks = [_recognise(pixels_P.tobytes(), tile) for pixels_P in tiles_TP]
             known = sum(look is not None for look in looks) / len(looks)
             if known == 1:
-                return _view(looks, width // tile, tile)
+                return tile, looks
             closest = max(closest, (known, looks, tile), key=lambda c: c[0])
     _, looks, tile = closest
-    return _view(looks, width // tile, tile) if looks else _read_nearest(picture, sizes)
+    return (tile, looks) if looks else (_nearest_tile(picture, sizes), [])
 
 
 def _divides(tile: int, side: int) -> bool:
@@ -146,23 +161,29 @@ def _average_looks(tile: int) -> NDArray[np.float32]:
     return _average(np.stack([_tile(cell, heading, tile).ravel() for cell, heading in _LOOKS]), tile)
 
 
-def _read_nearest(picture: Picture, sizes: list[int]) -> View:
-    """Reads each tile as the look nearest to it, at the tile size at which an empty cell is nearest."""
-    averages = {tile: _average(_cut(picture, tile), tile) for tile in sizes if tile >= _LOSSY_FROM}
+def _nearest_tile(picture: Picture, sizes: list[int]) -> int:
+    """The tile size at which an empty cell is nearest to a tile."""
     empty = {
-        tile: _errors(tiles_TP, _average(_tile(EMPTY, None, tile).reshape(1, -1), tile)).min()
-        for tile, tiles_TP in averages.items()
+        tile: _errors(
+            _average(_cut(picture, tile), tile), _average(_tile(EMPTY, None, tile).reshape(1, -1), tile)
+        ).min()
+        for tile in sizes
+        if tile >= _LOSSY_FROM
     }
     tile = min(empty, key=lambda tile: empty[tile], default=0)
     if not tile or empty[tile] > _LARGEST_ERROR:
         raise UnreadablePicture(
             "no tile of the picture shows an empty cell as MiniGrid draws it, whatever the size of a tile"
         )
-    errors_TL = _errors(averages[tile], _average_looks(tile))
+    return tile
+
+
+def _nearest_looks(picture: Picture, tile: int) -> list[_Look | None]:
+    """Reads each tile as the look nearest to it, where one is clearly nearest."""
+    errors_TL = _errors(_average(_cut(picture, tile), tile), _average_looks(tile))
     error_T2 = np.partition(errors_TL, 1, axis=1)[:, :2]
     clear_T = (error_T2[:, 0] <= _LARGEST_ERROR) & (error_T2[:, 0] <= _LARGEST_RATIO * error_T2[:, 1])
-    looks = [_LOOKS[i] if clear else None for i, clear in zip(errors_TL.argmin(1), clear_T, strict=True)]
-    return _view(looks, picture.shape[1] // tile, tile)
+    return [_LOOKS[i] if clear else None for i, clear in zip(errors_TL.argmin(1), clear_T, strict=True)]
 
 
 def _errors(tiles_TP: NDArray[np.float32], looks_LP: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ from teacher_server.schemas import (
 from teacher_server.service import Outcome, Service
 from teacher_server.settings import Settings
 from teacher_server.teachers import Teacher
-from teacher_server.teachers.planner import PlannerTeacher
+from teacher_server.teachers.choice import choose_teacher
 
 _RETRY_SOON = {"Retry-After": "1"}
 _GONE = 499
@@ -45,7 +45,7 @@ class State:
 
     settings: Settings
     teacher: Teacher
-    store: AnswerStore
+    store: AnswerStore | None
     metrics: Metrics
     service: Service
     ready: bool = False
@@ -56,13 +56,15 @@ def create_app(settings: Settings) -> FastAPI:
     """The service; `app.state.teaching` is its `State`.
 
     Raises:
+        CannotTeach: there cannot be a teacher as the settings ask for it.
         StoreError: the answer store cannot be used.
     """
-    teacher = PlannerTeacher(noise=settings.noise, seed=settings.seed, delay_s=settings.delay_ms / 1000)
-    store = AnswerStore(settings.store)
-    store.register(teacher.identity, teacher.description)
+    teacher = choose_teacher(settings)
+    store = AnswerStore(settings.store) if settings.store else None
+    if store is not None:
+        store.register(teacher.identity, teacher.description)
     metrics = Metrics()
-    service = Service(teacher, store, metrics, settings)
+    service = Service(teacher, store, metrics, settings, on_gone=lambda why: _end(app.state.teaching, why))
     app = FastAPIOffline(
         title="A teacher",
         description="Asks a teacher what it would do in a picture of a grid world.",
@@ -86,7 +88,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     teaching.ready = False
     starting.cancel()
     await teaching.teacher.close()
-    await teaching.store.close()
+    if teaching.store is not None:
+        await teaching.store.close()
 
 
 async def _start(teaching: State) -> None:
@@ -94,10 +97,15 @@ async def _start(teaching: State) -> None:
     try:
         await teaching.teacher.start()
     except Exception as error:
-        teaching.failure = error
-        signal.raise_signal(signal.SIGTERM)
+        _end(teaching, error)
     else:
         teaching.ready = True
+
+
+def _end(teaching: State, why: Exception) -> None:
+    """Ends the process: whatever watches over it is to start another."""
+    teaching.ready, teaching.failure = False, why
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _or_error(value: Any, validate: ValidatorFunctionWrapHandler) -> Question | ErrorBody:
@@ -153,7 +161,11 @@ async def teacher(request: Request) -> TeacherInfo:
     """Who answers: the identity and everything in it."""
     teacher = _teaching(request).teacher
     return TeacherInfo(
-        identity=teacher.identity, kind=teacher.kind, description=teacher.description, tasks=teacher.tasks
+        identity=teacher.identity,
+        kind=teacher.kind,
+        description=teacher.description,
+        hosting=teacher.hosting,
+        tasks=teacher.tasks,
     )
 
 

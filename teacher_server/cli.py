@@ -25,10 +25,11 @@ def _serve(arguments: Sequence[str]) -> int:
     settings = parse(Settings, arguments)
     from teacher_server.answers import StoreError  # noqa: PLC0415
     from teacher_server.serving import CannotListen, serve  # noqa: PLC0415
+    from teacher_server.teachers.choice import CannotTeach  # noqa: PLC0415
 
     try:
         return serve(settings)
-    except (CannotListen, StoreError) as error:
+    except (CannotListen, CannotTeach, StoreError) as error:
         raise CannotStart(str(error)) from error
 
 

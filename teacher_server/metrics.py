@@ -1,6 +1,7 @@
 """What the service counts and times, for GET /metrics."""
 
 from prometheus_client import (
+    REGISTRY,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -8,6 +9,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+
+from teacher_server.schemas import Stages
 
 # They would be a second series for each, with the time of its first count
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -33,10 +36,17 @@ class Metrics:
             ["status"],
             registry=self.registry,
         )
+        self.unreadable = Counter(
+            "teacher_unreadable",
+            "Answers of the teacher that could not be used, by stage (analysis, action) and fault: truncated,"
+            " schema, label_mass, scores, sum, engine.",
+            ["stage", "fault"],
+            registry=self.registry,
+        )
         self.seconds = Histogram(
             "teacher_seconds",
             "Time of a question put to the teacher, by part: waiting (for a free place), picture,"
-            " teacher, storing.",
+            " teacher (of it: analysis, action), storing.",
             ["part"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -49,6 +59,12 @@ class Metrics:
             "teacher_store_failures", "Store look-ups and writes that failed.", registry=self.registry
         )
 
+    def stage_seconds(self, stages: Stages) -> None:
+        """Counts the time of both stages of an answer."""
+        self.seconds.labels("analysis").observe(stages.analysis.milliseconds / 1000)
+        if stages.action is not None:
+            self.seconds.labels("action").observe(stages.action.milliseconds / 1000)
+
     def page(self) -> bytes:
-        """In Prometheus's text format."""
-        return generate_latest(self.registry)
+        """In Prometheus's text format, with the process's own figures and the engine's (vllm:...)."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)

@@ -161,6 +161,9 @@ class TeacherInfo(BaseModel):
     identity: str = Field(description="a digest of the description; answers of two identities never mix")
     kind: str
     description: dict[str, Any] = Field(description="all that can change an answer, and nothing else")
+    hosting: dict[str, Any] = Field(
+        default={}, description="where and by what it runs, which changes no answer"
+    )
     tasks: dict[str, tuple[str, ...]] = Field(description="the families it knows and their useful actions")
 
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -14,7 +14,14 @@ from teacher_server.images import BadPicture, decode, from_base64
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
 from teacher_server.settings import Settings
-from teacher_server.teachers import CannotAnswer, Observation, Teacher, TeacherAnswer, UnreadableAnswer
+from teacher_server.teachers import (
+    CannotAnswer,
+    Observation,
+    Teacher,
+    TeacherAnswer,
+    TeacherGone,
+    UnreadableAnswer,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +53,26 @@ class _Flight:
 
 
 class Service:
-    """Answers questions with a teacher, and remembers the answers in a store."""
+    """Answers questions with a teacher, and remembers the answers in a store, if there is one.
 
-    def __init__(self, teacher: Teacher, store: AnswerStore, metrics: Metrics, settings: Settings) -> None:
+    Args:
+        on_gone: called when the teacher is found to be gone.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        store: AnswerStore | None,
+        metrics: Metrics,
+        settings: Settings,
+        *,
+        on_gone: Callable[[TeacherGone], None] = lambda why: None,
+    ) -> None:
         self._teacher = teacher
         self._store = store
         self._metrics = metrics
         self._settings = settings
+        self._on_gone = on_gone
         self._places = asyncio.Semaphore(settings.concurrency)
         self._flights: dict[tuple[Key, Stage], _Flight] = {}
         self._pending = 0
@@ -122,6 +142,8 @@ class Service:
         return _Inquiry(question, Key(identity, digest, question.mission, question.task, question.actions))
 
     def _look_up(self, inquiries: Iterable[_Inquiry]) -> dict[Key, Answer]:
+        if self._store is None:
+            return {}
         keys = {inquiry.key for inquiry in inquiries if inquiry.question.stage == "both"}
         try:
             found = self._store.get_many(keys)
@@ -183,8 +205,9 @@ class Service:
                 )
                 laps.end("teacher")
             answer = self._read(given, question, laps.milliseconds)
-            if question.stage == "both":
-                await self._put(inquiry.key, answer)
+            self._metrics.stage_seconds(answer.stages)
+            if question.stage == "both" and self._store is not None:
+                await self._put(self._store, inquiry.key, answer)
                 laps.end("storing")
         except BadPicture as error:
             status = 413 if error.too_large else 422
@@ -192,7 +215,11 @@ class Service:
         except CannotAnswer as error:
             return ErrorBody(status=422, field=error.field, reason=str(error))
         except UnreadableAnswer as error:
+            self._metrics.unreadable.labels(error.stage, error.fault).inc()
             return ErrorBody(status=502, reason=str(error), raw=error.raw)
+        except TeacherGone as error:
+            self._on_gone(error)
+            return ErrorBody(status=502, reason=str(error))
         except Exception:
             _log.exception("the teacher failed on a question")
             return ErrorBody(status=500, reason="the teacher failed on this question; its log says why")
@@ -221,9 +248,9 @@ class Service:
         except ValidationError as error:
             raise UnreadableAnswer(error.errors()[0]["msg"], raw) from error
 
-    async def _put(self, key: Key, answer: Answer) -> None:
+    async def _put(self, store: AnswerStore, key: Key, answer: Answer) -> None:
         try:
-            await self._store.put(key, answer.model_dump_json())
+            await store.put(key, answer.model_dump_json())
         except StoreError as error:
             self._store_failed(error)  # the answer is good all the same; it will be asked for again
 

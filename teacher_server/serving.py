@@ -23,10 +23,11 @@ def serve(settings: Settings) -> int:
     """Answers until SIGTERM or SIGINT, then lets requests in hand finish.
 
     Returns:
-        The exit code: 0, or 1 if the teacher could not start.
+        The exit code: 0, or 1 if the teacher could not start or is gone.
 
     Raises:
         CannotListen: the address is taken or is not ours.
+        CannotTeach: there cannot be a teacher as the settings ask for it.
         StoreError: the answer store cannot be used.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -41,7 +42,8 @@ def serve(settings: Settings) -> int:
         )
         _Server(config, f"listening on {_url(listener)} as {teaching.teacher.identity}").run([listener])
     if teaching.failure is not None:
-        print(f"teacher: error: the teacher could not start: {teaching.failure}", file=sys.stderr)
+        why = f"the teacher cannot go on: {teaching.failure}"
+        print(f"teacher: error: {why}", file=sys.stderr)
         return 1
     return 0
 

@@ -12,17 +12,6 @@ Readout = Literal["labels", "numbers"]
 Targets = Literal["soft", "hard"]
 
 
-class PlannerSettings(BaseModel):
-    """Of the planner teacher."""
-
-    noise: float = Field(
-        default=0.0, ge=0, le=1, description="planner: share of questions answered wrongly, 0 to 1"
-    )
-    delay_ms: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each question takes"
-    )
-
-
 class EngineSettings(BaseModel):
     """Of the engine that runs a checkpoint."""
 
@@ -32,6 +21,11 @@ class EngineSettings(BaseModel):
     dtype: Dtype = Field(default="auto", description="prompted: of the weights; auto: the checkpoint's own")
     load_format: LoadFormat = Field(
         default="auto", description="prompted: dummy: random weights from the config alone, to measure speed"
+    )
+    seed: int = Field(
+        default=0,
+        description="planner: decides which questions --noise answers wrongly;"
+        " prompted: of sampling, where a prompt set samples, and of dummy weights",
     )
     max_model_len: int = Field(
         default=8192, ge=256, description="prompted: tokens of prompt and answer together, pictures included"
@@ -46,17 +40,20 @@ class EngineSettings(BaseModel):
         allow_inf_nan=False,
         description="prompted, vllm: GiB for keys and values; without it, what the share of memory leaves",
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="prompted, vllm: GPUs a copy is split over")
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="prompted, vllm: GPUs a copy is split over"
+    )
     data_parallel_size: int = Field(default=1, ge=1, description="prompted, vllm: copies of the checkpoint")
     eager: bool = Field(
         default=False, description="prompted, vllm: no compilation: starts sooner, answers slower"
     )
     device: str = Field(
-        default="auto", description="prompted, transformers: auto, cpu, cuda or cuda:N; auto: cuda if it is there"
+        default="auto",
+        description="prompted, transformers: auto, cpu, cuda or cuda:N; auto: cuda if it is there",
     )
 
 
-class Settings(PlannerSettings, EngineSettings, BaseSettings):
+class Settings(EngineSettings, BaseSettings):
     """Serves a teacher over HTTP. Each flag is a variable too: --delay-ms is TEACHER_DELAY_MS."""
 
     model_config = SettingsConfigDict(
@@ -76,6 +73,12 @@ class Settings(PlannerSettings, EngineSettings, BaseSettings):
         default="planner",
         description="who answers; planner: an optimal planner that reads the picture;"
         " prompted: a vision-language model, asked in two stages",
+    )
+    noise: float = Field(
+        default=0.0, ge=0, le=1, description="planner: share of questions answered wrongly, 0 to 1"
+    )
+    delay_ms: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each question takes"
     )
     engine: Literal["vllm", "transformers"] = Field(
         default="vllm", description="prompted: what runs the checkpoint"
@@ -109,11 +112,6 @@ class Settings(PlannerSettings, EngineSettings, BaseSettings):
         ge=0,
         le=1,
         description="prompted, numbers: how far from 1 the sum may be; default: the prompt set's",
-    )
-    seed: int = Field(
-        default=0,
-        description="planner: decides which questions --noise answers wrongly;"
-        " prompted: of sampling, where a prompt set samples, and of dummy weights",
     )
     store: Path | None = Field(
         default=Path("answers.sqlite3"),

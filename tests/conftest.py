@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,14 @@ A teacher draws every tile once before it reads the first picture: small ones ta
 @pytest.fixture
 def teacher_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartTeacher]:
     """Starts teachers; they are killed when the test ends."""
-    yield from _starter(tmp_path_factory)
+    with started_teachers(tmp_path_factory) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
 def shared_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
     """A planner teacher for tests that neither stop it nor count what it was asked."""
-    for start in _starter(tmp_path_factory):
+    with started_teachers(tmp_path_factory) as start:
         yield start()
 
 
@@ -107,7 +109,9 @@ def ask_about() -> AskAbout:
     return _question
 
 
-def _starter(folders: pytest.TempPathFactory) -> Iterator[StartTeacher]:
+@contextmanager
+def started_teachers(folders: pytest.TempPathFactory) -> Iterator[StartTeacher]:
+    """Starts teachers; they are killed at the end."""
     started: list[TeacherProcess] = []
 
     def start(*flags: str, **variables: str) -> TeacherProcess:
@@ -115,9 +119,11 @@ def _starter(folders: pytest.TempPathFactory) -> Iterator[StartTeacher]:
         started.append(TeacherProcess(folders.mktemp("teacher"), flags, env))
         return started[-1]
 
-    yield start
-    for teacher in started:
-        teacher.kill()
+    try:
+        yield start
+    finally:
+        for teacher in started:
+            teacher.kill()
 
 
 def _question(env_id: str, seed: int = 0, tile: int = 8, **changes: Any) -> Question:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.schemas import Stage, StageReport
+
+StageName = Literal["analysis", "action"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,23 +45,35 @@ class CannotAnswer(Exception):
 
 
 class UnreadableAnswer(Exception):
-    """The teacher answered, and the answer could not be read; `raw` is what it wrote."""
+    """The teacher's answer could not be read, or did not come.
 
-    def __init__(self, reason: str, raw: str | None = None) -> None:
+    `raw` is what the teacher wrote, `stage` the stage that failed, and `fault` the kind of failure, one of
+    a few words that can be counted.
+    """
+
+    def __init__(
+        self, reason: str, raw: str | None = None, *, stage: StageName = "action", fault: str = "schema"
+    ) -> None:
         super().__init__(reason)
-        self.raw = raw
+        self.raw, self.stage, self.fault = raw, stage, fault
+
+
+class TeacherGone(Exception):
+    """The teacher will answer no more; the message says why."""
 
 
 class Teacher(Protocol):
     """Who answers.
 
     `description` holds all that can change an answer and nothing else, `identity` is its digest,
-    `tasks` maps the families that the teacher knows to their useful actions.
+    `hosting` says where and by what it runs, which changes no answer, and `tasks` maps the families that
+    the teacher knows to their useful actions.
     """
 
     kind: str
     identity: str
     description: dict[str, Any]
+    hosting: dict[str, Any]
     tasks: dict[str, tuple[str, ...]]
 
     async def start(self) -> None:
@@ -71,6 +85,7 @@ class Teacher(Protocol):
         Raises:
             CannotAnswer: the fault is the question's.
             UnreadableAnswer: the fault is the teacher's.
+            TeacherGone: there is no teacher any more.
         """
 
     async def close(self) -> None:

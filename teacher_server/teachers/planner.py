@@ -29,6 +29,7 @@ class PlannerTeacher:
         if noise > 0:
             self.description["seed"] = seed
         self.identity = identity_of(self.description)
+        self.hosting: dict[str, Any] = {"delay_ms": delay_s * 1000}
         self.tasks = {task.key: task.useful for task in TASKS.values()}
         # One thread: planning holds the interpreter's lock, so a second would only take turns with it
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")

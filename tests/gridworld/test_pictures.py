@@ -11,7 +11,7 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import WorldObj
 from PIL import Image
 
-from gridworld.pictures import TILE, TILE_SIZES, Picture, UnreadablePicture, draw, encode_png, read
+from gridworld.pictures import TILE, TILE_SIZES, Picture, UnreadablePicture, draw, encode_png, read, tile_size
 from gridworld.tasks import TASKS
 from gridworld.views import EMPTY, View, code, uncode, view_of
 
@@ -124,6 +124,7 @@ def test_the_agent_is_read_with_what_it_stands_on(kind: str, heading: int) -> No
 def test_the_tile_size_is_found_out(tile: int) -> None:
     assert tile in TILE_SIZES
     view = view_of(_world("MiniGrid-LavaGapS6-v0", seed=tile))
+    assert tile_size(draw(view, tile)) == tile
     assert read(draw(view, tile)) == view
 
 
@@ -144,6 +145,7 @@ def test_a_jpeg_is_read(env_id: str, tile: int, quality: int) -> None:
             picture = draw(view, tile)
             lossy = _jpeg(picture, quality)
             assert (lossy != picture).any()
+            assert tile_size(lossy) == tile
             assert read(lossy) == view
 
 
@@ -221,13 +223,29 @@ def test_minigrids_highlighted_frame_is_refused(env_id: str, tile: int) -> None:
             env.step(rng.choice([0, 1, 2]))
 
 
+@pytest.mark.parametrize("tile", [16, 28])
+@pytest.mark.parametrize("env_id", _ONE_OF_EACH)
+def test_the_tile_size_is_found_even_where_the_picture_is_no_view(env_id: str, tile: int) -> None:
+    world = _world(env_id)
+    view = view_of(world)
+    spoilt = draw(view, tile)
+    spoilt[tile : 2 * tile, : 2 * tile] = 255
+    nobody = _rendered(View(view.cells_HW, -1, -1, 0), tile)
+    highlighted = world.get_frame(highlight=True, tile_size=tile)
+    for picture in (spoilt, nobody, highlighted):
+        assert tile_size(picture) == tile
+        with pytest.raises(UnreadablePicture):
+            read(picture)
+
+
 @pytest.mark.parametrize(
     ("height", "width"),
     [(0, 0), (1, 1), (37, 37), (96, 97), (16, 96), (96, 16), (7 * 5, 7 * 5), (52 * 64, 52 * 64)],
 )
 def test_a_size_that_no_grid_has_is_named(height: int, width: int) -> None:
-    with pytest.raises(UnreadablePicture, match=f"{width} x {height} pixels"):
-        read(np.zeros((height, width, 3), np.uint8))
+    for question in (read, tile_size):
+        with pytest.raises(UnreadablePicture, match=f"{width} x {height} pixels"):
+            question(np.zeros((height, width, 3), np.uint8))
 
 
 def test_what_is_no_drawing_at_all_is_refused() -> None:

@@ -1,0 +1,130 @@
+"""How long a question takes at the dimensions of the 3B and 7B checkpoints, with random weights.
+
+Run it as `python -m benchmarks.real_sizes` on a machine with a GPU where vLLM or transformers is installed.
+The checkpoints are configurations alone; each engine fills them with random weights. Times depend on the
+numbers of tokens, not on what they say: the analysis is made about --analysis-tokens long, and the floors
+beside the times are those of an H100 in bfloat16: the weights read once for each token that is decoded.
+
+    python -m benchmarks.real_sizes --sizes tiny --engines vllm transformers --questions 10      anywhere
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.serving import has_gpu, start_teacher
+from teacher_server.checkpoint import read_checkpoint
+from teacher_server.prompts import SETS
+from teacher_server.schemas import Question
+from tests.checkpoints import make_checkpoint
+from tests.questions import distinct_questions
+
+_H100_BYTES_S = 3.35e12
+_WARM_UP = 5
+
+
+def main() -> None:
+    """Measures and prints; --out has the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["3b", "7b"], choices=["tiny", "3b", "7b"])
+    parser.add_argument("--engines", nargs="+", default=["vllm"], choices=["vllm", "transformers"])
+    parser.add_argument("--readouts", nargs="+", default=["labels", "numbers"], choices=["labels", "numbers"])
+    parser.add_argument("--questions", type=int, default=50, help="one by one, and the same in a batch")
+    parser.add_argument("--analysis-tokens", type=int, default=80)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/real_sizes.json"))
+    arguments = parser.parse_args()
+    figures = []
+    heading = ("size", "engine", "read-out", "tokens", "median ms", "p95 ms", "floor ms", "batch q/s")
+    print(("{:>6} {:>13} {:>9}" + " {:>9}" * 5).format(*heading))
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = _prompt_set(Path(folder), arguments.analysis_tokens)
+        for size in arguments.sizes:
+            model = make_checkpoint(Path(folder) / size, size=size, weights=False)
+            for engine in arguments.engines:
+                for readout in arguments.readouts:
+                    found = _measure(model, engine, readout, prompts, arguments.questions)
+                    figures.append({"size": size, "engine": engine, "readout": readout} | found)
+                    print(
+                        f"{size:>6} {engine:>13} {readout:>9} {found['tokens']:>9.0f}"
+                        f" {found['median_ms']:>9.1f} {found['p95_ms']:>9.1f} {found['floor_ms']:>9.1f}"
+                        f" {found['batch_questions_s']:>9.1f}",
+                        flush=True,
+                    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"written to {arguments.out}")
+
+
+def _measure(model: Path, engine: str, readout: str, prompts: Path, count: int) -> dict[str, Any]:
+    flags = ["--model", str(model), "--engine", engine, "--readout", readout, "--prompts", str(prompts)]
+    flags += ["--load-format", "dummy", "--min-label-mass", "0", "--sum-tolerance", "1"]
+    if not has_gpu():
+        flags += ["--dtype", "float32", "--eager", "--kv-cache-gib", "1"]
+    questions = distinct_questions(2 * count + _WARM_UP)
+    with ExitStack() as stack:
+        url = start_teacher(stack, *flags)()
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=1200))
+        asked = [_ask(http, question) for question in questions[: count + _WARM_UP]][_WARM_UP:]
+        batch = [q.model_dump(mode="json") for q in questions[count + _WARM_UP :]]
+        began = time.perf_counter()
+        http.post("/policy/batch", json=batch).raise_for_status()
+        batch_s = time.perf_counter() - began
+    milliseconds = [took * 1000 for took, _ in asked]
+    # A failed question has no count of tokens; with these settings failing means numbers that are all 0
+    tokens = _mean([n for _, n in asked if n])
+    checkpoint = read_checkpoint(model, weights=False)
+    return {
+        "tokens": tokens,
+        "median_ms": statistics.median(milliseconds),
+        "p95_ms": statistics.quantiles(milliseconds, n=20)[-1],
+        "floor_ms": tokens * checkpoint.weight_bytes("bfloat16") / _H100_BYTES_S * 1000,
+        "batch_questions_s": count / batch_s,
+        "questions": count,
+        "unanswered": sum(not n for _, n in asked),
+    }
+
+
+def _ask(http: httpx.Client, question: Question) -> tuple[float, int]:
+    """Seconds, and the tokens generated."""
+    began = time.perf_counter()
+    reply = http.post("/policy", json=question.model_dump(mode="json"))
+    took = time.perf_counter() - began
+    if reply.status_code != 200:
+        return took, 0
+    stages = reply.json()["stages"]
+    return took, stages["analysis"]["tokens"] + stages["action"]["tokens"]
+
+
+def _mean(values: Sequence[int]) -> float:
+    return statistics.mean(values) if values else 0.0
+
+
+def _prompt_set(folder: Path, tokens: int) -> Path:
+    """The zero-shot set with an analysis of a stated length: of random weights, any text is as good."""
+    copy = shutil.copytree(SETS / "minigrid-zero-shot", folder / "prompts")
+    text = {"type": "string", "minLength": 4 * tokens, "maxLength": 4 * tokens}
+    schema = {
+        "type": "object",
+        "properties": {"analysis": text},
+        "required": ["analysis"],
+        "additionalProperties": False,
+    }
+    (copy / "analysis.schema.json").write_text(json.dumps(schema))
+    told = (copy / "set.toml").read_text()
+    told = re.sub(r"analysis_max_tokens = \d+", f"analysis_max_tokens = {5 * tokens}", told)
+    (copy / "set.toml").write_text(told)
+    return copy
+
+
+if __name__ == "__main__":
+    main()

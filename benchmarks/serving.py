@@ -1,0 +1,79 @@
+"""Servers for benchmarks: processes of their own, on this machine, that end with the benchmark."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+BIN = Path(sys.executable).parent
+"""Where this environment's commands lie."""
+
+
+def start_teacher(stack: ExitStack, *flags: str) -> Callable[[], str]:
+    """Starts a prompted teacher without a store; the function returned waits until it is ready.
+
+    Returns:
+        What gives its address, once it can answer.
+    """
+    command = [
+        str(BIN / "teacher"),
+        "serve",
+        "--teacher",
+        "prompted",
+        "--port",
+        "0",
+        "--store",
+        "none",
+        *flags,
+    ]
+    process = stack.enter_context(running(command, stdout=subprocess.PIPE))
+
+    def wait() -> str:
+        assert process.stdout is not None
+        greeting = process.stdout.readline().decode()
+        if "listening on " not in greeting:
+            raise SystemExit(f"{' '.join(command)} did not start; run it to see why")
+        url = greeting.split("listening on ")[1].split()[0]
+        wait_for(f"{url}/readyz", process)
+        return url
+
+    return wait
+
+
+@contextmanager
+def running(command: Sequence[str], stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is stopped at the end."""
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with subprocess.Popen(
+        command, stdout=stdout, stderr=subprocess.DEVNULL, env=os.environ | quiet
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], within_s: float = 1200) -> None:
+    """Returns once the address answers 200."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args} ended with {process.returncode}")  # type: ignore[str-bytes-safe]
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise SystemExit(f"{url} was not ready within {within_s:g} s")
+
+
+def has_gpu() -> bool:
+    """Whether the machine has an NVIDIA GPU."""
+    return Path("/dev/nvidia0").exists()

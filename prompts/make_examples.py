@@ -1,0 +1,267 @@
+"""Makes a set's few-shot examples from its examples.toml: real MiniGrid states, exactly seen and planned.
+
+    python prompts/make_examples.py SET        a name (a folder beside this file) or a folder
+
+examples.toml lists, by family, an environment's id, its seed, the actions played before the picture is taken
+and what the example covers. Each becomes examples/<family>/NN.png and NN.json; the same list, the same bytes.
+"""
+
+import json
+import re
+import sys
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import minigrid  # noqa: F401  (registers the environments)
+import numpy as np
+from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
+
+from gridworld.pictures import draw, encode_png
+from gridworld.planner import plan
+from gridworld.tasks import ACTIONS, TASKS
+from gridworld.views import HEADINGS, STEPS, View, uncode, view_of
+
+_NAMES = {"empty": "free floor", "goal": "green goal square", "lava": "lava", "wall": "wall"}
+_DIRECTIONS = {
+    (1, 0): "ahead",
+    (1, -1): "ahead-left",
+    (0, -1): "left",
+    (-1, -1): "behind-left",
+    (-1, 0): "behind",
+    (-1, 1): "behind-right",
+    (0, 1): "right",
+    (1, 1): "ahead-right",
+    (0, 0): "here",
+}
+"""By the signs of how far the target lies ahead and to the right."""
+
+Cell = tuple[int, int]
+"""Row, column."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A state of an environment, and what is worth saying about it."""
+
+    task: str
+    mission: str
+    view: View
+
+    @property
+    def here(self) -> Cell:
+        """The agent's cell."""
+        return self.view.y, self.view.x
+
+    @property
+    def heading(self) -> str:
+        """Up, down, left or right."""
+        return HEADINGS[self.view.heading]
+
+    def name(self, cell: Cell) -> str:
+        """What is in a cell: the words of the mission and of the rules."""
+        kind, colour, _ = uncode(int(self.view.cells_HW[cell]))
+        thing = IDX_TO_OBJECT[kind]
+        return _NAMES.get(thing, f"{IDX_TO_COLOR[colour]} {thing}")
+
+    def beside(self, heading: int) -> Cell:
+        """The cell next to the agent's, up, down, left or right."""
+        dx, dy = STEPS[heading]
+        return self.view.y + dy, self.view.x + dx
+
+    @property
+    def front(self) -> str:
+        """What is in front of the agent."""
+        return self.name(self.beside(self.view.heading))
+
+    def _steps_to(self, cell: Cell) -> int:
+        return abs(cell[0] - self.here[0]) + abs(cell[1] - self.here[1])
+
+    def cells(self, *words: str) -> list[Cell]:
+        """The cells whose name ends with one of the words, row by row."""
+        cells = [(int(y), int(x)) for y, x in np.ndindex(*self.view.cells_HW.shape)]
+        return [cell for cell in cells if self.name(cell).endswith(words)]
+
+    @property
+    def target(self) -> Cell:
+        """What the mission asks for; the nearest, if there are several."""
+        sought = "green goal square"
+        if self.task in ("fetch", "go_to_door"):
+            named = re.search(r"(\w+ (?:key|ball|door))$", self.mission)
+            assert named is not None, self.mission
+            sought = named.group()
+        return min(self.cells(sought), key=self._steps_to)
+
+    @property
+    def stop(self) -> Cell:
+        """The free cell beside the target that is nearest to the agent."""
+        sides = [(self.target[0] + dy, self.target[1] + dx) for dx, dy in STEPS]
+        free = set(self.cells("free floor"))
+        return min((cell for cell in sides if cell in free), key=self._steps_to)
+
+    @property
+    def hazards(self) -> list[Cell]:
+        """What the rules call so, row by row."""
+        words = {"lava_gap": ("lava",), "dynamic_obstacles": ("ball",), "fetch": ("key", "ball")}
+        found = self.cells(*words.get(self.task, ("door",)))
+        return [cell for cell in found if self.name(cell) != self.name(self.target)]
+
+    @property
+    def direction(self) -> str:
+        """Where the target lies as the agent sees it."""
+        dx, dy = STEPS[self.view.heading]
+        down, right = self.target[0] - self.here[0], self.target[1] - self.here[1]
+        ahead, aside = np.sign(right * dx + down * dy), np.sign(down * dx - right * dy)
+        return _DIRECTIONS[int(ahead), int(aside)]
+
+    def probabilities(self) -> dict[str, float]:
+        """The planner's."""
+        return plan(self.view, self.task, self.mission, TASKS[self.task].useful).probabilities
+
+    def best(self) -> str:
+        """The planner's best action.
+
+        Raises:
+            ValueError: there are two as good, which teach nothing about left and right.
+        """
+        ranked = sorted(self.probabilities().items(), key=lambda item: -item[1])
+        if ranked[0][1] - ranked[1][1] < 0.1:
+            raise ValueError(f"{ranked[0][0]} and {ranked[1][0]} are as good; choose another state")
+        return ranked[0][0]
+
+    def way(self) -> int:
+        """The heading in which the best way leaves this cell, or in which it ends."""
+        scene, best = self, self.best()
+        for _ in range(3):
+            if best not in ("left", "right"):
+                break
+            turn = -1 if best == "left" else 1
+            scene = replace(scene, view=replace(scene.view, heading=(scene.view.heading + turn) % 4))
+            ranked = scene.probabilities()
+            best = max(ranked, key=lambda action: ranked[action])
+        return scene.view.heading
+
+    def analysis(self) -> dict[str, Any]:
+        """What a perfect first stage says."""
+        return {
+            "agent": {"row": self.here[0], "column": self.here[1], "heading": self.heading},
+            "target": {"name": self.name(self.target), "row": self.target[0], "column": self.target[1]},
+            "hazards": [list(cell) for cell in self.hazards],
+            "front": self.front,
+            "direction": self.direction,
+            "reasoning": " ".join([*self._remarks(), self._conclusion()]),
+        }
+
+    def _remarks(self) -> list[str]:
+        """What must not be overlooked."""
+        remarks = []
+        deadly = {"lava_gap": ("lava",), "dynamic_obstacles": ("ball", "wall")}.get(self.task, ())
+        if self.front.endswith(deadly or ("nothing",)):
+            thing = "Lava" if self.front == "lava" else f"A {self.front}"
+            remarks.append(f"{thing} is in front of me: I must not go forward.")
+        elif self.front != self.name(self.target) and self.front.endswith(("key", "ball")):
+            remarks.append(f"The {self.front} in front of me is not the {self.name(self.target)}.")
+        elif self.front == "wall":
+            remarks.append("A wall is in front of me.")
+        if self.task == "lava_gap" and self.hazards:
+            column = self.hazards[0][1]
+            height = self.view.cells_HW.shape[0]
+            (gap,) = [row for row in range(1, height - 1) if (row, column) not in self.hazards]
+            if self.here[1] <= column < self.target[1] and self.here != (gap, column):
+                remarks.append(f"The gap is at row {gap}, column {column}.")
+        if self.task == "go_to_door" and self.best() != "done":
+            others = [cell for cell in map(self.beside, range(4)) if cell in self.hazards]
+            remarks += [
+                f"The {self.name(cell)} beside me is not the {self.name(self.target)}." for cell in others
+            ]
+            target, (row, column) = self.name(self.target), self.stop
+            if self._steps_to(self.target) == 2 and self.direction not in (
+                "ahead",
+                "left",
+                "behind",
+                "right",
+            ):
+                remarks.append(f"The {target} touches my cell only at a corner.")
+            remarks.append(f"The cell beside the {target} is row {row}, column {column}.")
+        return remarks
+
+    def _conclusion(self) -> str:
+        best, way, target = self.best(), self.way(), self.name(self.target)
+        to = HEADINGS[way]
+        if best == "pickup":
+            return f"The {target} is right in front of me, so I pick it up."
+        if best == "done":
+            (at,) = [h for h in range(4) if self.beside(h) == self.target]
+            side = {"up": "above", "down": "below", "left": "to the left of", "right": "to the right of"}[
+                HEADINGS[at]
+            ]
+            return f"The {target} is in the next cell, {side} mine. I am beside it, so I say done."
+        if best == "forward":
+            front = "the goal is" if self.front == target else "free floor is"
+            return f"I have to go {to} in the picture. I face {to} and {front} in front: I go forward."
+        why = f"I have to go {to} in the picture."
+        if self.beside(way) == self.target:
+            why = f"The {target} is in the next cell, {to} in the picture."
+        if (way - self.view.heading) % 4 == 2:
+            return f"{why} I face {self.heading}, so that is behind me: I turn {best}."
+        return f"{why} I face {self.heading}, so the picture's {to} is on my {best}: I turn {best}."
+
+
+def scene_of(task: str, environment: str, seed: int, steps: list[str]) -> Scene:
+    """The state that actions lead to.
+
+    Raises:
+        ValueError: the episode ends before all are played.
+    """
+    env = gymnasium.make(environment)
+    env.reset(seed=seed)
+    for step in steps:
+        _, _, terminated, truncated, _ = env.step(ACTIONS.index(step))
+        if terminated or truncated:
+            raise ValueError(f"{environment}, seed {seed}: the episode ends after {step}")
+    return Scene(task, str(env.unwrapped.mission), view_of(env))  # type: ignore[attr-defined]
+
+
+def make(folder: Path) -> list[Path]:
+    """Writes the examples of the set in a folder, instead of those that are there; returns their pictures."""
+    listed = tomllib.loads((folder / "examples.toml").read_text(encoding="utf-8"))
+    written = []
+    for task, entries in listed.items():
+        place = folder / "examples" / task
+        place.mkdir(parents=True, exist_ok=True)
+        for old in [*place.glob("*.png"), *place.glob("*.json")]:
+            old.unlink()
+        for number, entry in enumerate(entries, 1):
+            scene = scene_of(task, entry["environment"], entry["seed"], entry["steps"])
+            told = {
+                **entry,
+                "mission": scene.mission,
+                "analysis": scene.analysis(),
+                "probabilities": {action: round(p, 4) for action, p in scene.probabilities().items()},
+            }
+            picture = place / f"{number:02}.png"
+            picture.write_bytes(encode_png(draw(scene.view)))
+            text = json.dumps(told, indent=2) + "\n"
+            picture.with_suffix(".json").write_text(text, encoding="utf-8", newline="\n")
+            written.append(picture)
+    return written
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print(__doc__.strip())
+        return 0 if arguments == ["--help"] else 2
+    beside = Path(__file__).parent / arguments[0]
+    folder = beside if beside.is_dir() else Path(arguments[0])
+    if not (folder / "examples.toml").is_file():
+        print(f"make_examples: error: {folder} has no examples.toml", file=sys.stderr)
+        return 2
+    print(f"{len(make(folder))} examples in {folder / 'examples'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""`teacher check`: can a checkpoint be served on this machine, offline? Says all that is in the way."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+
+from teacher_server.checkpoint import (
+    ARCHITECTURE,
+    BadCheckpoint,
+    Checkpoint,
+    label_problems,
+    read_checkpoint,
+)
+from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problems
+from teacher_server.command_line import BadSetting, parse
+from teacher_server.settings import EngineSettings
+
+_LIBRARIES: dict[Engine, tuple[str, ...]] = {
+    "vllm": ("vllm",),
+    "transformers": ("torch", "transformers", "xgrammar"),
+}
+
+
+class CheckSettings(EngineSettings, BaseSettings):
+    """Examines a checkpoint as `teacher serve` with the same flags would use it; loads no model."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TEACHER_",
+        env_ignore_empty=True,
+        frozen=True,
+        cli_prog_name="teacher check",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+        cli_implicit_flags=True,
+        cli_parse_none_str="none",
+        env_parse_none_str="none",
+    )
+
+    model: CliPositionalArg[Path | None] = Field(default=None, description="the checkpoint, a local folder")
+    engine: Engine = Field(default="vllm", description="what will run the checkpoint")
+    prompts: str = Field(
+        default="minigrid",
+        description="a prompt set, by name or folder, whose labels the checkpoint has to know",
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns 0 if the checkpoint can be served, and 1 if not.
+
+    Raises:
+        BadSetting: an unknown flag, or a value that cannot be used.
+    """
+    settings = parse(CheckSettings, arguments)
+    if settings.model is None:
+        raise BadSetting("which checkpoint? Name its folder: teacher check DIR")
+    problems = _library_problems(settings.engine)
+    labels, of_prompts = _labels(settings.prompts)
+    try:
+        checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
+        problems += _report(checkpoint, settings, labels)
+    except BadCheckpoint as error:
+        print(_row("checkpoint", str(settings.model)))
+        problems += error.problems
+    problems += of_prompts
+    print("\n".join(f"- {' '.join(problem.split())}" for problem in problems) or "ok")
+    return 1 if problems else 0
+
+
+def _report(checkpoint: Checkpoint, settings: CheckSettings, labels: Mapping[str, str]) -> list[str]:
+    """Prints what a checkpoint is and takes; returns what keeps it from being served here."""
+    hardware = Hardware.here(settings, settings.engine)
+    need = checkpoint.memory_need(settings, settings.engine, hardware)
+    for name, value in _facts(checkpoint, labels):
+        print(_row(name, value))
+    print(_row("memory needed", f"{need}, each" if len(need.places) > 1 else str(need)))
+    for place in need.places:
+        there, total = need.there(place), place.total
+        known = "unknown" if there is None or total is None else f"{gib(there)} of {gib(total)}"
+        print(_row("memory there", f"{known}, {place.name}"))
+    # Last, since it reads all weights
+    print(_row("digest", checkpoint.digest()))
+    return [
+        *label_problems(checkpoint, labels),
+        *need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware),
+    ]
+
+
+def _facts(checkpoint: Checkpoint, labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    dimensions, tokenizer = checkpoint.dimensions, checkpoint.tokenizer
+    layers = f"{dimensions.text.num_hidden_layers} layers of text, {dimensions.vision.depth} of vision"
+    yield "checkpoint", str(checkpoint.folder)
+    yield "architecture", f"{ARCHITECTURE}, {dimensions.parameters():,} parameters, {layers}"
+    stored = gib(sum(tensor.stored for tensor in checkpoint.tensors.values()))
+    files = len(checkpoint.weights)
+    on_disk = f"{stored} in {files} file{'s' if files > 1 else ''}" if files else "none looked at"
+    yield "weights", f"{checkpoint.dtype()}, {on_disk}"
+    yield "vocabulary", f"{tokenizer.get_vocab_size():,} tokens, room for {dimensions.text.vocab_size:,}"
+    if labels:
+        ids = {
+            action: tokenizer.encode(label, add_special_tokens=False).ids for action, label in labels.items()
+        }
+        yield "labels", ", ".join(f"{action} {labels[action]!r} {ids[action]}" for action in labels)
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:<14}{value}"
+
+
+def _labels(prompts: str) -> tuple[Mapping[str, str], list[str]]:
+    """A prompt set's labels; none, and why, where it cannot be used."""
+    from teacher_server.prompts import BadPromptSet, load_prompt_set  # noqa: PLC0415 - a wrong flag answers at once
+
+    try:
+        return load_prompt_set(prompts).labels, []
+    except BadPromptSet as error:
+        return {}, [str(error)]
+
+
+def _library_problems(engine: Engine) -> list[str]:
+    missing = [name for name in _LIBRARIES[engine] if find_spec(name) is None]
+    print(_row("engine", f"{engine}, {'not installed' if missing else 'installed'}"))
+    if not missing:
+        return []
+    other = ", or choose --engine transformers" if engine == "vllm" else ""
+    return [f"{' and '.join(missing)} not installed here: pip install 'lvlm2p[{engine}]'{other}"]

@@ -1,0 +1,145 @@
+"""Runs a checkpoint under vLLM, in a process of its own that batches requests and caches prefixes."""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.outputs import CompletionOutput
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from teacher_server.checkpoint import Checkpoint
+from teacher_server.engines import CannotLoad, Decoding, EngineDead, EngineError, Generated, Prompt
+from teacher_server.engines.constraints import grammar_of
+from teacher_server.settings import EngineSettings
+
+_GIB = 2**30
+
+
+class VllmEngine:
+    """A `ChatEngine`: prompts that begin alike share the work on their beginning, pictures included.
+
+    Args:
+        pictures: in one prompt, at most.
+        side: the larger side of the largest of them, in pixels.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, *, pictures: int, side: int) -> None:
+        self._checkpoint = checkpoint
+        self._arguments = AsyncEngineArgs(
+            model=str(checkpoint.folder),
+            trust_remote_code=False,
+            generation_config="vllm",  # else the checkpoint's own sampling settings would be mixed in
+            # vLLM's own "auto" would serve float32 weights in 16 bits
+            dtype=checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
+            load_format="dummy" if settings.load_format == "dummy" else "safetensors",
+            seed=settings.seed,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_memory_bytes=int(settings.kv_cache_gib * _GIB) if settings.kv_cache_gib else None,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            data_parallel_size=settings.data_parallel_size,
+            enforce_eager=settings.eager,
+            enable_prefix_caching=True,
+            # Bounds what the start-up is measured with: else a picture of 16,384 tokens
+            limit_mm_per_prompt={"image": {"count": pictures, "width": side, "height": side}, "video": 0},
+            structured_outputs_config={"backend": "xgrammar"},
+            disable_log_stats=False,
+        )
+        # Grammars let them into strings, where a picture's token would stand for a picture that is not there
+        tokenizer = checkpoint.tokenizer
+        specials = {tokenizer.token_to_id(token) for token in checkpoint.special_tokens}
+        self._never = dict.fromkeys(specials - {checkpoint.end_token_id}, -100.0)
+        self._engine: AsyncLLM | None = None
+        self._numbers = itertools.count()
+
+    async def start(self) -> None:
+        """Loads the checkpoint: seconds to minutes.
+
+        Raises:
+            CannotLoad: vLLM refuses it, or its process ended on the way.
+        """
+        try:
+            self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, self._arguments)
+        except Exception as error:
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            raise CannotLoad(
+                f"vLLM cannot serve {self._checkpoint.folder}: {why[0]}; its log says more"
+            ) from error
+
+    async def generate(self, prompt: Prompt, decoding: Decoding) -> Generated:
+        """Goes on with a prompt. Cancelling this frees its place in the engine.
+
+        Raises:
+            EngineError: the engine failed on this request; EngineDead: it is gone.
+        """
+        output = await self._run(
+            prompt,
+            SamplingParams(
+                max_tokens=decoding.max_tokens,
+                temperature=decoding.temperature,
+                seed=decoding.seed,
+                structured_outputs=StructuredOutputsParams(grammar=grammar_of(decoding.schema)),
+                logit_bias=self._never,
+                stop_token_ids=[self._checkpoint.end_token_id],
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+        )
+        token_ids = tuple(output.token_ids)
+        if token_ids and token_ids[-1] == self._checkpoint.end_token_id:
+            token_ids = token_ids[:-1]
+        return Generated(token_ids, output.text, complete=output.finish_reason == "stop")
+
+    async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """Reads the log-probabilities of these tokens in one step, with no constraint on it.
+
+        Raises:
+            EngineError: the engine failed on this request; EngineDead: it is gone.
+        """
+        parameters = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprob_token_ids=list(token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(prompt, parameters)
+        if not output.logprobs:
+            raise EngineError("vLLM gave no log-probabilities")
+        return tuple(output.logprobs[0][token].logprob for token in token_ids)
+
+    async def close(self) -> None:
+        """Ends the engine's process."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+
+    async def _run(self, prompt: Prompt, parameters: SamplingParams) -> CompletionOutput:
+        # vLLM reports a picture that fell out of its cache in between as an error: it is sent again once
+        for _ in range(2):
+            output = await self._attempt(prompt, parameters)
+            if output.finish_reason not in ("error", "abort"):
+                return output
+        raise EngineError("vLLM gave this request up")
+
+    async def _attempt(self, prompt: Prompt, parameters: SamplingParams) -> CompletionOutput:
+        if self._engine is None:
+            raise EngineDead("the engine is not started")
+        inputs = TokensPrompt(
+            prompt_token_ids=list(prompt.token_ids),
+            multi_modal_data={"image": [picture.image for picture in prompt.pictures]},
+            # A picture's name is its pixels: whatever is cached under it belongs to these pixels alone
+            multi_modal_uuids={"image": [picture.digest for picture in prompt.pictures]},
+        )
+        try:
+            async for output in self._engine.generate(inputs, parameters, f"question-{next(self._numbers)}"):
+                if output.finished:
+                    return output.outputs[0]
+        except EngineDeadError as error:
+            raise EngineDead("vLLM's process is gone; its log says why") from error
+        except Exception as error:
+            raise EngineError(f"vLLM failed on this request: {error.__cause__ or error}") from error
+        raise EngineError("vLLM ended this request without an answer")

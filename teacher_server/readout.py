@@ -1,0 +1,89 @@
+"""From what a model says to probabilities over actions: by label tokens, or by numbers that it writes."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Unreadable(ValueError):
+    """What the model said holds no distribution; `fault` names the kind of failure."""
+
+    def __init__(self, fault: str, reason: str) -> None:
+        super().__init__(reason)
+        self.fault = fault
+
+
+def from_label_scores(
+    scores: Mapping[str, float], *, temperature: float, min_mass: float
+) -> tuple[dict[str, float], float]:
+    """Probabilities by a softmax over the labels' log-probabilities, and the labels' mass.
+
+    p(a) = exp(s_a / T) / sum_b exp(s_b / T); mass = sum_a exp(s_a), which tells how much of its belief the
+    model has in answering with a label at all.
+
+    Args:
+        scores: action to the natural log-probability of its label among all tokens.
+        temperature: T.
+        min_mass: a smaller mass is no answer.
+
+    Raises:
+        Unreadable: the mass is too small, or a score is not a number.
+    """
+    mass = math.fsum(math.exp(score) for score in scores.values())
+    if not math.isfinite(mass):
+        raise Unreadable("scores", f"the labels' log-probabilities are not all numbers: {dict(scores)}")
+    if mass < min_mass:
+        raise Unreadable(
+            "label_mass",
+            f"the labels have a probability of {mass:.3g} together; at least {min_mass:g} is asked",
+        )
+    best = max(scores.values())
+    if not math.isfinite(best):
+        raise Unreadable("scores", "no label has any probability")
+    weights = {action: math.exp((score - best) / temperature) for action, score in scores.items()}
+    total = math.fsum(weights.values())
+    return {action: weight / total for action, weight in weights.items()}, mass
+
+
+def numbers_schema(actions: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of probabilities written out: one number from 0 to 1 for each action, in order."""
+    return {
+        "type": "object",
+        "properties": {action: {"type": "number", "minimum": 0, "maximum": 1} for action in actions},
+        "required": list(actions),
+        "additionalProperties": False,
+    }
+
+
+def from_numbers(text: str, actions: Sequence[str], *, tolerance: float) -> dict[str, float]:
+    """The probabilities that a model wrote, made to sum to 1 where they nearly do.
+
+    Args:
+        text: JSON as `numbers_schema` describes it.
+        actions: what it has to be about.
+        tolerance: how far from 1 the sum may be.
+
+    Raises:
+        Unreadable: it is something else, or the sum is too far from 1.
+    """
+    try:
+        numbers = json.loads(text)
+    except ValueError as error:
+        raise Unreadable("schema", f"it is not JSON: {error}") from error
+    if not isinstance(numbers, dict) or set(numbers) != set(actions):
+        raise Unreadable("schema", f"it is not about {', '.join(actions)}")
+    for action, number in numbers.items():
+        # A bool is an int to Python; and `not (0 <= NaN)` refuses NaN as well
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+            raise Unreadable("schema", f"{action} has {number!r}, which is no probability")
+    total = math.fsum(numbers.values())
+    if total == 0 or abs(total - 1) > tolerance:
+        raise Unreadable("sum", f"the probabilities sum to {total:g}, not to 1 within {tolerance:g}")
+    return {action: numbers[action] / total for action in actions}
+
+
+def hardened(probabilities: Mapping[str, float]) -> dict[str, float]:
+    """Hard targets: 1 for the most probable action, the first among equals, and 0 for the rest."""
+    best = max(probabilities, key=probabilities.__getitem__)
+    return {action: float(action == best) for action in probabilities}

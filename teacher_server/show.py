@@ -1,0 +1,145 @@
+"""The `teacher prompts` command: which prompt sets there are, and what a model gets to see with one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import gymnasium
+import minigrid  # noqa: F401  (registers the environments)
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+
+from gridworld.pictures import draw
+from gridworld.tasks import TASKS, UnknownEnvironment, task_of
+from gridworld.views import view_of
+from teacher_server.command_line import CannotStart, dispatch, parse
+from teacher_server.engines import PreparedPicture
+from teacher_server.prompts import BadPromptSet, Message, PromptSet, load_prompt_set, prompt_set_names
+from teacher_server.settings import Readout
+
+_USAGE = """usage: teacher prompts COMMAND ...
+
+commands:
+  list       the prompt sets that there are by name
+  show       the conversation about one picture; `teacher prompts show --help` lists the settings
+"""
+
+
+class ListSettings(BaseSettings):
+    """Lists the prompt sets: name, digest, what it is, tasks."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TEACHER_", cli_prog_name="teacher prompts list", cli_exit_on_error=False
+    )
+
+
+class ShowSettings(BaseSettings):
+    """Shows what a model gets to see: the conversation about an environment's first picture."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TEACHER_",
+        env_ignore_empty=True,
+        frozen=True,
+        cli_prog_name="teacher prompts show",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+    )
+
+    prompts: CliPositionalArg[str] = Field(description="a prompt set, by name or folder")
+    task: str = Field(description=f"a task family: {', '.join(TASKS)}")
+    env: str | None = Field(
+        default=None, description="a registered MiniGrid id of the family; the smallest by default"
+    )
+    seed: int = Field(default=0, ge=0, description="of the environment")
+    readout: Readout | None = Field(
+        default=None, description="labels or numbers; by default, what the prompt set says"
+    )
+    out: Path | None = Field(
+        default=None, description="write the picture, as the model sees it, here; default: SET-TASK-SEED.png"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command; returns the exit code: 0 done, 2 could not start."""
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "show": _show}
+    return dispatch("teacher prompts", _USAGE, commands, arguments)
+
+
+def _list(arguments: Sequence[str]) -> int:
+    parse(ListSettings, arguments)
+    for name in prompt_set_names():
+        prompts = _load(name)
+        print(f"{name}  {prompts.digest[:12]}")
+        print(f"    {prompts.description}")
+        print(f"    tasks: {', '.join(prompts.tasks)}")
+    return 0
+
+
+def _show(arguments: Sequence[str]) -> int:
+    settings = parse(ShowSettings, arguments)
+    prompts = _load(settings.prompts)
+    if settings.task not in prompts.tasks:
+        raise CannotStart(
+            f"--task: {prompts.name} has no {settings.task!r}; it has {', '.join(prompts.tasks)}"
+        )
+    env_id = settings.env or TASKS[settings.task].env_ids[0]
+    try:
+        family = task_of(env_id).key
+    except UnknownEnvironment as error:
+        raise CannotStart(f"--env: {error}") from error
+    if family != settings.task:
+        raise CannotStart(f"--env: {env_id} belongs to the task {family}, not {settings.task}")
+    mission, picture = _observe(env_id, settings.seed, prompts)
+    out = settings.out or Path(f"{prompts.name}-{settings.task}-{settings.seed}.png")
+    try:
+        picture.image.save(out, "PNG")
+    except OSError as error:
+        raise CannotStart(f"--out: cannot write {out}: {error.strerror or error}") from error
+    readout = settings.readout or prompts.readout
+    print("\n".join(_lines(prompts, settings.task, mission, readout, (str(out), picture))))
+    print(f"\n{out}: picture of {env_id}, seed {settings.seed}, as the model sees it")
+    return 0
+
+
+def _load(name: str) -> PromptSet:
+    try:
+        return load_prompt_set(name)
+    except BadPromptSet as error:
+        raise CannotStart(str(error)) from error
+
+
+def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:
+    """The mission and the prepared picture of an environment's first state."""
+    env = gymnasium.make(env_id)
+    env.reset(seed=seed)
+    mission = str(env.unwrapped.mission)  # type: ignore[attr-defined]
+    picture = prompts.preparation.prepare(draw(view_of(env)))
+    env.close()
+    return mission, picture
+
+
+def _lines(
+    prompts: PromptSet, task: str, mission: str, readout: Readout, observed: tuple[str, PreparedPicture]
+) -> Iterator[str]:
+    """The conversation turn by turn; what the model is to say is told in brackets."""
+    actions = prompts.tasks[task]
+    conversation = prompts.conversation(task=task, mission=mission, actions=actions, readout=readout)
+    examples = [(e.name, e.picture) for e in prompts.examples[task] if e.picture in conversation.pictures]
+    marks = (
+        f"[picture {number}: {picture.image.width} x {picture.image.height}, {name}]"
+        for number, (name, picture) in enumerate([*examples, observed], 1)
+    )
+    for message in (*conversation.opening, conversation.question):
+        yield from _turn(message, marks)
+    yield f"--- assistant\n[stage 1: JSON that fits the schema, at most {prompts.analysis_max_tokens} tokens]"
+    yield from _turn(conversation.followup, marks)
+    if readout == "labels":
+        labels = ", ".join(prompts.labels[action] for action in actions)
+        yield f"--- assistant\n[stage 2: the probabilities of the next token to be one of {labels}]"
+    else:
+        yield f"--- assistant\n[stage 2: probabilities as JSON, at most {prompts.numbers_max_tokens} tokens]"
+
+
+def _turn(message: Message, marks: Iterator[str]) -> Iterator[str]:
+    yield f"--- {message['role']}"
+    yield "".join(part["text"] if part["type"] == "text" else next(marks) for part in message["content"])

@@ -1,0 +1,108 @@
+"""Which teacher the settings ask for, made ready to start; what cannot be served is refused here."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from teacher_server.chat import BadChatTemplate, ChatFormat
+from teacher_server.checkpoint import (
+    BadCheckpoint,
+    Checkpoint,
+    label_problems,
+    memory_problems,
+    read_checkpoint,
+)
+from teacher_server.engines import ChatEngine
+from teacher_server.prompts import BadPromptSet, Conversation, PromptSet, load_prompt_set
+from teacher_server.settings import Settings
+from teacher_server.teachers import Teacher
+from teacher_server.teachers.planner import PlannerTeacher
+from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
+
+
+class CannotTeach(Exception):
+    """The settings ask for a teacher that there cannot be; the message says everything that is wrong."""
+
+
+def choose_teacher(settings: Settings) -> Teacher:
+    """The teacher, not started yet: nothing large is loaded.
+
+    Raises:
+        CannotTeach: the checkpoint, the prompt set or the machine does not allow it.
+    """
+    if settings.teacher == "planner":
+        return PlannerTeacher(noise=settings.noise, seed=settings.seed, delay_s=settings.delay_ms / 1000)
+    try:
+        return _prompted(settings)
+    except (BadCheckpoint, BadPromptSet, BadChatTemplate) as error:
+        raise CannotTeach(str(error)) from error
+
+
+def _prompted(settings: Settings) -> PromptedTeacher:
+    if settings.model is None:
+        raise CannotTeach("--teacher prompted needs --model, the folder of a Qwen2.5-VL checkpoint")
+    prompts = load_prompt_set(settings.prompts)
+    dummy = settings.load_format == "dummy"
+    checkpoint = read_checkpoint(settings.model, weights=not dummy)
+    problems = [
+        *label_problems(checkpoint, prompts.labels),
+        *memory_problems(checkpoint, settings, settings.engine),
+    ]
+    if problems:
+        raise CannotTeach("; ".join(problems))
+    dtype = checkpoint.dtype() if settings.dtype == "auto" else settings.dtype
+    return PromptedTeacher(
+        _ENGINES[settings.engine](checkpoint, settings, prompts),
+        ChatFormat(checkpoint),
+        prompts,
+        _reading(settings, prompts),
+        checkpoint={"digest": checkpoint.digest(), "dtype": dtype}
+        | ({"dummy_weights": settings.seed} if dummy else {}),
+        label_ids={
+            action: checkpoint.tokenizer.encode(label, add_special_tokens=False).ids[0]
+            for action, label in prompts.labels.items()
+        },
+        hosting={"model": str(settings.model), "engine": settings.engine, "prompts": prompts.name},
+        seed=settings.seed,
+    )
+
+
+def _reading(settings: Settings, prompts: PromptSet) -> ReadingOut:
+    def chosen(name: str) -> Any:
+        setting = getattr(settings, name)
+        return getattr(prompts, name) if setting is None else setting
+
+    names = ("readout", "label_temperature", "min_label_mass", "sum_tolerance")
+    return ReadingOut(targets=settings.targets, **{name: chosen(name) for name in names})
+
+
+def _vllm(checkpoint: Checkpoint, settings: Settings, prompts: PromptSet) -> ChatEngine:
+    try:
+        from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415
+    except ImportError as error:
+        raise CannotTeach(
+            f"vLLM cannot be imported ({error}): pip install 'lvlm2p[vllm]', or choose --engine transformers"
+        ) from error
+    examples = max(len(_conversation(prompts, task).pictures) for task in prompts.tasks)
+    side = math.isqrt(prompts.preparation.max_pixels)
+    return VllmEngine(checkpoint, settings, pictures=examples + 1, side=side)
+
+
+def _conversation(prompts: PromptSet, task: str) -> Conversation:
+    return prompts.conversation(task=task, mission="", actions=prompts.tasks[task], readout=prompts.readout)
+
+
+def _transformers(checkpoint: Checkpoint, settings: Settings, _: PromptSet) -> ChatEngine:
+    try:
+        from teacher_server.engines.transformers import TransformersEngine  # noqa: PLC0415
+    except ImportError as error:
+        raise CannotTeach(
+            f"transformers cannot be imported ({error}): pip install 'lvlm2p[transformers]'"
+        ) from error
+    return TransformersEngine(checkpoint, settings)
+
+
+_ENGINES: dict[str, Callable[[Checkpoint, Settings, PromptSet], ChatEngine]] = {
+    "vllm": _vllm,
+    "transformers": _transformers,
+}

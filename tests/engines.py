@@ -1,0 +1,129 @@
+"""Checkpoints, chat prompts with pictures, and transformers engines to ask, on the CPU."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import gymnasium
+
+from gridworld.pictures import draw
+from gridworld.views import view_of
+from teacher_server.checkpoint import Checkpoint, read_checkpoint
+from teacher_server.engines import Decoding, PreparedPicture, Prompt
+from teacher_server.preparation import Preparation
+from teacher_server.settings import EngineSettings
+from tests.checkpoints import make_checkpoint
+
+if TYPE_CHECKING:
+    from teacher_server.engines.transformers import TransformersEngine
+
+T = TypeVar("T")
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "front": {"enum": ["wall", "lava", "door", "nothing"]},
+        "cell": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "maximum": 24},
+            "minItems": 2,
+            "maxItems": 2,
+        },
+        "carrying": {"type": "boolean"},
+        "note": {"type": "string", "maxLength": 40},
+    },
+    "required": ["front", "cell", "carrying", "note"],
+    "additionalProperties": False,
+}
+WHOLE = Decoding(96, SCHEMA)
+"""Enough tokens for the schema, greedily."""
+ENDLESS = Decoding(20_000, {"type": "string", "minLength": 20_000})
+"""Minutes of tokens."""
+
+
+def checkpoint_with_habits(folder: Path) -> Checkpoint:
+    """A tiny checkpoint whose generation_config.json goes further than Qwen's: it may have no effect."""
+    make_checkpoint(folder)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    habits = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.1, "top_k": 1, "top_p": 0.001}
+    (folder / "generation_config.json").write_text(json.dumps(generation | habits))
+    return read_checkpoint(folder)
+
+
+def picture_of(seed: int = 0, env_id: str = "MiniGrid-LavaGapS6-v0") -> PreparedPicture:
+    """A first state."""
+    with gymnasium.make(env_id) as env:
+        env.reset(seed=seed)
+        return Preparation(tile=28).prepare(draw(view_of(env), 16))
+
+
+def prompt_of(checkpoint: Checkpoint, *parts: str | PreparedPicture) -> Prompt:
+    """A user's turn of texts and pictures, the assistant's to follow."""
+    place = "<|vision_start|><|image_pad|><|vision_end|>"
+    said = "".join(part if isinstance(part, str) else place for part in parts)
+    text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
+    ids = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
+    return Prompt(tuple(ids), tuple(part for part in parts if isinstance(part, PreparedPicture)))
+
+
+def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:
+    """Of different lengths, with none to three pictures of different sizes, in different places."""
+    env_ids = ["MiniGrid-LavaGapS5-v0", "MiniGrid-LavaGapS6-v0", "MiniGrid-Fetch-8x8-N3-v0"]
+    a, b, c = (picture_of(env_id=env_id) for env_id in env_ids)
+    parts: list[tuple[str | PreparedPicture, ...]] = [
+        ("What next?",),
+        (a, "get to the green goal square"),
+        ("Look at this: ", b, " and then at this: ", c, " What is in front of the agent?"),
+        ("mission " * 40, picture_of(1)),
+        (c, a, b, "Which one has a key?"),
+        ("left, right or forward? " * 3,),
+    ]
+    return [prompt_of(checkpoint, *of_one) for of_one in parts]
+
+
+def settings(**changes: Any) -> EngineSettings:
+    return EngineSettings(**{"device": "cpu", "max_num_seqs": 8, "max_model_len": 2048, **changes})
+
+
+@asynccontextmanager
+async def started(checkpoint: Checkpoint, **changes: Any) -> AsyncIterator["TransformersEngine"]:
+    """An engine that is closed afterwards."""
+    # Only where it is used: transformers is not everywhere
+    from teacher_server.engines.transformers import TransformersEngine  # noqa: PLC0415
+
+    engine = TransformersEngine(checkpoint, settings(**changes))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+class SharedEngine:
+    """One engine for many tests, in an event loop of its own."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._started = started(checkpoint)
+        self.engine = self.run(self._started.__aenter__())
+
+    def run(self, work: Awaitable[T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    def all(self, works: list[Coroutine[Any, Any, T]]) -> list[T]:
+        """Asked at once: the engine takes the first alone or with others, and the rest in batches."""
+
+        async def gathered() -> list[T]:
+            return await asyncio.gather(*works)
+
+        return self.run(gathered())
+
+    def one_by_one(self, works: list[Coroutine[Any, Any, T]]) -> list[T]:
+        return [self.run(work) for work in works]
+
+    def close(self) -> None:
+        self.run(self._started.__aexit__(None, None, None))
+        self._loop.close()

@@ -1,0 +1,90 @@
+"""Breaks a checkpoint's folder, or lays it out in another way, one thing at a time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+Break = Callable[[Path], object]
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD = "model-00002-of-00003.safetensors"
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def set_fields(name: str, **values: Any) -> Break:
+    return lambda folder: edit(folder / name, lambda content: content.update(values))
+
+
+def set_vision_fields(**values: Any) -> Break:
+    return lambda folder: edit(
+        folder / "config.json", lambda content: content["vision_config"].update(values)
+    )
+
+
+def write(name: str, content: str | bytes) -> Break:
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def remove(name: str) -> Break:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str, size: int) -> Break:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def change_tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Break:
+    def breaking(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return breaking
+
+
+def lose_token(token: str) -> Break:
+    def lose(content: dict[str, Any]) -> None:
+        (added,) = (added for added in content["added_tokens"] if added["content"] == token)
+        added["content"] = "<|another|>"
+
+    return lambda folder: edit(folder / "tokenizer.json", lose)
+
+
+def split(folder: Path, files: int = 3) -> None:
+    """Lays the weights out as large checkpoints do: shards, and an index of them."""
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    (folder / WEIGHTS).unlink()
+    placed = {}
+    for i in range(files):
+        file = f"model-{i + 1:05}-of-{files:05}.safetensors"
+        held = names[i::files]
+        save_file({name: tensors[name] for name in held}, folder / file)
+        placed |= dict.fromkeys(held, file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+
+
+def split_then(break_it: Break) -> Break:
+    def both(folder: Path) -> None:
+        split(folder)
+        break_it(folder)
+
+    return both
+
+
+def in_place_of(name: str, put: Callable[[Path], object]) -> Break:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        put(folder / name)
+
+    return replace

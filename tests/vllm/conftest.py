@@ -1,0 +1,70 @@
+"""Prompted teachers in processes of their own, with a real checkpoint in a real engine."""
+
+import importlib.util
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.checkpoints import make_checkpoint
+from tests.conftest import TeacherProcess, started_teachers
+
+VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
+
+StartPrompted = Callable[..., TeacherProcess]
+"""start(*flags, **variables): a prompted teacher that is ready."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says why these tests do not run where there is no vLLM."""
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed here: make test-vllm"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A genuine Qwen2.5-VL of under a million parameters, with random weights."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def start_prompted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[StartPrompted]:
+    """Starts prompted teachers; they are killed when the module's tests end."""
+    with started_teachers(tmp_path_factory) as start_teacher:
+
+        def start(*flags: str, **variables: str) -> TeacherProcess:
+            teacher = start_teacher(
+                *("--teacher", "prompted", "--model", str(checkpoint), "--dtype", "float32"),
+                *("--max-model-len", "16384", *flags),
+                **variables,
+            )
+            wait_until_ready(teacher)
+            return teacher
+
+        yield start
+
+
+def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
+    """Returns when the teacher can answer; fails if its process ends first."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        assert teacher.process.poll() is None, teacher.stderr[-3000:]
+        if httpx.get(f"{teacher.url}/readyz").status_code == 200:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"not ready within {within_s:g} s: {teacher.stderr[-3000:]}")
+
+
+def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
+    """The sum of a metric's series that have these labels, now."""
+    total = 0.0
+    for line in httpx.get(f"{teacher.url}/metrics").text.splitlines():
+        match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
+        if match and all(f'{label}="{value}"' in (match[1] or "") for label, value in labels.items()):
+            total += float(match[2])
+    return total

@@ -1,0 +1,116 @@
+"""vLLM with all its caches against plain transformers, which caches nothing: the same label probabilities."""
+
+import json
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gridworld.pictures import draw, encode_png
+from gridworld.views import EMPTY, View, code
+from teacher_server.client import TeacherClient
+from teacher_server.schemas import Answer, Question
+from tests.conftest import TeacherProcess
+from tests.questions import distinct_questions
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+_LABELS = ("--readout", "labels", "--min-label-mass", "0")
+
+
+@pytest.fixture(scope="module")
+def teachers(start_prompted: StartPrompted) -> Iterator[tuple[TeacherProcess, TeacherProcess]]:
+    """vLLM and transformers, with the same checkpoint and prompts."""
+    return (
+        start_prompted(*VLLM_FLAGS, *_LABELS),
+        start_prompted("--engine", "transformers", "--device", "cpu", *_LABELS),
+    )
+
+
+def test_both_are_the_same_teacher(teachers: tuple[TeacherProcess, TeacherProcess]) -> None:
+    identities = []
+    for teacher in teachers:
+        with TeacherClient(teacher.url, deadline_s=60) as client:
+            identities.append(client.teacher().identity)
+    assert identities[0] == identities[1]
+
+
+def test_label_probabilities_agree(teachers: tuple[TeacherProcess, TeacherProcess]) -> None:
+    questions = distinct_questions(100, seed=5)
+    vllm, transformers = ([_answered(a) for a in _ask(t, questions)] for t in teachers)
+    both = [(a, b) for a, b in zip(vllm, transformers, strict=True) if a and b]
+    assert len(both) >= 90
+    same = [(a, b) for a, b in both if a.analysis == b.analysis]
+    largest = max(_difference(a, b) for a, b in both)
+    p_QA = [list((a.probabilities or {}).values()) for a, _ in both if len(a.probabilities or {}) == 3]
+    spread = float(np.std(np.array(p_QA), axis=0).max())
+    print(
+        f"\n{len(both)} answers, {len(same)} with the same analysis:"
+        f" largest difference {largest:.2e}; spread over pictures {spread:.3f}"
+    )
+    assert spread > 0.05  # else agreeing would mean little
+    assert largest < 0.01
+
+
+def test_pictures_that_differ_in_one_tile_never_share_an_answer(
+    teachers: tuple[TeacherProcess, TeacherProcess],
+) -> None:
+    """vLLM's issue 20261: near-equal mazes that got one picture's answer."""
+    pairs = [_pair(seed) for seed in range(40)]
+    questions = [question for pair in pairs for question in pair]
+    # One after the other, so that whatever the first of a pair left in a cache is there for the second
+    vllm = [_answered(a) for question in questions for a in _ask(teachers[0], [question])]
+    transformers = [_answered(a) for a in _ask(teachers[1], questions)]
+    compared = 0
+    for i in range(0, len(questions), 2):
+        one, other, expected = vllm[i], vllm[i + 1], transformers[i + 1]
+        if one and other and expected:
+            compared += 1
+            assert _scores(one) != _scores(other)
+            assert _difference(other, expected) < 0.01
+    print(f"\n{compared} pairs compared")
+    assert compared >= 30
+
+
+def _pair(seed: int) -> tuple[Question, Question]:
+    """A room with a ball, and the same room with the ball in another colour."""
+    rng = random.Random(seed)
+    cells_HW: NDArray[np.uint8] = np.full((6, 6), code("wall", "grey"), np.uint8)
+    cells_HW[1:5, 1:5] = EMPTY
+    x, y, ball_x, ball_y = (rng.randrange(1, 5) for _ in range(4))
+    if (x, y) == (ball_x, ball_y):
+        ball_x = ball_x % 4 + 1
+    heading = rng.randrange(4)
+
+    def question(colour: str) -> Question:
+        room_HW = cells_HW.copy()
+        room_HW[ball_y, ball_x] = code("ball", colour)
+        picture = encode_png(draw(View(room_HW, x, y, heading)))
+        actions = ("left", "right", "forward", "pickup")
+        return Question.about(picture, mission="get a blue ball", task="fetch", actions=actions)
+
+    return question("blue"), question("green")
+
+
+def _ask(teacher: TeacherProcess, questions: list[Question]) -> list[object]:
+    with TeacherClient(teacher.url, deadline_s=600, batch_size=25) as client:
+        return list(client.ask_batch(questions))
+
+
+def _answered(outcome: object) -> Answer | None:
+    return outcome if isinstance(outcome, Answer) else None
+
+
+def _scores(answer: Answer) -> dict[str, float]:
+    assert answer.stages.action is not None
+    scores: dict[str, float] = json.loads(answer.stages.action.text)
+    return scores
+
+
+def _difference(one: Answer, other: Answer) -> float:
+    assert one.probabilities is not None
+    assert other.probabilities is not None
+    return max(abs(one.probabilities[a] - other.probabilities[a]) for a in one.probabilities)

@@ -1,0 +1,112 @@
+"""A checkpoint in real vLLM, asked over HTTP: valid answers or stated failures, and what caches save."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from teacher_server.schemas import Answer, Answered, BatchAnswer, ErrorAnswer, ErrorBody, Question
+from tests.conftest import TeacherProcess
+from tests.questions import distinct_questions
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, metric
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+_COUNT = 200
+_FAULTS = {"truncated", "schema", "sum"}
+"""What can go wrong with random weights, which close no sentence and add up to nothing."""
+
+
+@pytest.fixture(scope="module", params=["labels", "numbers"])
+def teacher(start_prompted: StartPrompted, request: pytest.FixtureRequest) -> Iterator[TeacherProcess]:
+    """Random weights put little mass on labels, and write numbers that sum to 1 only by chance."""
+    started = start_prompted(
+        *(*VLLM_FLAGS, "--readout", request.param, "--min-label-mass", "0", "--sum-tolerance", "0.5")
+    )
+    yield started
+    started.kill()
+
+
+def test_every_question_is_answered_or_fails_with_its_reason(teacher: TeacherProcess) -> None:
+    questions = distinct_questions(2 * _COUNT)
+    in_a_batch = _ask_batch(teacher, questions[:_COUNT])
+    with httpx.Client(limits=httpx.Limits(max_connections=64), timeout=120) as http:
+
+        def ask(question: Question) -> Answer | ErrorBody:
+            reply = http.post(f"{teacher.url}/policy", json=question.model_dump(mode="json"))
+            if reply.status_code == 200:
+                return Answer.model_validate_json(reply.content)
+            return ErrorAnswer.model_validate_json(reply.content).error
+
+        with ThreadPoolExecutor(64) as threads:
+            one_by_one = list(threads.map(ask, questions[_COUNT:]))
+
+    outcomes = in_a_batch + one_by_one
+    for question, outcome in zip(questions, outcomes, strict=True):
+        if isinstance(outcome, Answer):
+            assert outcome.probabilities is not None
+            assert tuple(outcome.probabilities) == question.actions
+            assert math.fsum(outcome.probabilities.values()) == pytest.approx(1)
+            assert not outcome.stored
+        else:
+            assert outcome.status == 502, outcome
+            assert outcome.raw, outcome
+    answered = sum(isinstance(outcome, Answer) for outcome in outcomes)
+    print(f"\n{answered} of {len(outcomes)} answered;", _reasons(outcomes))
+    assert answered > 0
+
+    failed = len(outcomes) - answered
+    assert metric(teacher, "teacher_failures_total", status="502") == failed
+    in_metrics = sum(metric(teacher, "teacher_unreadable_total", fault=fault) for fault in _FAULTS)
+    assert in_metrics >= failed  # the questions of the start count as well
+
+
+def test_failures_are_not_stored(teacher: TeacherProcess) -> None:
+    questions = distinct_questions(80, seed=1)
+    first, second = _ask_batch(teacher, questions), _ask_batch(teacher, questions)
+    for before, after in zip(first, second, strict=True):
+        if isinstance(before, Answer):
+            assert isinstance(after, Answer)
+            assert after.stored
+            assert after.probabilities == before.probabilities
+        else:
+            # It was asked once more; a batch of others may round to another answer
+            assert isinstance(after, ErrorBody) or not after.stored
+
+
+def test_stage_2_computes_little_that_stage_1_has_computed(teacher: TeacherProcess) -> None:
+    # All of one size, so that their prompts have one length
+    questions = [q for q in distinct_questions(160, seed=2) if q.task == "fetch"]
+    analysed, asked = questions[:20], questions[20:40]
+
+    def count(batch: Sequence[Question]) -> tuple[float, float]:
+        names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
+        before = [metric(teacher, name) for name in names]
+        _ask_batch(teacher, batch)
+        queries, hits = (metric(teacher, name) - was for name, was in zip(names, before, strict=True))
+        return queries, hits
+
+    queries_1, hits_1 = count([q.model_copy(update={"stage": "analysis"}) for q in analysed])
+    queries, hits = count(asked)
+    # Stage 1 of those asked costs what stage 1 alone did, but for missions of other lengths
+    queries_2, hits_2 = queries - queries_1, hits - hits_1
+    print(
+        f"\nprefix cache: stage 1 {hits_1 / queries_1:.3f} of {queries_1 / 20:.0f} tokens a question,"
+        f" stage 2 {hits_2 / queries_2:.3f} of {queries_2 / 20:.0f}, both {hits / queries:.3f}"
+    )
+    assert hits_2 > 0.9 * queries_1
+
+
+def _ask_batch(teacher: TeacherProcess, questions: Sequence[Question]) -> list[Answer | ErrorBody]:
+    body = [question.model_dump(mode="json") for question in questions]
+    reply = httpx.post(f"{teacher.url}/policy/batch", json=body, timeout=300)
+    outcomes = BatchAnswer.model_validate_json(reply.content).answers
+    return [o.answer if isinstance(o, Answered) else o.error for o in outcomes]
+
+
+def _reasons(outcomes: Sequence[Answer | ErrorBody]) -> dict[str, int]:
+    reasons = (o.reason.split(" 0.")[0].split(" 1.")[0] for o in outcomes if isinstance(o, ErrorBody))
+    return dict(Counter(reason[:60] for reason in reasons))

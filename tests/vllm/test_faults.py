@@ -1,0 +1,109 @@
+"""Clients that go away in mid-answer, and an engine that dies: nothing goes on in the engine for nobody."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import TeacherProcess
+from tests.questions import distinct_questions
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, metric
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+_PROMPTS = Path(__file__).parents[2] / "prompts"
+
+
+@pytest.fixture(scope="module")
+def slow_teacher(
+    start_prompted: StartPrompted, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TeacherProcess]:
+    """Its analyses are thousands of tokens long: minutes for fifty of them."""
+    slow = shutil.copytree(_PROMPTS / "minigrid-zero-shot", tmp_path_factory.mktemp("prompts") / "slow")
+    schema = json.loads((slow / "analysis.schema.json").read_text())
+    endless = {"type": "string", "minLength": 40_000, "maxLength": 50_000}
+    schema["properties"] = {"endless": endless}
+    schema["required"] = ["endless"]
+    (slow / "analysis.schema.json").write_text(json.dumps(schema))
+    settings = (slow / "set.toml").read_text()
+    settings = re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 8000", settings)
+    (slow / "set.toml").write_text(settings)
+    return start_prompted(*VLLM_FLAGS, "--prompts", str(slow), "--timeout-s", "600")
+
+
+def test_clients_that_go_away_free_the_engine(slow_teacher: TeacherProcess) -> None:
+    questions = distinct_questions(50, seed=7)
+
+    async def ask_and_leave() -> int:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=None, limits=limits) as http:
+            url = f"{slow_teacher.url}/policy"
+            asking = [asyncio.create_task(http.post(url, json=q.model_dump(mode="json"))) for q in questions]
+            most = await asyncio.to_thread(_wait_for, lambda: _in_engine(slow_teacher), 50)
+            assert not any(task.done() for task in asking)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        return int(most)
+
+    running = asyncio.run(ask_and_leave())
+    left = time.monotonic()
+    while _in_engine(slow_teacher) > 0:
+        assert time.monotonic() - left < 30
+        time.sleep(0.05)
+    print(
+        f"\n{running} requests in the engine; none {time.monotonic() - left:.2f} s after their clients left"
+    )
+    assert metric(slow_teacher, "teacher_in_flight") == 0
+    assert httpx.get(f"{slow_teacher.url}/readyz").status_code == 200
+
+
+def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherProcess) -> None:
+    (question,) = distinct_questions(1, seed=8)
+
+    async def ask_and_kill() -> httpx.Response:
+        async with httpx.AsyncClient(timeout=60) as http:
+            asking = asyncio.create_task(
+                http.post(f"{slow_teacher.url}/policy", json=question.model_dump(mode="json"))
+            )
+            await asyncio.to_thread(_wait_for, lambda: _in_engine(slow_teacher), 1)
+            for pid in _engine_processes(slow_teacher.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            return await asking
+
+    reply = asyncio.run(ask_and_kill())
+    assert reply.status_code == 502
+    assert "gone" in reply.json()["error"]["reason"]
+    assert slow_teacher.process.wait(60) == 1
+    assert "the teacher cannot go on" in slow_teacher.stderr.splitlines()[-1]
+
+
+def _in_engine(teacher: TeacherProcess) -> float:
+    return metric(teacher, "vllm:num_requests_running") + metric(teacher, "vllm:num_requests_waiting")
+
+
+def _wait_for(count: object, least: float, within_s: float = 60) -> float:
+    assert callable(count)
+    deadline = time.monotonic() + within_s
+    while (now := count()) < least:
+        assert time.monotonic() < deadline, f"only {now:g} within {within_s:g} s"
+        time.sleep(0.05)
+    return float(now)
+
+
+def _engine_processes(parent: int) -> list[int]:
+    """The engine core, by its process title."""
+    listing = subprocess.run(
+        ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
+    return [int(pid) for pid, ppid, args in rows if int(ppid) == parent and "EngineCore" in args]
