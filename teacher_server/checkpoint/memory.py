@@ -172,8 +172,8 @@ def _split_problems(dimensions: Dimensions, settings: EngineSettings, hardware: 
     asked = split * settings.data_parallel_size
     if hardware.gpus is not None and len(hardware.gpus) < asked:
         found.append(
-            f"--tensor-parallel-size {split} times --data-parallel-size {settings.data_parallel_size} GPUs are"
-            f" needed, and torch sees {len(hardware.gpus)}: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+            f"--tensor-parallel-size {split} times --data-parallel-size {settings.data_parallel_size} GPUs"
+            f" are needed, and torch sees {len(hardware.gpus)}: see nvidia-smi and CUDA_VISIBLE_DEVICES"
         )
     return found
 

@@ -235,7 +235,8 @@ class cuda:
 def _gpus_with_torch(folder: Path, source: str) -> object:
     """What is seen in a process whose torch is of this source."""
     (folder / "torch.py").write_text(source)
-    look = "import dataclasses, json; from teacher_server.checkpoint.memory import gpu_memory; seen = gpu_memory();"
+    look = "import dataclasses, json; from teacher_server.checkpoint.memory import gpu_memory as look;"
+    look += "seen = look();"
     look += "print(json.dumps(seen and [dataclasses.astuple(place) for place in seen]))"
     done = subprocess.run(
         [sys.executable, "-c", look],

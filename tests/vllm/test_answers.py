@@ -16,6 +16,8 @@ from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, metric
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 _COUNT = 200
+_BLOCK = 128
+"""Tokens that vLLM keeps together on a CPU."""
 _FAULTS = {"truncated", "schema", "sum"}
 """What can go wrong with random weights, which close no sentence and add up to nothing."""
 
@@ -82,22 +84,27 @@ def test_stage_2_computes_little_that_stage_1_has_computed(teacher: TeacherProce
     questions = [q for q in distinct_questions(160, seed=2) if q.task == "fetch"]
     analysed, asked = questions[:20], questions[20:40]
 
-    def count(batch: Sequence[Question]) -> tuple[float, float]:
-        names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
-        before = [metric(teacher, name) for name in names]
-        _ask_batch(teacher, batch)
-        queries, hits = (metric(teacher, name) - was for name, was in zip(names, before, strict=True))
-        return queries, hits
+    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
 
-    queries_1, hits_1 = count([q.model_copy(update={"stage": "analysis"}) for q in analysed])
-    queries, hits = count(asked)
+    def count(batch: Sequence[Question]) -> tuple[float, float, int]:
+        """Tokens looked up, tokens found, and questions that came to stage 2."""
+        before = [metric(teacher, name) for name in names]
+        outcomes = _ask_batch(teacher, batch)
+        queries, hits = (metric(teacher, name) - was for name, was in zip(names, before, strict=True))
+        return queries, hits, sum(isinstance(o, Answer) or o.reason.startswith("action") for o in outcomes)
+
+    queries_1, hits_1, _ = count([q.model_copy(update={"stage": "analysis"}) for q in analysed])
+    queries, hits, came = count(asked)
+    assert came > 0
     # Stage 1 of those asked costs what stage 1 alone did, but for missions of other lengths
     queries_2, hits_2 = queries - queries_1, hits - hits_1
+    prompt_1 = queries_1 / len(analysed)
     print(
-        f"\nprefix cache: stage 1 {hits_1 / queries_1:.3f} of {queries_1 / 20:.0f} tokens a question,"
-        f" stage 2 {hits_2 / queries_2:.3f} of {queries_2 / 20:.0f}, both {hits / queries:.3f}"
+        f"\nprefix cache: stage 1 {hits_1 / queries_1:.3f} of {prompt_1:.0f} tokens a question,"
+        f" stage 2 {hits_2 / queries_2:.3f} of {queries_2 / came:.0f}, both {hits / queries:.3f}"
     )
-    assert hits_2 > 0.9 * queries_1
+    # All of stage 1's prompt is found, but for a part of the last block
+    assert hits_2 > came * (prompt_1 - 2 * _BLOCK)
 
 
 def _ask_batch(teacher: TeacherProcess, questions: Sequence[Question]) -> list[Answer | ErrorBody]:
