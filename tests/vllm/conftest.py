@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from teacher_server.prompts import SETS
 from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
 
@@ -30,6 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A genuine Qwen2.5-VL of under a million parameters, with random weights."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def patient_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`minigrid` with room for the longest analysis there can be: random weights seldom stop earlier."""
+    copy = shutil.copytree(SETS / "minigrid", tmp_path_factory.mktemp("prompts") / "patient")
+    settings = (copy / "set.toml").read_text()
+    settings = re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", settings)
+    (copy / "set.toml").write_text(settings)
+    return copy
 
 
 @pytest.fixture(scope="module")

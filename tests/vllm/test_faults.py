@@ -8,27 +8,22 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
+from teacher_server.prompts import SETS
 from tests.conftest import TeacherProcess
 from tests.questions import distinct_questions
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, metric
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-_PROMPTS = Path(__file__).parents[2] / "prompts"
-
 
 @pytest.fixture(scope="module")
-def slow_teacher(
-    start_prompted: StartPrompted, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TeacherProcess]:
+def slow_teacher(start_prompted: StartPrompted, tmp_path_factory: pytest.TempPathFactory) -> TeacherProcess:
     """Its analyses are thousands of tokens long: minutes for fifty of them."""
-    slow = shutil.copytree(_PROMPTS / "minigrid-zero-shot", tmp_path_factory.mktemp("prompts") / "slow")
+    slow = shutil.copytree(SETS / "minigrid-zero-shot", tmp_path_factory.mktemp("prompts") / "slow")
     schema = json.loads((slow / "analysis.schema.json").read_text())
     endless = {"type": "string", "minLength": 40_000, "maxLength": 50_000}
     schema["properties"] = {"endless": endless}
