@@ -56,7 +56,7 @@ def running(command: Sequence[str], stdout: int = subprocess.DEVNULL) -> Iterato
             yield process
         finally:
             process.terminate()
-            process.wait()
+            process.wait(60)
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], within_s: float = 1200) -> None:

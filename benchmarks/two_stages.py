@@ -3,7 +3,7 @@
 Run it as `python -m benchmarks.two_stages` where vLLM is installed. Without --model it makes a checkpoint
 of under a million parameters with random weights: its times are vLLM's overhead, its tokens cost little.
 
-1. Median seconds of one question, ours with both read-outs and stock in turn, the next picture each time.
+1. Median time of one question, ours with both read-outs and stock in turn, about the same pictures.
    Stock is asked over its OpenAI API as a user would: the conversation with JSON output for the analysis,
    then the same conversation, the analysis and the second question with JSON output for the probabilities.
 2. Questions/s of /policy/batch at --batch questions, and of the same prompts given to the engine directly, in
@@ -73,7 +73,6 @@ def main() -> None:
 
 
 def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any]:
-    questions = iter(distinct_questions(3 * (arguments.questions + _WARM_UP)))
     names: tuple[Readout, Readout] = ("labels", "numbers")
     with ExitStack() as stack:
         # Started together: loading takes each of them as long as all the measuring
@@ -86,10 +85,11 @@ def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str
         ways["vllm serve, asked twice"] = stock.ask
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         tokens: dict[str, list[int]] = {way: [] for way in ways}
-        for i in range(arguments.questions + _WARM_UP):
+        # Each server sees each picture once: nothing of a question but its opening can be in its caches
+        for i, question in enumerate(distinct_questions(arguments.questions + _WARM_UP)):
             for way, ask in ways.items():
                 began = time.perf_counter()
-                complete, generated = ask(next(questions))
+                complete, generated = ask(question)
                 took = time.perf_counter() - began
                 if i >= _WARM_UP and complete:
                     seconds[way].append(took)

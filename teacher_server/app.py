@@ -41,7 +41,7 @@ _GONE = 499
 
 @dataclass
 class State:
-    """What the routes share; `failure` is why the teacher could not start."""
+    """What the routes share; `failure` is why there is no teacher: it could not start, or is gone."""
 
     settings: Settings
     teacher: Teacher
@@ -49,7 +49,7 @@ class State:
     metrics: Metrics
     service: Service
     ready: bool = False
-    failure: Exception | None = None
+    failure: str | None = None
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -64,7 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
     if store is not None:
         store.register(teacher.identity, teacher.description)
     metrics = Metrics()
-    service = Service(teacher, store, metrics, settings, on_gone=lambda why: _end(app.state.teaching, why))
+    service = Service(
+        teacher, store, metrics, settings, on_gone=lambda why: _end(app.state.teaching, f"is gone: {why}")
+    )
     app = FastAPIOffline(
         title="A teacher",
         description="Asks a teacher what it would do in a picture of a grid world.",
@@ -97,12 +99,12 @@ async def _start(teaching: State) -> None:
     try:
         await teaching.teacher.start()
     except Exception as error:
-        _end(teaching, error)
+        _end(teaching, f"could not start: {error}")
     else:
         teaching.ready = True
 
 
-def _end(teaching: State, why: Exception) -> None:
+def _end(teaching: State, why: str) -> None:
     """Ends the process: whatever watches over it is to start another."""
     teaching.ready, teaching.failure = False, why
     signal.raise_signal(signal.SIGTERM)

@@ -74,6 +74,12 @@ class Preparation:
         return framed
 
 
+def visual_tokens(picture: PreparedPicture) -> int:
+    """Tokens that Qwen2.5-VL makes of a picture."""
+    width, height = picture.image.size
+    return (width // SIDE) * (height // SIDE)
+
+
 @lru_cache(maxsize=256)
 def _numbers(count: int, tile: int, *, across: bool) -> Image.Image:
     """0, 1, 2 ... in black on white, one in the middle of each tile, in a row or in a column."""

@@ -42,8 +42,7 @@ def serve(settings: Settings) -> int:
         )
         _Server(config, f"listening on {_url(listener)} as {teaching.teacher.identity}").run([listener])
     if teaching.failure is not None:
-        why = f"the teacher cannot go on: {teaching.failure}"
-        print(f"teacher: error: {why}", file=sys.stderr)
+        print(f"teacher: error: the teacher {teaching.failure}", file=sys.stderr)
         return 1
     return 0
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class TeacherProcess:
                 stderr=log,
                 text=True,
                 env=self._env,
+                start_new_session=True,
             )
         assert self.process.stdout is not None
         self.greeting = self.process.stdout.readline()
@@ -59,6 +60,12 @@ class TeacherProcess:
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         return self._end(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Ends it and all that it started: a killed engine leaves its workers behind."""
+        self.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def restart(self) -> None:
         """Starts it again after `kill` or `stop`, on the same port with the same store."""
@@ -123,7 +130,7 @@ def started_teachers(folders: pytest.TempPathFactory) -> Iterator[StartTeacher]:
         yield start
     finally:
         for teacher in started:
-            teacher.kill()
+            teacher.end()
 
 
 def _question(env_id: str, seed: int = 0, tile: int = 8, **changes: Any) -> Question:

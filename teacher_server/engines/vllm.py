@@ -114,8 +114,9 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Ends the engine's process."""
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.shutdown)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
 
     async def _run(self, prompt: Prompt, parameters: SamplingParams) -> CompletionOutput:
         # vLLM reports a picture that fell out of its cache in between as an error: it is sent again once

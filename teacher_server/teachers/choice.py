@@ -34,7 +34,9 @@ def choose_teacher(settings: Settings) -> Teacher:
         return PlannerTeacher(noise=settings.noise, seed=settings.seed, delay_s=settings.delay_ms / 1000)
     try:
         return _prompted(settings)
-    except (BadCheckpoint, BadPromptSet, BadChatTemplate) as error:
+    except (BadCheckpoint, BadChatTemplate) as error:
+        raise CannotTeach(f"--model {settings.model}: {error}") from error
+    except BadPromptSet as error:
         raise CannotTeach(str(error)) from error
 
 
@@ -51,7 +53,7 @@ def _prompted(settings: Settings) -> PromptedTeacher:
     if problems:
         raise CannotTeach("; ".join(problems))
     dtype = checkpoint.dtype() if settings.dtype == "auto" else settings.dtype
-    return PromptedTeacher(
+    teacher = PromptedTeacher(
         _ENGINES[settings.engine](checkpoint, settings, prompts),
         ChatFormat(checkpoint),
         prompts,
@@ -65,6 +67,12 @@ def _prompted(settings: Settings) -> PromptedTeacher:
         hosting={"model": str(settings.model), "engine": settings.engine, "prompts": prompts.name},
         seed=settings.seed,
     )
+    if teacher.longest > settings.max_model_len:
+        raise CannotTeach(
+            f"a conversation with the prompt set {prompts.name} can have {teacher.longest} tokens, more than"
+            f" --max-model-len {settings.max_model_len}: raise it, or take a prompt set with fewer examples"
+        )
+    return teacher
 
 
 def _reading(settings: Settings, prompts: PromptSet) -> ReadingOut:

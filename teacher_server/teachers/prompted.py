@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 
-from gridworld.pictures import Picture, UnreadablePicture, draw
+from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
 from teacher_server.chat import ChatFormat
 from teacher_server.engines import (
@@ -24,6 +24,7 @@ from teacher_server.engines import (
     PreparedPicture,
     Prompt,
 )
+from teacher_server.preparation import visual_tokens
 from teacher_server.prompts import PromptSet
 from teacher_server.readout import Unreadable, from_label_scores, from_numbers, hardened, numbers_schema
 from teacher_server.schemas import StageReport
@@ -117,6 +118,20 @@ class PromptedTeacher:
         for task, actions in self.tasks.items():
             self._script(task, "", actions)  # so that what cannot be written is refused before any loading
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation about a picture of 16 x 16 tiles, answers included."""
+        picture = self._prompts.preparation.prepare(draw(_room(16)))
+        scripts = [self._script(task, "", actions) for task, actions in self.tasks.items()]
+        return max(
+            len(script.opening)
+            + sum(visual_tokens(shown) for shown in (*script.pictures, picture))
+            + self._prompts.analysis_max_tokens
+            + len(script.followup)
+            + (self._prompts.numbers_max_tokens if self._reading.readout == "numbers" else 1)
+            for script in scripts
+        )
+
     async def start(self) -> None:
         """Loads the checkpoint and asks it one question a task: its first answers are slow.
 
@@ -124,7 +139,9 @@ class PromptedTeacher:
             CannotLoad, EngineError: there is no engine, or it does not generate.
         """
         await self._engine.start()
-        observations = [Observation(_room(), "", task, actions) for task, actions in self.tasks.items()]
+        observations = [
+            Observation(draw(_room(5)), "", task, actions) for task, actions in self.tasks.items()
+        ]
         for outcome in await asyncio.gather(*map(self.answer, observations), return_exceptions=True):
             if isinstance(outcome, UnreadableAnswer) and outcome.fault == "engine":
                 raise EngineError(f"the engine does not answer: {outcome}")
@@ -263,9 +280,9 @@ def _seed_of(seed: int, prompt: Prompt) -> int:
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4])
 
 
-def _room() -> Picture:
-    """A picture to try a model with: an agent, a goal and four walls."""
-    cells_HW = np.full((5, 5), code("wall", "grey"), np.uint8)
-    cells_HW[1:4, 1:4] = EMPTY
-    cells_HW[3, 3] = code("goal", "green")
-    return draw(View(cells_HW, 1, 1, 0))
+def _room(side: int) -> View:
+    """Something to try a model with: an agent, a goal and four walls."""
+    cells_HW = np.full((side, side), code("wall", "grey"), np.uint8)
+    cells_HW[1:-1, 1:-1] = EMPTY
+    cells_HW[-2, -2] = code("goal", "green")
+    return View(cells_HW, 1, 1, 0)

@@ -3,16 +3,15 @@
 import importlib.util
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from teacher_server.prompts import SETS
 from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
+from tests.waiting import wait_until_ready
 
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
 
@@ -59,24 +58,3 @@ def start_prompted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -
             return teacher
 
         yield start
-
-
-def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
-    """Returns when the teacher can answer; fails if its process ends first."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        assert teacher.process.poll() is None, teacher.stderr[-3000:]
-        if httpx.get(f"{teacher.url}/readyz").status_code == 200:
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"not ready within {within_s:g} s: {teacher.stderr[-3000:]}")
-
-
-def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
-    """The sum of a metric's series that have these labels, now."""
-    total = 0.0
-    for line in httpx.get(f"{teacher.url}/metrics").text.splitlines():
-        match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
-        if match and all(f'{label}="{value}"' in (match[1] or "") for label, value in labels.items()):
-            total += float(match[2])
-    return total

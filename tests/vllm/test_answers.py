@@ -11,7 +11,8 @@ import pytest
 from teacher_server.schemas import Answer, Answered, BatchAnswer, ErrorAnswer, ErrorBody, Question
 from tests.conftest import TeacherProcess
 from tests.questions import distinct_questions
-from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, metric
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
+from tests.waiting import metric
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -29,7 +30,7 @@ def teacher(start_prompted: StartPrompted, request: pytest.FixtureRequest) -> It
         *(*VLLM_FLAGS, "--readout", request.param, "--min-label-mass", "0", "--sum-tolerance", "0.5")
     )
     yield started
-    started.kill()
+    started.end()
 
 
 def test_every_question_is_answered_or_fails_with_its_reason(teacher: TeacherProcess) -> None:

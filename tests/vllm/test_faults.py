@@ -15,7 +15,8 @@ import pytest
 from teacher_server.prompts import SETS
 from tests.conftest import TeacherProcess
 from tests.questions import distinct_questions
-from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, metric
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
+from tests.waiting import metric
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -79,7 +80,7 @@ def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherP
     assert reply.status_code == 502
     assert "gone" in reply.json()["error"]["reason"]
     assert slow_teacher.process.wait(60) == 1
-    assert "the teacher cannot go on" in slow_teacher.stderr.splitlines()[-1]
+    assert "the teacher is gone" in slow_teacher.stderr.splitlines()[-1]
 
 
 def _in_engine(teacher: TeacherProcess) -> float:

@@ -1,0 +1,29 @@
+"""What a running teacher says of itself: whether it is ready, and its metrics."""
+
+import re
+import time
+
+import httpx
+
+from tests.conftest import TeacherProcess
+
+
+def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
+    """Returns when the teacher can answer; fails if its process ends first."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        assert teacher.process.poll() is None, teacher.stderr[-3000:]
+        if httpx.get(f"{teacher.url}/readyz").status_code == 200:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"not ready within {within_s:g} s: {teacher.stderr[-3000:]}")
+
+
+def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
+    """The sum of a metric's series that have these labels, now."""
+    total = 0.0
+    for line in httpx.get(f"{teacher.url}/metrics").text.splitlines():
+        match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
+        if match and all(f'{label}="{value}"' in (match[1] or "") for label, value in labels.items()):
+            total += float(match[2])
+    return total
