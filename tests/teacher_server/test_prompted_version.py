@@ -1,4 +1,4 @@
-"""Keeps watch over what PROMPTED_VERSION stands for: how a conversation is put together and an answer read."""
+"""Watches over what PROMPTED_VERSION stands for: how a conversation is made and an answer read."""
 
 import hashlib
 import json
