@@ -2,10 +2,13 @@
 
 Run it as `python -m benchmarks.two_stages` where vLLM is installed. Without --model it makes a checkpoint
 of under a million parameters with random weights: its times are vLLM's overhead, its tokens cost little.
+Random weights write until the schema stops them: its strings and lists are shortened, so that an analysis is
+about as long as a worked example's.
 
 1. Median time of one question, ours with both read-outs and stock in turn, about the same pictures.
    Stock is asked over its OpenAI API as a user would: the conversation with JSON output for the analysis,
-   then the same conversation, the analysis and the second question with JSON output for the probabilities.
+   then the same conversation, the analysis and the second question with JSON output for the probabilities;
+   held to JSON by our grammar, so that it writes no other blanks than we do.
 2. Questions/s of /policy/batch at --batch questions, and of the same prompts given to the engine directly, in
    turn. Stores are off.
 """
@@ -15,8 +18,10 @@ import asyncio
 import base64
 import io
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -31,6 +36,7 @@ from benchmarks.serving import BIN, has_gpu, running, start_teacher, wait_for
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import read_checkpoint
 from teacher_server.engines import Decoding, PreparedPicture, Prompt
+from teacher_server.engines.constraints import grammar_of
 from teacher_server.images import decode, from_base64
 from teacher_server.prompts import Message, PromptSet, load_prompt_set
 from teacher_server.readout import numbers_schema
@@ -61,6 +67,7 @@ def main() -> None:
         if arguments.model is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             arguments.model = make_checkpoint(Path(folder) / "tiny")
+            arguments.prompts = str(_shortened(load_prompt_set(arguments.prompts), Path(folder) / "prompts"))
         prompts = load_prompt_set(arguments.prompts)
         figures = {
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -70,6 +77,35 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"written to {arguments.out}")
+
+
+def _shortened(prompts: PromptSet, copy: Path) -> Path:
+    """The set with strings of a quarter of their length and lists of three, in its examples as well."""
+
+    def shorter(schema: Any) -> Any:
+        if not isinstance(schema, dict):
+            return schema
+        cut = {key: shorter(value) for key, value in schema.items()}
+        if "maxLength" in cut:
+            cut["maxLength"] = math.ceil(cut["maxLength"] / 4)
+        if "maxItems" in cut:
+            cut["maxItems"] = max(cut.get("minItems", 0), min(cut["maxItems"], 3))
+        return cut
+
+    def fitting(value: Any, schema: dict[str, Any]) -> Any:
+        if isinstance(value, dict):
+            return {key: fitting(part, schema["properties"][key]) for key, part in value.items()}
+        if isinstance(value, list):
+            return [fitting(part, schema["items"]) for part in value[: schema["maxItems"]]]
+        return value[: schema["maxLength"]] if "maxLength" in schema else value
+
+    shutil.copytree(prompts.folder, copy)
+    schema = shorter(prompts.schema)
+    (copy / "analysis.schema.json").write_text(json.dumps(schema))
+    for file in copy.glob("examples/*/*.json"):
+        example = json.loads(file.read_text())
+        file.write_text(json.dumps(example | {"analysis": fitting(example["analysis"], schema)}))
+    return copy
 
 
 def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any]:
@@ -233,13 +269,12 @@ class _Stock:
     def _complete(
         self, messages: list[dict[str, Any]], schema: dict[str, Any], max_tokens: int
     ) -> tuple[str, str, int]:
-        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
         body = {
             "model": self._model,
             "messages": messages,
             "temperature": 0,
             "max_tokens": max_tokens,
-            "response_format": form,
+            "structured_outputs": {"grammar": grammar_of(schema)},
         }
         reply = self._http.post("/v1/chat/completions", json=body).raise_for_status().json()
         choice = reply["choices"][0]
@@ -287,11 +322,7 @@ def _stock_server(arguments: argparse.Namespace, prompts: PromptSet) -> Iterator
     command += ["--dtype", arguments.dtype, "--max-model-len", str(arguments.max_model_len)]
     command += ["--generation-config", "vllm", "--limit-mm-per-prompt", json.dumps(limit)]
     command += ["--kv-cache-memory-bytes", str(int(arguments.kv_cache_gib * 2**30))]
-    # Else it may write blanks without end, which would make it look slow
-    command += [
-        "--structured-outputs-config",
-        json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}),
-    ]
+    command += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
     command += [] if arguments.graphs else ["--enforce-eager"]
     with running(command) as process:
         url = "http://127.0.0.1:18765"

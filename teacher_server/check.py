@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg
 
 from teacher_server.checkpoint import (
     ARCHITECTURE,
@@ -15,7 +15,7 @@ from teacher_server.checkpoint import (
     read_checkpoint,
 )
 from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problems
-from teacher_server.command_line import BadSetting, parse
+from teacher_server.command_line import BadSetting, flags_and_variables, parse
 from teacher_server.settings import EngineSettings
 
 _LIBRARIES: dict[Engine, tuple[str, ...]] = {
@@ -27,18 +27,7 @@ _LIBRARIES: dict[Engine, tuple[str, ...]] = {
 class CheckSettings(EngineSettings, BaseSettings):
     """Examines a checkpoint as `teacher serve` with the same flags would use it; loads no model."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="TEACHER_",
-        env_ignore_empty=True,
-        frozen=True,
-        cli_prog_name="teacher check",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_exit_on_error=False,
-        cli_implicit_flags=True,
-        cli_parse_none_str="none",
-        env_parse_none_str="none",
-    )
+    model_config = flags_and_variables("teacher check", "TEACHER_")
 
     model: CliPositionalArg[Path | None] = Field(default=None, description="the checkpoint, a local folder")
     engine: Engine = Field(default="vllm", description="what will run the checkpoint")

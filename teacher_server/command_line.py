@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliApp, SettingsError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)
 
@@ -18,6 +18,22 @@ class CannotStart(Exception):
 
 class BadSetting(CannotStart, ValueError):
     """A flag or variable that cannot be used."""
+
+
+def flags_and_variables(program: str, prefix: str) -> SettingsConfigDict:
+    """How a command's settings are read: --some-flag, else PREFIX_SOME_FLAG; `none` stands for no value."""
+    return SettingsConfigDict(
+        env_prefix=prefix,
+        env_ignore_empty=True,
+        env_parse_none_str="none",
+        frozen=True,
+        cli_prog_name=program,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+        cli_implicit_flags=True,
+        cli_parse_none_str="none",
+    )
 
 
 def dispatch(

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
+
+from teacher_server.command_line import flags_and_variables
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "dummy"]
@@ -56,18 +58,7 @@ class EngineSettings(BaseModel):
 class Settings(EngineSettings, BaseSettings):
     """Serves a teacher over HTTP. Each flag is a variable too: --delay-ms is TEACHER_DELAY_MS."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="TEACHER_",
-        env_ignore_empty=True,
-        frozen=True,
-        cli_prog_name="teacher serve",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_exit_on_error=False,
-        cli_implicit_flags=True,
-        cli_parse_none_str="none",
-        env_parse_none_str="none",
-    )
+    model_config = flags_and_variables("teacher serve", "TEACHER_")
 
     teacher: Literal["planner", "prompted"] = Field(
         default="planner",

@@ -6,12 +6,12 @@ from pathlib import Path
 import gymnasium
 import minigrid  # noqa: F401  (registers the environments)
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.pictures import draw
 from gridworld.tasks import TASKS, UnknownEnvironment, task_of
 from gridworld.views import view_of
-from teacher_server.command_line import CannotStart, dispatch, parse
+from teacher_server.command_line import CannotStart, dispatch, flags_and_variables, parse
 from teacher_server.engines import PreparedPicture
 from teacher_server.prompts import BadPromptSet, Message, PromptSet, load_prompt_set, prompt_set_names
 from teacher_server.settings import Readout
@@ -27,23 +27,13 @@ commands:
 class ListSettings(BaseSettings):
     """Lists the prompt sets: name, digest, what it is, tasks."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="TEACHER_", cli_prog_name="teacher prompts list", cli_exit_on_error=False
-    )
+    model_config = flags_and_variables("teacher prompts list", "TEACHER_")
 
 
 class ShowSettings(BaseSettings):
     """Shows what a model gets to see: the conversation about an environment's first picture."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="TEACHER_",
-        env_ignore_empty=True,
-        frozen=True,
-        cli_prog_name="teacher prompts show",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_exit_on_error=False,
-    )
+    model_config = flags_and_variables("teacher prompts show", "TEACHER_")
 
     prompts: CliPositionalArg[str] = Field(description="a prompt set, by name or folder")
     task: str = Field(description=f"a task family: {', '.join(TASKS)}")

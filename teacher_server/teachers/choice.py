@@ -52,14 +52,25 @@ def _prompted(settings: Settings) -> PromptedTeacher:
     ]
     if problems:
         raise CannotTeach("; ".join(problems))
-    dtype = checkpoint.dtype() if settings.dtype == "auto" else settings.dtype
+    try:
+        engine = _ENGINES[settings.engine](checkpoint, settings, prompts)
+    except ImportError as error:
+        other = ", or choose --engine transformers" if settings.engine == "vllm" else ""
+        raise CannotTeach(
+            f"{settings.engine} cannot be used here ({error}): pip install 'lvlm2p[{settings.engine}]'{other}"
+        ) from error
+    told = {
+        "digest": checkpoint.digest(),
+        "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
+    }
+    if dummy:  # each engine draws weights of its own
+        told["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
     teacher = PromptedTeacher(
-        _ENGINES[settings.engine](checkpoint, settings, prompts),
+        engine,
         ChatFormat(checkpoint),
         prompts,
         _reading(settings, prompts),
-        checkpoint={"digest": checkpoint.digest(), "dtype": dtype}
-        | ({"dummy_weights": settings.seed} if dummy else {}),
+        checkpoint=told,
         label_ids={
             action: checkpoint.tokenizer.encode(label, add_special_tokens=False).ids[0]
             for action, label in prompts.labels.items()
@@ -85,12 +96,8 @@ def _reading(settings: Settings, prompts: PromptSet) -> ReadingOut:
 
 
 def _vllm(checkpoint: Checkpoint, settings: Settings, prompts: PromptSet) -> ChatEngine:
-    try:
-        from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415
-    except ImportError as error:
-        raise CannotTeach(
-            f"vLLM cannot be imported ({error}): pip install 'lvlm2p[vllm]', or choose --engine transformers"
-        ) from error
+    from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415
+
     examples = max(len(_conversation(prompts, task).pictures) for task in prompts.tasks)
     side = math.isqrt(prompts.preparation.max_pixels)
     return VllmEngine(checkpoint, settings, pictures=examples + 1, side=side)
@@ -101,12 +108,8 @@ def _conversation(prompts: PromptSet, task: str) -> Conversation:
 
 
 def _transformers(checkpoint: Checkpoint, settings: Settings, _: PromptSet) -> ChatEngine:
-    try:
-        from teacher_server.engines.transformers import TransformersEngine  # noqa: PLC0415
-    except ImportError as error:
-        raise CannotTeach(
-            f"transformers cannot be imported ({error}): pip install 'lvlm2p[transformers]'"
-        ) from error
+    from teacher_server.engines.transformers import TransformersEngine  # noqa: PLC0415
+
     return TransformersEngine(checkpoint, settings)
 
 
