@@ -72,6 +72,19 @@ def test_it_answers_and_stores(start_prompted: Callable[..., TeacherProcess], tm
         assert 0 < asked["answer"]["stages"]["action"]["label_mass"] < 1
 
 
+def test_it_teaches_a_student(start_prompted: Callable[..., TeacherProcess], tmp_path: Path) -> None:
+    prompts = _copy("minigrid-zero-shot", tmp_path)
+    _change(prompts / "set.toml", r"analysis_max_tokens = \d+", "analysis_max_tokens = 900")
+    teacher = start_prompted("--prompts", str(prompts), "--min-label-mass", "0")
+    run = tmp_path / "run"
+    flags = ["--env", "MiniGrid-LavaGapS5-v0", "--frames", "256", "--evaluation-episodes", "2"]
+    command = [sys.executable, "-m", "student", "train", "--teacher", teacher.url, *flags, "--out", str(run)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["teacher"] == httpx.get(f"{teacher.url}/teacher").json()["identity"]
+    assert 0 < summary["questions"] == metric(teacher, "teacher_questions_total", way="asked")
+
+
 @pytest.mark.parametrize(
     ("change", "flags", "stage", "fault"),
     [
