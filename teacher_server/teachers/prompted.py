@@ -188,14 +188,14 @@ class PromptedTeacher:
         began = time.perf_counter()
         prompt = prompt.then((*said.token_ids, *script.followup))
         if self._reading.readout == "labels":
-            found, action = await self._by_labels(prompt, actions, said.text)
+            found, report = await self._by_labels(prompt, actions, said.text)
         else:
-            found, action = await self._by_numbers(prompt, actions, said.text)
-        action = action.model_copy(update={"milliseconds": _since(began)})
+            found, report = await self._by_numbers(prompt, actions, said.text)
+        report = report.model_copy(update={"milliseconds": _since(began)})
         if self._reading.targets == "hard":
             found = hardened(found)
         probabilities = {action: found.get(action, 0.0) for action in observation.actions}
-        return TeacherAnswer(probabilities, analysis, action)
+        return TeacherAnswer(probabilities, analysis, report)
 
     async def close(self) -> None:
         """Ends the engine."""
