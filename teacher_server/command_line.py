@@ -95,6 +95,8 @@ def _in_words(kind: type[BaseSettings], problem: ErrorDetails) -> str:
         return problem["msg"]
     flag = f"--{problem['loc'][0]}".replace("_", "-")
     variable = f"{kind.model_config.get('env_prefix', '')}{flag[2:]}".upper().replace("-", "_")
+    if problem["type"] == "missing":
+        return f"{flag} (or {variable}) is missing: give it a value"
     # A check of our own has said the value already
     said = "" if problem["type"] == "value_error" else f", not {problem['input']!r}"
     return f"{flag} (or {variable}): {problem['msg'].removeprefix('Value error, ')}{said}"

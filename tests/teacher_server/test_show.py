@@ -67,7 +67,7 @@ def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
     [
         (["lst"], "no command 'lst'"),
         (["list", "--all"], "--all"),
-        (["show", "minigrid"], "--task"),
+        (["show", "minigrid"], "--task (or TEACHER_TASK) is missing"),
         (["show", "nothing", "--task", "fetch"], "name one of minigrid, minigrid-zero-shot"),
         (["show", "minigrid", "--task", "maze"], "it has lava_gap, dynamic_obstacles, fetch, go_to_door"),
         (["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-Empty-5x5-v0"], "choose one of"),
