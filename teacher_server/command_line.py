@@ -1,6 +1,7 @@
 """Command lines: every command finds its subcommand and reads its flags and variables the same way."""
 
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -45,14 +46,13 @@ def dispatch(
     """Runs the subcommand that the arguments (None: the process's own) name.
 
     Returns:
-        The exit code: the command's, 2 where it could not start, 130 where it was interrupted.
+        The exit code: the command's, 2 where it could not start, 130 where it was interrupted, 141 where its
+        output was cut off.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage, end="")
-        return 0
-    if name == "--version":
-        print(f"{program} {importlib.metadata.version('lvlm2p')}")
+    if name in ("-h", "--help", "--version"):
+        version = f"{program} {importlib.metadata.version('lvlm2p')}\n"
+        print(version if name == "--version" else usage, end="")
         return 0
     if name not in commands:
         return fail(program, f"no command {name!r}; `{program} --help` lists them", 2)
@@ -62,6 +62,9 @@ def dispatch(
         return fail(f"{program} {name}", error, 2)
     except KeyboardInterrupt:
         return fail(f"{program} {name}", "interrupted", 130)
+    except BrokenPipeError:  # `| head` has read enough; what is left to flush at the end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def fail(command: str, why: Exception | str, code: int) -> int:

@@ -30,6 +30,16 @@ def test_the_list_names_every_set(tmp_path: Path) -> None:
     assert "tasks: lava_gap, dynamic_obstacles, fetch, go_to_door" in done.stdout
 
 
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    teacher = Path(sys.executable).with_name("teacher")
+    command = f"{teacher} prompts list | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert done.stdout.startswith("minigrid  ")
+    assert done.stderr == ""
+
+
 def test_show_says_all_that_the_model_reads_and_writes_what_it_sees(tmp_path: Path) -> None:
     done = _run(
         tmp_path, "show", "minigrid", "--task", "fetch", "--seed", "3", "--env", "MiniGrid-Fetch-6x6-N2-v0"
