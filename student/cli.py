@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     # Imported late, so that `student --help` and a wrong flag answer at once
-    from student.settings import TrainSettings  # noqa: PLC0415
+    from student.settings import train_settings_for  # noqa: PLC0415
 
-    settings = parse(TrainSettings, arguments)
+    settings = parse(train_settings_for(arguments), arguments)
     from student.trainer import Stopped, train  # noqa: PLC0415
 
     try:

@@ -1,13 +1,18 @@
 """Every setting of the student's commands, once: its flag, STUDENT_* variable, default and meaning."""
 
+import argparse
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from gridworld.tasks import task_of
+from student.algorithms import ALGORITHMS
 from teacher_server.client import checked_url
+from teacher_server.command_line import flag_of
 
 
 def _known(env_id: str) -> str:
@@ -22,6 +27,25 @@ def _address(url: str) -> str:
 def _folder_or_address(policy: str) -> str:
     return checked_url(policy) if policy.startswith(("http://", "https://")) else policy
 
+
+def _algorithm(name: str) -> str:
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
+    return name
+
+
+def _by_preset(*, fast: object, paper: object, of: Mapping[str, object] | None = None, **field: Any) -> Any:
+    """A setting whose default is that of the preset, or that of the algorithm, where `of` names it."""
+
+    def default(chosen: dict[str, Any]) -> object:
+        presets: dict[str, object] = {"fast": fast, "paper": paper}
+        return (of or {}).get(chosen["algo"], presets[chosen["preset"]])
+
+    return Field(default_factory=default, **field)
+
+
+_ONLY_PPO: dict[str, Any] = {"algorithm": "ppo"}
+"""Marks the settings that mean nothing to the other algorithms."""
 
 EnvId = Annotated[str, AfterValidator(_known)]
 
@@ -46,6 +70,15 @@ class TrainSettings(BaseSettings):
     model_config = _config("train")
 
     env: EnvId = Field(default="MiniGrid-LavaGapS6-v0", description="a registered MiniGrid id")
+    algo: Annotated[str, AfterValidator(_algorithm)] = Field(
+        default="ppo", description=f"the algorithm to learn by: {' or '.join(ALGORITHMS)}"
+    )
+    preset: Literal["fast", "paper"] = Field(
+        default="fast",
+        description="where the defaults below come from. paper: the paper's Algorithm 1 as printed, with the"
+        " hyper-parameters of its code; fast: what learns fast here. A setting that is given wins over both;"
+        " add --help to see the defaults of a preset and an algorithm",
+    )
     teacher: Annotated[str, AfterValidator(_address)] = Field(
         default="none", description="the teacher's address, such as http://127.0.0.1:8000; none: learn alone"
     )
@@ -56,14 +89,25 @@ class TrainSettings(BaseSettings):
         " --allow-teacher-change and --progress may be told anew",
     )
     seed: int = Field(default=1, ge=0, description="of everything random in the run")
-    frames: int = Field(default=60_000, ge=1, description="steps in the environments to train for")
+    frames: int = _by_preset(
+        fast=60_000, paper=20_000, ge=1, description="steps in the environments to train for"
+    )
 
-    teacher_lambda: float = Field(
-        default=1.0,
+    teacher_lambda: float = _by_preset(
+        fast=1.0,
+        paper=0.01,
         ge=0,
         allow_inf_nan=False,
         alias="lambda",
         description="weight of the distillation term, lambda of the paper's equation 1",
+    )
+    lambda_schedule: Literal["constant", "linear"] = Field(
+        default="constant", description="linear: lambda falls to 0 over the run's frames"
+    )
+    targets: Literal["soft", "hard"] = Field(
+        default="soft",
+        description="soft: the teacher's probabilities; hard: all on its most probable action, on the first"
+        " of them where several are",
     )
     teacher_wait_s: float = Field(
         default=300.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
@@ -72,19 +116,45 @@ class TrainSettings(BaseSettings):
         default=False, description="go on when the teacher is not the one that the run began with"
     )
 
-    environments: int = Field(default=16, ge=1, description="environments stepped together")
-    rollout_steps: int = Field(default=32, ge=1, description="steps in each environment between updates")
-    epochs: int = Field(default=4, ge=1, description="passes over a rollout in one update")
-    minibatch_size: int = Field(default=128, ge=1, description="states in one gradient step")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of Adam")
+    environments: int = _by_preset(fast=16, paper=3, ge=1, description="environments stepped together")
+    rollout_steps: int = _by_preset(
+        fast=32, paper=128, of={"a2c": 5}, ge=1, description="steps in each environment between updates"
+    )
+    epochs: int = Field(
+        default=4, ge=1, description="PPO: passes over a rollout in one update", json_schema_extra=_ONLY_PPO
+    )
+    minibatch_size: int = _by_preset(
+        fast=128,
+        paper=256,
+        ge=1,
+        description="PPO: states in one gradient step",
+        json_schema_extra=_ONLY_PPO,
+    )
+    optimiser: Literal["adam", "rmsprop"] = _by_preset(
+        fast="adam", paper="adam", of={"a2c": "rmsprop"}, description="how gradients become steps"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the optimiser")
+    optimiser_epsilon: float = _by_preset(
+        fast=1e-5, paper=1e-8, gt=0, description="what the optimiser adds to the gradients' size"
+    )
     gamma: float = Field(default=0.99, ge=0, le=1, description="discount of rewards, a step")
     gae_lambda: float = Field(
         default=0.95, ge=0, le=1, description="generalised advantage estimation: 0 one-step, 1 whole returns"
     )
-    clip: float = Field(default=0.2, gt=0, description="how far the policy's ratio may move in one update")
-    clip_values: bool = Field(default=False, description="clip the value's change as well")
-    normalise_advantages: bool = Field(
-        default=True, description="make each minibatch's advantages zero-mean, unit-variance"
+    clip: float = Field(
+        default=0.2,
+        gt=0,
+        description="PPO: how far the policy's ratio may move in one update",
+        json_schema_extra=_ONLY_PPO,
+    )
+    clip_values: bool = Field(
+        default=False, description="PPO: clip the value's change as well", json_schema_extra=_ONLY_PPO
+    )
+    normalise_advantages: bool = _by_preset(
+        fast=True,
+        paper=False,
+        of={"a2c": False},
+        description="make the advantages of each gradient step zero-mean, unit-variance",
     )
     entropy_coefficient: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
     value_coefficient: float = Field(default=0.5, ge=0, description="weight of the value loss")
@@ -97,6 +167,49 @@ class TrainSettings(BaseSettings):
     evaluation_episodes: int = Field(default=100, ge=1, description="episodes of each evaluation")
     checkpoint_every: int = Field(default=16_384, ge=1, description="frames between checkpoints")
     progress: bool = Field(default=True, description="show a progress bar")
+
+    @model_validator(mode="after")
+    def _of_the_algorithm(self) -> Self:
+        others = sorted(flag_of(type(self), name) for name in self._meaningless() & self.model_fields_set)
+        if others:
+            raise ValueError(f"{', '.join(others)}: of no meaning to --algo {self.algo}")
+        return self
+
+    def in_force(self) -> dict[str, Any]:
+        """Every setting that has a meaning to the algorithm, as JSON."""
+        return self.model_dump(mode="json", by_alias=True, exclude=self._meaningless())
+
+    def _meaningless(self) -> set[str]:
+        """The settings that are another algorithm's own."""
+        marks = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
+        return {
+            name
+            for name, mark in marks.items()
+            if isinstance(mark, dict) and mark.get("algorithm", self.algo) != self.algo
+        }
+
+
+def train_settings_for(arguments: Sequence[str]) -> type[TrainSettings]:
+    """TrainSettings, and where --help is asked for, with the defaults of the preset and algorithm chosen."""
+    if not {"-h", "--help"} & set(arguments):
+        return TrainSettings
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    for name in ("algo", "preset"):
+        parser.add_argument(f"--{name}", default=os.environ.get(f"STUDENT_{name.upper()}") or None)
+    try:
+        chosen = vars(parser.parse_known_args(list(arguments))[0])
+        shown = TrainSettings.model_validate({name: value for name, value in chosen.items() if value})
+    except (argparse.ArgumentError, ValidationError):
+        return TrainSettings
+    defaults: dict[str, Any] = {
+        name: (
+            field.annotation,
+            Field(default=getattr(shown, name), alias=field.alias, description=field.description),
+        )
+        for name, field in TrainSettings.model_fields.items()
+        if field.default_factory is not None
+    }
+    return create_model("TrainSettings", __base__=TrainSettings, __doc__=TrainSettings.__doc__, **defaults)
 
 
 class EvaluateSettings(BaseSettings):

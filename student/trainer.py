@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from student import ppo
-from student.distillation import Labels
+from student.algorithms import algorithm
+from student.distillation import Labels, lambda_at
 from student.envs import Environments, EpisodeState, Vocabulary, layout_of
 from student.evaluate import Evaluation, evaluate
 from student.labels import LabelTable
@@ -23,6 +23,7 @@ from student.networks import ActorCritic
 from student.rollout import Rollout, act, collect
 from student.runs import BadRun, Run
 from student.settings import TrainSettings
+from student.update import make_optimiser
 from teacher_server.client import TeacherClient, TeacherError
 from teacher_server.command_line import flag_of
 
@@ -59,13 +60,25 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _resumed(run: Run, given: TrainSettings) -> TrainSettings:
+    settings = load_settings(run)
     told = {name: getattr(given, name) for name in given.model_fields_set}
-    fixed = sorted(flag_of(TrainSettings, name) for name in told.keys() - _ON_RESUME)
+    if told.get("algo", settings.algo) != settings.algo:
+        raise BadRun(
+            f"{run.folder} learns by {settings.algo} and cannot go on by {given.algo}; start a new run with"
+            " another --out"
+        )
+    changed = {name for name, value in told.items() if value != getattr(settings, name)}
+    fixed = sorted(flag_of(TrainSettings, name) for name in changed - _ON_RESUME)
     if fixed:
         raise BadRun(
             f"{', '.join(fixed)} cannot be changed when a run is resumed; start a new one with another --out"
         )
-    return load_settings(run).model_copy(update=told)
+    if settings.lambda_schedule == "linear" and settings.teacher != "none" and "frames" in changed:
+        raise BadRun(
+            "--frames cannot be changed when a run with --lambda-schedule linear is resumed: its lambda falls"
+            f" to 0 over {settings.frames} frames"
+        )
+    return settings.model_copy(update=told)
 
 
 def load_settings(run: Run) -> TrainSettings:
@@ -91,9 +104,8 @@ class _Trainer:
         self.vocabulary = Vocabulary()
         self.layout = layout_of(settings.env)
         self.network = ActorCritic(self.layout)
-        self.optimiser = torch.optim.Adam(
-            self.network.parameters(), settings.learning_rate, eps=1e-5, fused=True
-        )
+        self.algorithm = algorithm(settings.algo)
+        self.optimiser = make_optimiser(self.network, settings)
         self.rng = np.random.default_rng(settings.seed)
         self.envs = Environments(self.layout, self.vocabulary, settings.environments, settings.seed)
         self.frames = self.updates = 0
@@ -141,14 +153,18 @@ class _Trainer:
         settings = self.settings
         rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng)
         labels = self._labels_of(rollout)
-        figures = ppo.update(self.network, self.optimiser, rollout, labels, settings, self.rng)
+        teacher_lambda = lambda_at(self.frames, settings) if self.labels is not None else 0.0
+        figures = self.algorithm.update(
+            self.network, self.optimiser, rollout, labels, teacher_lambda, settings, self.rng
+        )
         self.obs_NK = rollout.last_obs_NK
         size = rollout.actions_TN.size
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
         self.recent.extend(rollout.ended)
         took = time.perf_counter() - began
         self.seconds += took
-        row = {"frames": self.frames, "frames_per_second": size / took, **self._progress(), **figures}
+        row = {"frames": self.frames, "frames_per_second": size / took, "lambda": teacher_lambda}
+        row |= {**self._progress(), **figures}
         if _passed(settings.evaluate_every, before, self.frames):
             result = self._evaluate(sampled=True)
             row |= {"evaluation_success": result.success, "evaluation_return": result.mean_return}
@@ -174,7 +190,6 @@ class _Trainer:
             "return": float(np.mean(returns)) if returns else None,
             "success": float(np.mean([total > 0 for total in returns])) if returns else None,
             "length": float(np.mean([length for _, length in self.recent])) if returns else None,
-            "lambda": self.settings.teacher_lambda if self.labels is not None else 0.0,
         }
         return row | _counts(self.labels)
 
@@ -193,7 +208,8 @@ class _Trainer:
         sampled, greedy = self._evaluate(sampled=True).report(), self._evaluate(sampled=False).report()
         summary = {
             "env": self.settings.env,
-            "algorithm": "ppo",
+            "algorithm": self.settings.algo,
+            "preset": self.settings.preset,
             "seed": self.settings.seed,
             "success": sampled["success"],
             "return": sampled["return"],
@@ -203,6 +219,7 @@ class _Trainer:
             "seconds": self.seconds,
             "frames_per_second": self.frames / self.seconds if self.seconds else None,
             "teacher": None if self.labels is None else self.labels.identity,
+            "targets": None if self.labels is None else self.settings.targets,
             **_counts(self.labels),
         }
         self.run.summarise(summary)
@@ -232,7 +249,7 @@ class _Trainer:
 
     def _config(self) -> dict[str, Any]:
         return {
-            "settings": self.settings.model_dump(mode="json", by_alias=True),
+            "settings": self.settings.in_force(),
             "teacher": None if self.labels is None else self.labels.info.model_dump(mode="json"),
         }
 

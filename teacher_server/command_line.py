@@ -82,7 +82,9 @@ def parse(kind: type[_Settings], arguments: Sequence[str]) -> _Settings:
     try:
         return CliApp.run(kind, cli_args=list(arguments))
     except ValidationError as error:
-        raise BadSetting("; ".join(_in_words(kind, problem) for problem in error.errors())) from error
+        # A default that hangs on another setting is missing where that one is wrong: no mistake of its own
+        problems = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
+        raise BadSetting("; ".join(_in_words(kind, problem) for problem in problems)) from error
     except SettingsError as error:
         raise BadSetting(str(error).removeprefix("error parsing CLI: ")) from error
 
@@ -95,7 +97,7 @@ def flag_of(kind: type[BaseSettings], name: str) -> str:
 
 def _in_words(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     if not problem["loc"]:
-        return problem["msg"]
+        return problem["msg"].removeprefix("Value error, ")
     flag = f"--{problem['loc'][0]}".replace("_", "-")
     variable = f"{kind.model_config.get('env_prefix', '')}{flag[2:]}".upper().replace("-", "_")
     if problem["type"] == "missing":

@@ -41,6 +41,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--env", "MiniGrid-Nowhere-v0"), "--env (or STUDENT_ENV): unknown environment"),
         (("train", "--lambda", "-1"), "--lambda (or STUDENT_LAMBDA)"),
         (("train", "--lambda", "nan"), "--lambda"),
+        (("train", "--algo", "dqn"), "unknown algorithm 'dqn': choose one of ppo, a2c"),
+        (("train", "--algo", "a2c", "--clip", "0.1"), "--clip: of no meaning to --algo a2c"),
         (("train", "--frames", "many"), "--frames (or STUDENT_FRAMES)"),
         (("train", "--speed", "9"), "--speed"),
         (("train", "--teacher", "localhost:8000"), "localhost:8000"),
@@ -75,6 +77,20 @@ def test_settings_that_a_resumed_run_cannot_change(run: Path) -> None:
     assert "--lambda, --seed cannot be changed" in _fails(
         "train", "--resume", run, "--seed", 5, "--lambda", 2
     )
+
+
+def test_a_resumed_run_keeps_its_algorithm(run: Path) -> None:
+    said = _fails("train", "--resume", run, "--algo", "a2c")
+    assert f"{run} learns by ppo and cannot go on by a2c; start a new run with another --out" in said
+
+
+def test_the_frames_of_a_schedule_stay(tmp_path: Path, shared_teacher: TeacherProcess) -> None:
+    flags = ("--env", "MiniGrid-LavaGapS5-v0", "--frames", "512", "--lambda-schedule", "linear")
+    run = tmp_path / "run"
+    command = [_STUDENT, "train", *flags, "--teacher", shared_teacher.url, "--out", str(run)]
+    subprocess.run([*command, "--evaluation-episodes", "2"], check=True, capture_output=True)
+    said = _fails("train", "--resume", run, "--frames", 1024)
+    assert "its lambda falls to 0 over 512 frames" in said
 
 
 def test_a_teacher_for_a_run_that_began_without(run: Path, shared_teacher: TeacherProcess) -> None:

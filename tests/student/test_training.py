@@ -15,7 +15,7 @@ import httpx
 import pytest
 import torch
 
-from tests.conftest import StartTeacher
+from tests.conftest import StartTeacher, TeacherProcess
 
 pytestmark = pytest.mark.integration
 
@@ -126,12 +126,25 @@ def test_questions_are_asked_once_ever(teacher_process: StartTeacher, tmp_path: 
     assert third["store_hits"] == len(met & states)
 
 
-@pytest.mark.parametrize("taught", [False, True])
-@pytest.mark.parametrize("how", ["frames", "SIGTERM", "SIGKILL"])
+_A2C_SCHEDULED = "--algo a2c --targets hard --lambda 0.3 --lambda-schedule linear"
+
+
+@pytest.mark.parametrize(
+    ("how", "taught", "learning"),
+    [
+        *((how, taught, "") for how in ("frames", "SIGTERM", "SIGKILL") for taught in (False, True)),
+        ("frames", False, "--algo a2c"),
+        ("frames", True, "--algo a2c --preset paper"),
+        ("SIGTERM", True, _A2C_SCHEDULED),
+        ("SIGKILL", True, _A2C_SCHEDULED),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    teacher_process: StartTeacher, tmp_path: Path, taught: bool, how: str
+    teacher_process: StartTeacher, tmp_path: Path, taught: bool, how: str, learning: str
 ) -> None:
-    flags = ("--teacher", teacher_process("--delay-ms", "5").url) if taught else ()
+    flags = tuple(learning.split())
+    if taught:
+        flags += ("--teacher", teacher_process("--delay-ms", "5").url)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     _train(whole, *flags, "--frames", "6000")
     if how == "frames":
@@ -207,11 +220,37 @@ def test_another_teacher_stops_a_resumed_run_unless_told_to_go_on(
     assert _summary(run)["teacher"] == httpx.get(f"{other.url}/teacher").json()["identity"]
 
 
+@pytest.mark.parametrize("targets", ["soft", "hard"])
+def test_a2c_learns_from_the_teacher_within_few_frames(
+    shared_teacher: TeacherProcess, tmp_path: Path, targets: str
+) -> None:
+    """Alone it does not get there: the same run without the teacher is beside it."""
+    flags = ("--algo", "a2c", "--env", "MiniGrid-LavaGapS5-v0", "--frames", "16000", "--evaluate-every", "0")
+    for name, more in (("taught", ("--teacher", shared_teacher.url, "--targets", targets)), ("alone", ())):
+        result = _run("train", *flags, "--out", str(tmp_path / name), *more)
+        assert result.returncode == 0, result.stderr
+    assert _summary(tmp_path / "taught")["success"] >= 0.9
+    assert _summary(tmp_path / "alone")["success"] < 0.9
+    entropies = {row["target_entropy"] for row in _metrics(tmp_path / "taught")}
+    assert (entropies == {0.0}) == (targets == "hard")
+
+
+def test_lambda_falls_over_the_runs_frames(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    flags = ("--teacher", shared_teacher.url, "--frames", "1024", "--lambda-schedule", "linear")
+    _train(tmp_path, *flags, "--lambda", "0.8")
+    rows = _metrics(tmp_path)
+    assert [row["lambda"] for row in rows] == pytest.approx([0.8 - 0.1 * i for i in range(8)])
+
+
 def test_a_run_says_all_about_itself(teacher_process: StartTeacher, tmp_path: Path) -> None:
     teacher = teacher_process()
     summary = _train(tmp_path, "--teacher", teacher.url, "--frames", "1100", "--lambda", "0.5")
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["settings"]["lambda"] == 0.5
+    settings = config["settings"]
+    assert settings["lambda"] == 0.5
+    assert summary["algorithm"] == settings["algo"] == "ppo"
+    assert summary["preset"] == settings["preset"] == "fast"
+    assert summary["targets"] == settings["targets"] == "soft"
     assert config["teacher"]["identity"] == summary["teacher"]
     assert config["teacher"]["description"]
     assert {"python", "torch", "minigrid", "lvlm2p"} <= config["versions"].keys()

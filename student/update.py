@@ -1,0 +1,119 @@
+"""What the algorithms' updates share: a rollout as a batch, equation 1's sum, a gradient step, figures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from student.distillation import Labels, agreement, kl_to_teacher, one_hot, target_entropy
+from student.networks import ActorCritic
+from student.rollout import Rollout, advantages
+from student.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B steps of a rollout, in any order."""
+
+    obs_BK: Tensor
+    actions_B: Tensor
+    log_probs_B: Tensor
+    values_B: Tensor
+    advantages_B: Tensor
+    returns_B: Tensor
+    targets: Labels
+    """What the student is drawn to: the teacher's labels, or made hard."""
+
+    def __getitem__(self, rows: Tensor) -> "Batch":
+        return Batch(
+            self.obs_BK[rows],
+            self.actions_B[rows],
+            self.log_probs_B[rows],
+            self.values_B[rows],
+            self.advantages_B[rows],
+            self.returns_B[rows],
+            self.targets[rows],
+        )
+
+
+def batch_of(rollout: Rollout, labels: Labels, settings: TrainSettings) -> Batch:
+    """All steps of a rollout, B = T * N, with their advantages and returns."""
+    advantages_TN = advantages(rollout, settings.gamma, settings.gae_lambda)
+    return Batch(
+        torch.from_numpy(rollout.obs_TNK.reshape(-1, rollout.obs_TNK.shape[-1])),
+        torch.from_numpy(rollout.actions_TN.ravel()),
+        torch.from_numpy(rollout.log_probs_TN.ravel()),
+        torch.from_numpy(rollout.values_TN.ravel()),
+        torch.from_numpy(advantages_TN.ravel()),
+        torch.from_numpy((advantages_TN + rollout.values_TN).ravel()),
+        one_hot(labels) if settings.targets == "hard" else labels,
+    )
+
+
+def scaled_advantages(batch: Batch, settings: TrainSettings) -> Tensor:
+    """The advantages [B], zero-mean and unit-variance where the settings ask for it."""
+    if not settings.normalise_advantages:
+        return batch.advantages_B
+    return (batch.advantages_B - batch.advantages_B.mean()) / (batch.advantages_B.std() + 1e-8)
+
+
+def equation_1(
+    policy: Tensor,
+    value: Tensor,
+    log_probs_BA: Tensor,
+    targets: Labels,
+    teacher_lambda: float,
+    settings: TrainSettings,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_RL + lambda * KL(teacher || student): equation 1 of the paper, and its terms by their figures' names.
+
+    L_RL is an algorithm's policy loss and value loss, and the entropy bonus.
+    """
+    entropy = -(log_probs_BA.exp() * log_probs_BA).sum(1).mean()
+    kl = kl_to_teacher(log_probs_BA, targets)
+    total = (
+        policy
+        + settings.value_coefficient * value
+        - settings.entropy_coefficient * entropy
+        + teacher_lambda * kl
+    )
+    parts = {"policy_loss": policy, "value_loss": value, "entropy": entropy, "kl": kl}
+    return total, {name: part.detach() for name, part in parts.items()}
+
+
+def make_optimiser(network: ActorCritic, settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimiser that the settings name."""
+    parameters, rate, epsilon = network.parameters(), settings.learning_rate, settings.optimiser_epsilon
+    if settings.optimiser == "rmsprop":
+        return torch.optim.RMSprop(parameters, rate, alpha=0.99, eps=epsilon)
+    return torch.optim.Adam(parameters, rate, eps=epsilon, fused=True)
+
+
+def descend(
+    network: ActorCritic,
+    optimiser: torch.optim.Optimizer,
+    total: Tensor,
+    parts: dict[str, Tensor],
+    settings: TrainSettings,
+) -> dict[str, float]:
+    """One gradient step; returns the terms of the loss and the gradient's norm before it was cut."""
+    optimiser.zero_grad()
+    torch.autograd.backward(total)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+    optimiser.step()
+    return {name: float(value) for name, value in parts.items()} | {"grad_norm": float(norm)}
+
+
+def summed_up(
+    network: ActorCritic, batch: Batch, labels: Labels, steps: Sequence[dict[str, float]]
+) -> dict[str, float]:
+    """An update's figures: the means over its gradient steps, and where the student then stands."""
+    figures = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+    figures |= {"agreement": math.nan, "target_entropy": target_entropy(batch.targets)}
+    if labels.given_B.any():
+        with torch.inference_mode():
+            figures["agreement"] = agreement(network(batch.obs_BK)[0], labels)
+    return figures
