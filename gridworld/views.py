@@ -30,21 +30,29 @@ def uncode(cell: int) -> tuple[int, int, int]:
     return kind, colour, state
 
 
+def names_of(cell: int) -> tuple[str, str]:
+    """MiniGrid's names of a cell's kind and colour."""
+    kind, colour, _ = uncode(cell)
+    return _KINDS[kind], _COLOURS[colour]
+
+
+_KINDS, _COLOURS = tuple(OBJECT_TO_IDX), tuple(COLOR_TO_IDX)
+NAMES = (*_KINDS, *_COLOURS)
+"""The words for what a cell can hold, as missions use them."""
+
 EMPTY = code("empty")
 
 _STATELESS = {(kind, colour): code(kind, colour) for kind in OBJECT_TO_IDX for colour in COLOR_TO_IDX}
 
 
-def _code_of(thing: WorldObj | None) -> int:
-    if thing is None:
-        return EMPTY
+def _code_of(thing: WorldObj) -> int:
     cell = _STATELESS[thing.type, thing.color]
     return cell + int(thing.encode()[2]) if thing.type == "door" else cell
 
 
 def encode_cells(grid: Grid) -> bytes:
     """One cell code a byte, row by row from the top left: height x width bytes."""
-    return bytes(map(_code_of, grid.grid))
+    return bytes([EMPTY if thing is None else _code_of(thing) for thing in grid.grid])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,36 +1,31 @@
 """Advantage actor-critic, the synchronous form of Mnih et al. (arXiv 1602.01783), with a teacher's term."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from student.distillation import Labels
 from student.networks import ActorCritic
 from student.rollout import Rollout
 from student.settings import TrainSettings
-from student.update import Batch, batch_of, descend, equation_1, scaled_advantages, summed_up
+from student.update import Algorithm, Batch, batch_of, descend, equation_1, means, scaled_advantages
 
 
-def update(
-    network: ActorCritic,
-    optimiser: torch.optim.Optimizer,
-    rollout: Rollout,
-    labels: Labels,
-    teacher_lambda: float,
-    settings: TrainSettings,
-    rng: np.random.Generator,
-) -> dict[str, float]:
-    """One gradient step on the whole rollout; see `student.algorithms.Algorithm`."""
-    batch = batch_of(rollout, labels, settings)
-    total, parts = loss(network, batch, teacher_lambda, settings)
-    return summed_up(network, batch, labels, [descend(network, optimiser, total, parts, settings)])
+class A2C(Algorithm):
+    """One gradient step on the whole rollout."""
+
+    def update(
+        self, rollout: Rollout, targets: Labels, teacher_lambda: float, rng: np.random.Generator
+    ) -> dict[str, float]:
+        batch = batch_of(self.network, rollout, targets, self.settings)
+        total, parts = loss(self.network, batch, teacher_lambda, self.settings)
+        return means([descend(self.network, self.optimiser, total, parts, self.settings)])
 
 
 def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Equation 1 of the paper with A2C's L_RL: the plain policy gradient, nothing clipped; and its terms."""
-    logits_BA, values_B = network(batch.obs_BK)
+    logits_BA, values_B = network.judge(batch.seen_BE)
     log_probs_BA = logits_BA.log_softmax(1)
     log_probs_B = log_probs_BA.gather(1, batch.actions_B[:, None]).squeeze(1)
     policy = -(log_probs_B * scaled_advantages(batch, settings)).mean()

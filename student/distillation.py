@@ -1,11 +1,18 @@
-"""The paper's equation 1, its distillation term: lambda * KL(teacher || student) over labelled states."""
+"""The teacher's part: the paper's lambda * KL(teacher || student), and replay of stored labels."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from student.networks import ActorCritic
 from student.settings import TrainSettings
+
+REPLAY_BATCH = 128
+"""Stored labels in one gradient step of replay."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,11 @@ class Labels:
 
     def __getitem__(self, rows: Tensor) -> "Labels":
         return Labels(self.probs_BA[rows], self.given_B[rows])
+
+    @classmethod
+    def nothing(cls, size: int, actions: int) -> "Labels":
+        """No label for any of `size` states."""
+        return cls(torch.zeros(size, actions), torch.zeros(size, dtype=torch.bool))
 
 
 def kl_to_teacher(log_probs_BA: Tensor, labels: Labels) -> Tensor:
@@ -42,11 +54,22 @@ def agreement(log_probs_BA: Tensor, labels: Labels) -> float:
     return float(agrees_B[labels.given_B].float().mean())
 
 
-def one_hot(labels: Labels) -> Labels:
-    """Hard targets: all on the teacher's most probable action, the first of them where several are."""
-    best_B = labels.probs_BA.argmax(1)
-    hard_BA = torch.nn.functional.one_hot(best_B, labels.probs_BA.shape[1]).to(labels.probs_BA.dtype)
-    return Labels(hard_BA, labels.given_B)
+def targets(labels: Labels, settings: TrainSettings) -> Labels:
+    """What the student is drawn to: the labels as --targets and --teacher-temperature take them.
+
+    Soft: p(a) ^ (1 / temperature), normalised. Hard: all on the teacher's most probable action, the first
+    of them where several are.
+    """
+    probs_BA = labels.probs_BA
+    if settings.targets == "hard":
+        hard_BA = torch.nn.functional.one_hot(probs_BA.argmax(1), probs_BA.shape[1])
+        return Labels(hard_BA.to(probs_BA.dtype), labels.given_B)
+    if settings.teacher_temperature == 1:
+        return labels
+    powers_BA = (probs_BA / probs_BA.amax(1, keepdim=True).clamp(min=1e-30)) ** (
+        1 / settings.teacher_temperature
+    )
+    return Labels(powers_BA / powers_BA.sum(1, keepdim=True).clamp(min=1e-30), labels.given_B)
 
 
 def target_entropy(labels: Labels) -> float:
@@ -60,4 +83,59 @@ def lambda_at(frames: int, settings: TrainSettings) -> float:
     """Lambda of equation 1 for the update that begins after this many frames."""
     if settings.lambda_schedule == "constant":
         return settings.teacher_lambda
-    return settings.teacher_lambda * max(1 - frames / settings.frames, 0.0)
+    return settings.teacher_lambda * max(1 - frames / (settings.lambda_frames or settings.frames), 0.0)
+
+
+class Replay:
+    """Supervised passes over all stored labels: they cost no frames and no questions.
+
+    They come after an update, so that the log-probabilities of the rollout that it learns from are still
+    those of the policy that acted. Their share falls with lambda.
+    """
+
+    def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
+        self._network = network
+        self._settings = settings
+        # Of its own, whatever the algorithm uses: its steps are of another size
+        self._optimiser = torch.optim.Adam(network.parameters(), settings.replay_rate, eps=1e-5, fused=True)
+        self._due = 0.0
+
+    def learn(
+        self,
+        obs_MK: NDArray[np.uint8],
+        labels: Labels,
+        frames: int,
+        teacher_lambda: float,
+        rng: np.random.Generator,
+    ) -> float:
+        """As many gradient steps as the frames just played call for; the mean KL, nan without a step.
+
+        Args:
+            labels: of M states, of which those not given are left out.
+        """
+        share = teacher_lambda / self._settings.teacher_lambda if self._settings.teacher_lambda else 0.0
+        self._due += self._settings.replay_ratio * frames * share / REPLAY_BATCH
+        steps, self._due = divmod(self._due, 1)
+        given_G = labels.given_B.nonzero().squeeze(1)
+        if not steps or not len(given_G):
+            return float("nan")
+        rows_SB = given_G[torch.from_numpy(rng.integers(0, len(given_G), (int(steps), REPLAY_BATCH)))]
+        divergences = []
+        for rows_B in rows_SB:
+            seen_BE = self._network.perceive(torch.from_numpy(obs_MK[rows_B.numpy()]))
+            logits_BA, _ = self._network.judge(seen_BE)
+            kl = kl_to_teacher(logits_BA.log_softmax(1), targets(labels[rows_B], self._settings))
+            self._optimiser.zero_grad()
+            torch.autograd.backward(kl)
+            self._optimiser.step()
+            divergences.append(kl.detach())
+        return float(torch.stack(divergences).mean())
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"optimiser": self._optimiser.state_dict(), "due": self._due}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._due = state["due"]

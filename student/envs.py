@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.tasks import ACTIONS, task_of
-from gridworld.views import View, encode_cells
+from gridworld.views import NAMES, View, encode_cells
 
 WORDS = 16
 """Words of a mission that an observation holds."""
@@ -21,18 +21,23 @@ Row = NDArray[np.uint8]
 """One observation, uint8 [K]: a code for each cell row by row, then x, y, heading, then WORDS word ids."""
 
 
+_TOGGLE = ACTIONS.index("toggle")
+"""The one action that changes things in place: it opens and closes doors."""
+
+
 class UnknownWord(ValueError):
     """A mission that does not fit into an observation."""
 
 
 class Vocabulary:
-    """The words of missions and their ids 1 .. 255, given in the order in which they are first met."""
+    """The words of missions and their ids 1 .. 255: first MiniGrid's names for things and colours, then
+    what else is met, in the order in which it is."""
 
     def __init__(self, words: Sequence[str] = ()) -> None:
         self.words: list[str] = []
         self._ids: dict[str, int] = {}
         self._encoded: dict[str, bytes] = {}
-        self.extend(words)
+        self.extend((*NAMES, *words))
 
     def extend(self, words: Sequence[str]) -> None:
         """Gives the next ids to those of the words that have none."""
@@ -127,23 +132,25 @@ class Environment:
         self._episode = -1
         self._actions: list[int] = []
         self._mission = b""
+        self._things: list[Any] = []
+        self._cells = b""
         self.total = 0.0
 
-    def reset(self) -> Row:
+    def reset(self) -> bytes:
         """Starts the next episode."""
         self._episode += 1
         self._actions = []
         self.total = 0.0
         self._env.reset(seed=self._seed_of(self._episode))
         self._mission = self._vocabulary.encode(self._env.mission)
-        return self._observe()
+        return self._observe(changed=True)
 
-    def step(self, action: int) -> tuple[Row, float, bool, bool]:
+    def step(self, action: int) -> tuple[bytes, float, bool, bool]:
         """Next observation, reward, terminated, truncated."""
         self._actions.append(action)
         _, reward, terminated, truncated, _ = self._env.step(action)
         self.total += reward
-        return self._observe(), float(reward), terminated, truncated
+        return self._observe(changed=action == _TOGGLE), float(reward), terminated, truncated
 
     @property
     def length(self) -> int:
@@ -154,7 +161,7 @@ class Environment:
     def state(self) -> EpisodeState:
         return EpisodeState(self._episode, self._actions.copy())
 
-    def restore(self, state: EpisodeState) -> Row:
+    def restore(self, state: EpisodeState) -> bytes:
         """Plays the episode up to a state once more; an episode is a function of its seed and actions."""
         self._episode = state.episode - 1
         row = self.reset()
@@ -162,10 +169,16 @@ class Environment:
             row, *_ = self.step(action)
         return row
 
-    def _observe(self) -> Row:
+    def _observe(self, changed: bool) -> bytes:
+        """The observation as the bytes of a `Row`.
+
+        Cells are encoded again where things came, went or moved, or where one may have `changed` in place.
+        """
         env = self._env
-        pose = bytes((*map(int, env.agent_pos), int(env.agent_dir)))
-        return np.frombuffer(bytearray(encode_cells(env.grid) + pose + self._mission), np.uint8)
+        if changed or env.grid.grid != self._things:
+            self._things, self._cells = env.grid.grid.copy(), encode_cells(env.grid)
+        x, y = env.agent_pos
+        return self._cells + bytes((int(x), int(y), int(env.agent_dir))) + self._mission
 
 
 @dataclass(frozen=True)
@@ -194,7 +207,7 @@ class Environments:
 
     def reset(self) -> NDArray[np.uint8]:
         """Starts an episode in each: uint8 [N, K]."""
-        return np.stack([env.reset() for env in self._envs])
+        return rows_of([env.reset() for env in self._envs])
 
     def step(self, actions_N: NDArray[np.int64]) -> Step:
         """One action in each; an environment whose episode ends starts its next one at once."""
@@ -211,8 +224,8 @@ class Environments:
             terminations.append(terminated)
             truncations.append(truncated)
         return Step(
-            np.stack(rows),
-            np.stack(last_rows),
+            rows_of(rows),
+            rows_of(last_rows),
             np.array(rewards, np.float32),
             np.array(terminations),
             np.array(truncations),
@@ -225,7 +238,12 @@ class Environments:
 
     def restore(self, states: Sequence[EpisodeState]) -> NDArray[np.uint8]:
         """Puts each environment back into a state: uint8 [N, K], the observations there."""
-        return np.stack([env.restore(state) for env, state in zip(self._envs, states, strict=True)])
+        return rows_of([env.restore(state) for env, state in zip(self._envs, states, strict=True)])
+
+
+def rows_of(observations: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Observations one under the other: uint8 [N, K]."""
+    return np.frombuffer(bytearray().join(observations), np.uint8).reshape(len(observations), -1)
 
 
 def _training_seeds(seed: int, index: int) -> Callable[[int], int]:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gridworld.pictures import Picture, draw
-from student.envs import EVALUATION_SEEDS, Environment, Layout, Vocabulary
+from student.envs import EVALUATION_SEEDS, Environment, Layout, Vocabulary, rows_of
 from student.rollout import sample
 from student.statistics import mean_interval, success_interval
 
 Policy = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Observations uint8 [B, K] to log-probabilities [B, A]."""
 
-_TOGETHER = 32
+_TOGETHER = 128
 """Environments played at once."""
 
 
@@ -64,14 +64,14 @@ def evaluate(
     def seed_of(_: int) -> int:
         return EVALUATION_SEEDS + upcoming
 
-    playing: dict[Environment, tuple[int, NDArray[np.uint8]]] = {}
+    playing: dict[Environment, tuple[int, bytes]] = {}
     for upcoming in seeds:
         env = Environment(layout, vocabulary, seed_of)
         playing[env] = upcoming, env.reset()
         if len(playing) == _TOGETHER:
             break
     while playing:
-        actions_B = _choose(policy(np.stack([row for _, row in playing.values()])), rng)
+        actions_B = _choose(policy(rows_of([row for _, row in playing.values()])), rng)
         for (env, (episode, _)), action in zip(list(playing.items()), actions_B.tolist(), strict=True):
             row, _, terminated, truncated = env.step(action)
             playing[env] = episode, row
@@ -92,12 +92,12 @@ def animate(
     pictures: list[Picture] = []
     env = Environment(layout, vocabulary, lambda episode: EVALUATION_SEEDS + episode)
     for _ in range(episodes):
-        row, ended = env.reset(), False
-        pictures.append(draw(layout.view(row), tile))
+        rows_1K, ended = rows_of([env.reset()]), False
+        pictures.append(draw(layout.view(rows_1K[0]), tile))
         while not ended:
-            row, _, terminated, truncated = env.step(int(_choose(policy(row[None]), None)[0]))
-            ended = terminated or truncated
-            pictures.append(draw(layout.view(row), tile))
+            row, _, terminated, truncated = env.step(int(_choose(policy(rows_1K), None)[0]))
+            rows_1K, ended = rows_of([row]), terminated or truncated
+            pictures.append(draw(layout.view(rows_1K[0]), tile))
         pictures += [pictures[-1]] * 3
     first, *rest = [Image.fromarray(picture) for picture in pictures]
     file.parent.mkdir(parents=True, exist_ok=True)

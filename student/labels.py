@@ -96,6 +96,12 @@ class LabelTable:
         rows_B = np.array([self._rows[key] for key in keys])
         return Labels(torch.from_numpy(self._probs_MA[rows_B]), torch.from_numpy(self._given_M[rows_B]))
 
+    def stored(self) -> tuple[NDArray[np.uint8], Labels]:
+        """All states met, [M, K], and their labels."""
+        size = len(self._rows)
+        obs_MK = np.frombuffer(b"".join(self._rows), np.uint8).reshape(size, self._layout.length)
+        return obs_MK, Labels(torch.from_numpy(self._probs_MA[:size]), torch.from_numpy(self._given_M[:size]))
+
     def _ask(self, rows: Sequence[Row]) -> None:
         questions = [self._question(row) for row in rows]
         with self._waiting():

@@ -1,74 +1,102 @@
-"""The student's network: cells seen from the agent, combined with the mission's words."""
+"""The student's network: cells as the agent sees them, marked where the mission names them."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gridworld.views import N_CELL_CODES, N_COLOURS, N_STATES, STEPS, uncode
+from gridworld.views import N_CELL_CODES, N_COLOURS, N_STATES, NAMES, STEPS, names_of, uncode
 from student.envs import WORDS, Layout
 
 _OUTSIDE = N_CELL_CODES
 """The code of what lies outside the grid."""
+_MARKS = 4
+"""The mission names a cell's kind, its colour, both or neither."""
 
 
 class ActorCritic(nn.Module):
     """Logits over the environment's actions and a value, from observations (see `student.envs.Row`).
 
-    Each cell is embedded as the sum of its object's, colour's and state's embeddings, plus a vector
-    that the mission's words make: a unit can so respond to "a key" and "green" and "the mission says
-    green key" in one step. The cells are laid out as the agent sees them, itself in the middle and
-    its heading upwards, so that what it learns in one place holds in all.
+    The cells are laid out as the agent sees them, itself in the middle and its heading upwards, so that
+    what it learns in one place holds in all. Each is embedded as the sum of its object's, colour's and
+    state's embeddings and of a mark, which tells whether the mission names its kind and its colour:
+    what it learns about the object that is looked for holds whatever that is called. The mission's
+    words as such are added to the first hidden layer; they start at zero.
     """
 
-    def __init__(self, layout: Layout, cell_size: int = 12, hidden_size: int = 128) -> None:
+    def __init__(self, layout: Layout, cell_size: int = 8, hidden_size: int = 64) -> None:
         super().__init__()
         self._layout = layout
         side = 2 * _reach(layout) + 1
-        kinds = torch.tensor([uncode(cell) for cell in range(N_CELL_CODES)])
         self.objects = nn.Embedding(N_CELL_CODES // (N_COLOURS * N_STATES), cell_size)
         self.colours = nn.Embedding(N_COLOURS, cell_size)
         self.states = nn.Embedding(N_STATES, cell_size)
-        self.words = nn.Embedding(256, cell_size, padding_idx=0)
-        self.trunk = nn.Sequential(
-            nn.Linear(side * side * cell_size, hidden_size),
-            nn.ReLU(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.ReLU(),
-        )
+        self.marks = nn.Embedding(_MARKS, cell_size)
+        self.words = nn.Embedding(256, hidden_size, padding_idx=0)
+        self.cells = nn.Linear(side * side * cell_size, hidden_size)
+        self.hidden = nn.Linear(hidden_size, hidden_size)
         self.actor = nn.Linear(hidden_size, len(layout.actions))
         self.critic = nn.Linear(hidden_size, 1)
-        self.register_buffer("_kinds", kinds, persistent=False)
+        kinds_C3 = torch.tensor([uncode(cell) for cell in range(N_CELL_CODES)])
+        self.register_buffer("_kinds_C3", kinds_C3, persistent=False)
+        self.register_buffer("_names_C2", torch.from_numpy(_names()), persistent=False)
         self.register_buffer("_seen_PE", torch.from_numpy(_egocentric(layout)), persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
-        for embedding in (self.objects, self.colours, self.states, self.words):
+        for embedding in (self.objects, self.colours, self.states, self.marks):
             nn.init.normal_(embedding.weight, std=0.5)
-        nn.init.zeros_(self.words.weight[0])
+        nn.init.zeros_(self.words.weight)
         for layer, gain in (
-            (self.trunk[0], 2**0.5),
-            (self.trunk[2], 2**0.5),
+            (self.cells, 2**0.5),
+            (self.hidden, 2**0.5),
             (self.actor, 0.01),
             (self.critic, 1.0),
         ):
-            assert isinstance(layer, nn.Linear)
             nn.init.orthogonal_(layer.weight, gain)
             nn.init.zeros_(layer.bias)
 
     def forward(self, obs_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, K] to logits [B, A] and values [B]."""
+        """Observations uint8 [B, K] to logits [B, A] and values [B]."""
+        return self.judge(self.perceive(obs_BK))
+
+    def perceive(self, obs_BK: Tensor) -> Tensor:
+        """What `judge` works on, int64 [B, E + WORDS]: nothing in it is learnt, so it is computed once.
+
+        For each of the E places around the agent the cell there and its mark, as one number; then the
+        mission's words.
+        """
         cells = self._layout.cells
         obs_BK = obs_BK.long()
         x, y, heading = obs_BK[:, cells : cells + 3].unbind(1)
+        words_BW = obs_BK[:, -WORDS:]
         seen_BE = self._seen_PE[(y * self._layout.width + x) * 4 + heading]  # type: ignore[index]
-        bordered_BC = nn.functional.pad(obs_BK[:, :cells], (0, 1), value=_OUTSIDE)
-        kinds_K, colours_K, states_K = self._kinds.unbind(1)  # type: ignore[operator]
-        table_KD = self.objects(kinds_K) + self.colours(colours_K) + self.states(states_K)
-        table_KD = nn.functional.pad(table_KD, (0, 0, 0, 1))
-        cells_BED = nn.functional.embedding(bordered_BC.gather(1, seen_BE), table_KD)
-        mission_BD = self.words(obs_BK[:, -WORDS:]).sum(1)
-        features_BH = self.trunk(cells_BED.add_(mission_BD[:, None]).relu_().flatten(1))
+        cells_BE = nn.functional.pad(obs_BK[:, :cells], (0, 1), value=_OUTSIDE).gather(1, seen_BE)
+        named_BN = torch.zeros(len(obs_BK), len(NAMES) + 1, dtype=torch.long)
+        named_BN.scatter_(1, words_BW.where(words_BW <= len(NAMES), 0), 1)
+        named_BN[:, 0] = 0
+        kind_C, colour_C = self._names_C2.unbind(1)  # type: ignore[operator]
+        marks_BE = named_BN.gather(1, kind_C[cells_BE]) + 2 * named_BN.gather(1, colour_C[cells_BE])
+        return torch.cat([cells_BE * _MARKS + marks_BE, words_BW], 1)
+
+    def judge(self, seen_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, A] and values [B] from what `perceive` gave."""
+        kinds_C, colours_C, states_C = self._kinds_C3.unbind(1)  # type: ignore[operator]
+        table_CD = self.objects(kinds_C) + self.colours(colours_C) + self.states(states_C)
+        table_CMD = nn.functional.pad(table_CD, (0, 0, 0, 1))[:, None] + self.marks.weight
+        cells_BED = nn.functional.embedding(seen_BE[:, :-WORDS], table_CMD.flatten(0, 1).relu())
+        mission_BH = self.words(seen_BE[:, -WORDS:]).sum(1)
+        features_BH = (self.cells(cells_BED.flatten(1)) + mission_BH).relu()
+        features_BH = self.hidden(features_BH).relu()
         return self.actor(features_BH), self.critic(features_BH).squeeze(1)
+
+
+def _names() -> np.ndarray:
+    """int64 [cell codes and outside, 2]: the ids of the words for a cell's kind and colour; 0 for none."""
+    ids = [
+        (1 + NAMES.index(kind), 1 + NAMES.index(colour))
+        for kind, colour in map(names_of, range(N_CELL_CODES))
+    ]
+    return np.array([*ids, (0, 0)], np.int64)
 
 
 def _reach(layout: Layout) -> int:

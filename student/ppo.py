@@ -8,34 +8,30 @@ from student.distillation import Labels
 from student.networks import ActorCritic
 from student.rollout import Rollout
 from student.settings import TrainSettings
-from student.update import Batch, batch_of, descend, equation_1, scaled_advantages, summed_up
+from student.update import Algorithm, Batch, batch_of, descend, equation_1, means, scaled_advantages
 
 
-def update(
-    network: ActorCritic,
-    optimiser: torch.optim.Optimizer,
-    rollout: Rollout,
-    labels: Labels,
-    teacher_lambda: float,
-    settings: TrainSettings,
-    rng: np.random.Generator,
-) -> dict[str, float]:
-    """Several epochs over a rollout in minibatches; see `student.algorithms.Algorithm`."""
-    batch = batch_of(rollout, labels, settings)
-    steps: list[dict[str, float]] = []
-    for _ in range(settings.epochs):
-        order = torch.from_numpy(rng.permutation(len(batch.actions_B)))
-        for rows in torch.split(order, settings.minibatch_size):
-            total, parts = loss(network, batch[rows], teacher_lambda, settings)
-            steps.append(descend(network, optimiser, total, parts, settings))
-    return summed_up(network, batch, labels, steps)
+class PPO(Algorithm):
+    """Several epochs over a rollout in minibatches."""
+
+    def update(
+        self, rollout: Rollout, targets: Labels, teacher_lambda: float, rng: np.random.Generator
+    ) -> dict[str, float]:
+        batch = batch_of(self.network, rollout, targets, self.settings)
+        steps = []
+        for _ in range(self.settings.epochs):
+            order = torch.from_numpy(rng.permutation(len(batch.actions_B)))
+            for rows in torch.split(order, self.settings.minibatch_size):
+                total, parts = loss(self.network, batch[rows], teacher_lambda, self.settings)
+                steps.append(descend(self.network, self.optimiser, total, parts, self.settings))
+        return means(steps)
 
 
 def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Equation 1 of the paper with PPO's clipped L_RL, and its terms."""
-    logits_BA, values_B = network(batch.obs_BK)
+    logits_BA, values_B = network.judge(batch.seen_BE)
     log_probs_BA = logits_BA.log_softmax(1)
     log_probs_B = log_probs_BA.gather(1, batch.actions_B[:, None]).squeeze(1)
     advantages_B = scaled_advantages(batch, settings)

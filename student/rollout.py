@@ -23,7 +23,8 @@ class Rollout:
 
     obs_TNK: NDArray[np.uint8]
     actions_TN: NDArray[np.int64]
-    log_probs_TN: Floats
+    log_probs_TNA: Floats
+    """Of all actions, by the policy that acted."""
     values_TN: Floats
     next_values_TN: Floats
     rewards_TN: Floats
@@ -33,6 +34,17 @@ class Rollout:
     """Where the environments stand after the last step."""
     ended: list[tuple[float, int]]
     """(return, length) of the episodes that ended on the way."""
+
+    @property
+    def obs_BK(self) -> NDArray[np.uint8]:
+        """The observations in one row, B = T * N."""
+        return self.obs_TNK.reshape(-1, self.obs_TNK.shape[-1])
+
+    @property
+    def log_probs_TN(self) -> Floats:
+        """Of the actions taken."""
+        taken_TN1 = np.take_along_axis(self.log_probs_TNA, self.actions_TN[..., None], 2)
+        return taken_TN1[..., 0]
 
 
 def collect(
@@ -51,7 +63,7 @@ def collect(
         step = envs.step(actions_N)
         observations.append(obs_NK)
         actions.append(actions_N)
-        log_probs.append(np.take_along_axis(log_probs_NA, actions_N[:, None], 1)[:, 0])
+        log_probs.append(log_probs_NA)
         values.append(values_N)
         rewards.append(step.rewards_N)
         terminations.append(step.terminated_N)

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from teacher_server.command_line import CannotStart
 
-FORMAT = 1
+FORMAT = 2
 """Of the checkpoints; raised when older ones can no longer be read."""
 _KEPT = 2
 """Checkpoints kept; the newest is the one to go on from."""

@@ -44,8 +44,10 @@ def _by_preset(*, fast: object, paper: object, of: Mapping[str, object] | None =
     return Field(default_factory=default, **field)
 
 
-_ONLY_PPO: dict[str, Any] = {"algorithm": "ppo"}
-"""Marks the settings that mean nothing to the other algorithms."""
+def _only(algorithms: str) -> dict[str, Any]:
+    """Marks a setting that means nothing to other algorithms than these."""
+    return {"algorithms": algorithms}
+
 
 EnvId = Annotated[str, AfterValidator(_known)]
 
@@ -101,13 +103,39 @@ class TrainSettings(BaseSettings):
         alias="lambda",
         description="weight of the distillation term, lambda of the paper's equation 1",
     )
-    lambda_schedule: Literal["constant", "linear"] = Field(
-        default="constant", description="linear: lambda falls to 0 over the run's frames"
+    lambda_schedule: Literal["constant", "linear"] = _by_preset(
+        fast="linear",
+        paper="constant",
+        description="linear: lambda falls to 0, and from there on the teacher is not asked",
+    )
+    lambda_frames: int = _by_preset(
+        fast=8192,
+        paper=0,
+        ge=0,
+        description="frames over which a linear lambda falls to 0; 0: all of the run's",
     )
     targets: Literal["soft", "hard"] = Field(
         default="soft",
         description="soft: the teacher's probabilities; hard: all on its most probable action, on the first"
         " of them where several are",
+    )
+    teacher_temperature: float = _by_preset(
+        fast=0.5,
+        paper=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="soft targets: the teacher's probabilities to the power of 1/temperature; below 1"
+        " sharpens them, so that what it deems improbable is forgotten",
+    )
+    replay_ratio: float = _by_preset(
+        fast=24.0,
+        paper=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="stored labels learnt from again for each frame, fewer as lambda falls",
+    )
+    replay_rate: float = Field(
+        default=1e-3, gt=0, description="learning rate of replay, of an Adam of its own"
     )
     teacher_wait_s: float = Field(
         default=300.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
@@ -121,14 +149,30 @@ class TrainSettings(BaseSettings):
         fast=32, paper=128, of={"a2c": 5}, ge=1, description="steps in each environment between updates"
     )
     epochs: int = Field(
-        default=4, ge=1, description="PPO: passes over a rollout in one update", json_schema_extra=_ONLY_PPO
+        default=4,
+        ge=1,
+        description="PPO: passes over a rollout in one update; DQN: as many steps on its buffer",
+        json_schema_extra=_only("ppo dqn"),
     )
     minibatch_size: int = _by_preset(
         fast=128,
         paper=256,
         ge=1,
-        description="PPO: states in one gradient step",
-        json_schema_extra=_ONLY_PPO,
+        description="PPO and DQN: states in one gradient step",
+        json_schema_extra=_only("ppo dqn"),
+    )
+    buffer_size: int = Field(
+        default=50_000,
+        ge=1,
+        description="DQN: the newest steps, which it learns from",
+        json_schema_extra=_only("dqn"),
+    )
+    target_rate: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="DQN: how far the target network follows in each gradient step",
+        json_schema_extra=_only("dqn"),
     )
     optimiser: Literal["adam", "rmsprop"] = _by_preset(
         fast="adam", paper="adam", of={"a2c": "rmsprop"}, description="how gradients become steps"
@@ -145,10 +189,10 @@ class TrainSettings(BaseSettings):
         default=0.2,
         gt=0,
         description="PPO: how far the policy's ratio may move in one update",
-        json_schema_extra=_ONLY_PPO,
+        json_schema_extra=_only("ppo"),
     )
     clip_values: bool = Field(
-        default=False, description="PPO: clip the value's change as well", json_schema_extra=_ONLY_PPO
+        default=False, description="PPO: clip the value's change as well", json_schema_extra=_only("ppo")
     )
     normalise_advantages: bool = _by_preset(
         fast=True,
@@ -185,7 +229,7 @@ class TrainSettings(BaseSettings):
         return {
             name
             for name, mark in marks.items()
-            if isinstance(mark, dict) and mark.get("algorithm", self.algo) != self.algo
+            if isinstance(mark, dict) and self.algo not in str(mark["algorithms"]).split()
         }
 
 

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from student.algorithms import algorithm
-from student.distillation import Labels, lambda_at
+from student.distillation import Labels, Replay, agreement, lambda_at, target_entropy, targets
 from student.envs import Environments, EpisodeState, Vocabulary, layout_of
 from student.evaluate import Evaluation, evaluate
 from student.labels import LabelTable
@@ -23,7 +23,6 @@ from student.networks import ActorCritic
 from student.rollout import Rollout, act, collect
 from student.runs import BadRun, Run
 from student.settings import TrainSettings
-from student.update import make_optimiser
 from teacher_server.client import TeacherClient, TeacherError
 from teacher_server.command_line import flag_of
 
@@ -73,9 +72,10 @@ def _resumed(run: Run, given: TrainSettings) -> TrainSettings:
         raise BadRun(
             f"{', '.join(fixed)} cannot be changed when a run is resumed; start a new one with another --out"
         )
-    if settings.lambda_schedule == "linear" and settings.teacher != "none" and "frames" in changed:
+    if settings.lambda_schedule == "linear" and not settings.lambda_frames and "frames" in changed:
         raise BadRun(
-            "--frames cannot be changed when a run with --lambda-schedule linear is resumed: its lambda falls"
+            "--frames cannot be changed when a run with --lambda-schedule linear and no --lambda-frames is"
+            " resumed: its lambda falls"
             f" to 0 over {settings.frames} frames"
         )
     return settings.model_copy(update=told)
@@ -104,8 +104,8 @@ class _Trainer:
         self.vocabulary = Vocabulary()
         self.layout = layout_of(settings.env)
         self.network = ActorCritic(self.layout)
-        self.algorithm = algorithm(settings.algo)
-        self.optimiser = make_optimiser(self.network, settings)
+        self.algorithm = algorithm(settings.algo)(self.network, settings)
+        self.replay = Replay(self.network, settings)
         self.rng = np.random.default_rng(settings.seed)
         self.envs = Environments(self.layout, self.vocabulary, settings.environments, settings.seed)
         self.frames = self.updates = 0
@@ -152,11 +152,16 @@ class _Trainer:
         began = time.perf_counter()
         settings = self.settings
         rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng)
-        labels = self._labels_of(rollout)
         teacher_lambda = lambda_at(self.frames, settings) if self.labels is not None else 0.0
-        figures = self.algorithm.update(
-            self.network, self.optimiser, rollout, labels, teacher_lambda, settings, self.rng
-        )
+        labels = self._labels_of(rollout, teacher_lambda)
+        drawn_to = targets(labels, settings)
+        figures = self.algorithm.update(rollout, drawn_to, teacher_lambda, self.rng)
+        log_probs_BA = torch.from_numpy(rollout.log_probs_TNA).flatten(0, 1)
+        figures |= {"agreement": agreement(log_probs_BA, labels), "target_entropy": target_entropy(drawn_to)}
+        if self.labels is not None and settings.replay_ratio:
+            obs_MK, stored = self.labels.stored()
+            size = len(rollout.obs_BK)
+            figures["replay_kl"] = self.replay.learn(obs_MK, stored, size, teacher_lambda, self.rng)
         self.obs_NK = rollout.last_obs_NK
         size = rollout.actions_TN.size
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
@@ -176,12 +181,11 @@ class _Trainer:
             self._save()
         return row
 
-    def _labels_of(self, rollout: Rollout) -> Labels:
-        obs_BK = rollout.obs_TNK.reshape(-1, self.layout.length)
-        if self.labels is not None:
-            return self.labels.look_up(obs_BK)
-        nothing_BA = torch.zeros(len(obs_BK), len(self.layout.actions))
-        return Labels(nothing_BA, torch.zeros(len(obs_BK), dtype=torch.bool))
+    def _labels_of(self, rollout: Rollout, teacher_lambda: float) -> Labels:
+        """A teacher without weight is not asked."""
+        if self.labels is not None and teacher_lambda > 0:
+            return self.labels.look_up(rollout.obs_BK)
+        return Labels.nothing(len(rollout.obs_BK), len(self.layout.actions))
 
     def _progress(self) -> dict[str, Any]:
         """Figures of the run so far; see docs/metrics.md."""
@@ -273,7 +277,8 @@ class _Trainer:
                 "recent": list(self.recent),
                 "words": self.vocabulary.words,
                 "network": self.network.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "algorithm": self.algorithm.state(),
+                "replay": self.replay.state(),
                 "labels": None if self.labels is None else self.labels.state(),
             },
         )
@@ -281,7 +286,8 @@ class _Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         self.vocabulary.extend(state["words"])
         self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.algorithm.restore(state["algorithm"])
+        self.replay.restore(state["replay"])
         self.rng.bit_generator.state = json.loads(state["rng"])
         self.obs_NK = self.envs.restore([EpisodeState(*episode) for episode in state["episodes"]])
         self.frames, self.updates, self.seconds = state["frames"], state["updates"], state["seconds"]

@@ -1,35 +1,65 @@
 """What the algorithms' updates share: a rollout as a batch, equation 1's sum, a gradient step, figures."""
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from student.distillation import Labels, agreement, kl_to_teacher, one_hot, target_entropy
+from student.distillation import Labels, kl_to_teacher
 from student.networks import ActorCritic
 from student.rollout import Rollout, advantages
 from student.settings import TrainSettings
+
+
+class Algorithm(ABC):
+    """How a network learns from rollouts and a teacher's labels."""
+
+    def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
+        self.network = network
+        self.settings = settings
+        self.optimiser = make_optimiser(network, settings)
+
+    @abstractmethod
+    def update(
+        self, rollout: Rollout, targets: Labels, teacher_lambda: float, rng: np.random.Generator
+    ) -> dict[str, float]:
+        """Learns from one rollout; returns the figures of the update (see docs/metrics.md).
+
+        Args:
+            targets: what the rollout's states are drawn to, step by step: [T * N, A].
+            teacher_lambda: lambda of equation 1 in this update.
+            rng: all that is random in the update comes from here, so that a resumed run repeats it.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """All that the algorithm holds beside the network, for a checkpoint."""
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.optimiser.load_state_dict(state["optimiser"])
 
 
 @dataclass(frozen=True)
 class Batch:
     """B steps of a rollout, in any order."""
 
-    obs_BK: Tensor
+    seen_BE: Tensor
+    """What the network's `perceive` makes of the observations."""
     actions_B: Tensor
     log_probs_B: Tensor
     values_B: Tensor
     advantages_B: Tensor
     returns_B: Tensor
     targets: Labels
-    """What the student is drawn to: the teacher's labels, or made hard."""
 
     def __getitem__(self, rows: Tensor) -> "Batch":
         return Batch(
-            self.obs_BK[rows],
+            self.seen_BE[rows],
             self.actions_B[rows],
             self.log_probs_B[rows],
             self.values_B[rows],
@@ -39,17 +69,17 @@ class Batch:
         )
 
 
-def batch_of(rollout: Rollout, labels: Labels, settings: TrainSettings) -> Batch:
+def batch_of(network: ActorCritic, rollout: Rollout, targets: Labels, settings: TrainSettings) -> Batch:
     """All steps of a rollout, B = T * N, with their advantages and returns."""
     advantages_TN = advantages(rollout, settings.gamma, settings.gae_lambda)
     return Batch(
-        torch.from_numpy(rollout.obs_TNK.reshape(-1, rollout.obs_TNK.shape[-1])),
+        network.perceive(torch.from_numpy(rollout.obs_BK)),
         torch.from_numpy(rollout.actions_TN.ravel()),
         torch.from_numpy(rollout.log_probs_TN.ravel()),
         torch.from_numpy(rollout.values_TN.ravel()),
         torch.from_numpy(advantages_TN.ravel()),
         torch.from_numpy((advantages_TN + rollout.values_TN).ravel()),
-        one_hot(labels) if settings.targets == "hard" else labels,
+        targets,
     )
 
 
@@ -98,22 +128,15 @@ def descend(
     total: Tensor,
     parts: dict[str, Tensor],
     settings: TrainSettings,
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """One gradient step; returns the terms of the loss and the gradient's norm before it was cut."""
     optimiser.zero_grad()
     torch.autograd.backward(total)
     norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
     optimiser.step()
-    return {name: float(value) for name, value in parts.items()} | {"grad_norm": float(norm)}
+    return parts | {"grad_norm": norm}
 
 
-def summed_up(
-    network: ActorCritic, batch: Batch, labels: Labels, steps: Sequence[dict[str, float]]
-) -> dict[str, float]:
-    """An update's figures: the means over its gradient steps, and where the student then stands."""
-    figures = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
-    figures |= {"agreement": math.nan, "target_entropy": target_entropy(batch.targets)}
-    if labels.given_B.any():
-        with torch.inference_mode():
-            figures["agreement"] = agreement(network(batch.obs_BK)[0], labels)
-    return figures
+def means(steps: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """An update's figures: the means over its gradient steps."""
+    return {name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]}

@@ -38,7 +38,7 @@ def batch_of(seed: int, given: float = 0.6) -> tuple[ActorCritic, Batch]:
     old_log_probs_B = -torch.rand(B) * 2 - 1
     actions_B = torch.from_numpy(rng.integers(0, A, B))
     batch = Batch(
-        torch.from_numpy(obs_BK),
+        network.perceive(torch.from_numpy(obs_BK)),
         actions_B,
         old_log_probs_B,
         floats(),

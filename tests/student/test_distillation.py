@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from student.distillation import Labels, agreement, kl_to_teacher, lambda_at, one_hot, target_entropy
+from student.distillation import Labels, Replay, agreement, kl_to_teacher, lambda_at, target_entropy, targets
+from student.envs import Environments, Vocabulary
+from student.networks import ActorCritic
 from student.settings import TrainSettings
-from tests.student.batches import A, B, labels_of
+from tests.student.batches import LAYOUT, A, B, labels_of
 
 pytestmark = pytest.mark.unit
+
+_HARD = TrainSettings(targets="hard")
 
 
 def test_the_divergence_is_from_the_teacher_to_the_student() -> None:
@@ -43,7 +47,7 @@ def test_agreement_counts_every_best_action_of_the_teacher() -> None:
 
 def test_hard_targets_are_the_teachers_most_probable_action() -> None:
     probs_BA = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]])
-    hard = one_hot(Labels(probs_BA, torch.tensor([True, True, False])))
+    hard = targets(Labels(probs_BA, torch.tensor([True, True, False])), _HARD)
     assert hard.probs_BA.tolist()[:2] == [[0, 1, 0], [0, 1, 0]]
     assert hard.given_B.tolist() == [True, True, False]
     log_probs_BA = torch.tensor([[0.25, 0.25, 0.5], [0.3, 0.6, 0.1], [0.8, 0.1, 0.1]]).log()
@@ -56,14 +60,60 @@ def test_the_targets_entropy() -> None:
         torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.3, 0.3, 0.4]]), torch.tensor([True, True, False])
     )
     assert target_entropy(labels) == pytest.approx(math.log(2) / 2)
-    assert target_entropy(one_hot(labels)) == 0
+    assert target_entropy(targets(labels, _HARD)) == 0
     assert math.isnan(target_entropy(Labels(labels.probs_BA, torch.zeros(3, dtype=torch.bool))))
 
 
-def test_lambda_falls_in_a_line_to_0_at_the_runs_last_frame() -> None:
-    changes = {"lambda": 0.8, "frames": 1000}
-    constant = TrainSettings.model_validate(changes)
+def test_sharpened_targets_are_powers_of_the_probabilities() -> None:
+    labels = Labels(torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0]]), torch.tensor([True, False]))
+    sharp = targets(labels, TrainSettings(teacher_temperature=0.5))
+    expected = [p**2 / (0.36 + 0.09 + 0.01) for p in (0.6, 0.3, 0.1)]
+    assert sharp.probs_BA[0].tolist() == pytest.approx(expected)
+    assert torch.isfinite(sharp.probs_BA).all()
+    tiny = targets(labels, TrainSettings(teacher_temperature=0.001))
+    assert tiny.probs_BA[0].tolist() == pytest.approx([1, 0, 0])
+    assert targets(labels, TrainSettings(teacher_temperature=1)).probs_BA is labels.probs_BA
+
+
+def test_lambda_falls_in_a_line_to_0_within_its_frames() -> None:
+    changes = {"lambda": 0.8, "frames": 2000, "lambda_frames": 1000}
+    constant = TrainSettings.model_validate(changes | {"lambda_schedule": "constant"})
     linear = TrainSettings.model_validate(changes | {"lambda_schedule": "linear"})
     assert [lambda_at(frames, constant) for frames in (0, 500, 999, 1100)] == [0.8] * 4
     expected = pytest.approx([0.8, 0.6, 0.4, 0.0008, 0, 0])
     assert [lambda_at(frames, linear) for frames in (0, 250, 500, 999, 1000, 1100)] == expected
+    whole_run = TrainSettings.model_validate(changes | {"lambda_schedule": "linear", "lambda_frames": 0})
+    assert [lambda_at(frames, whole_run) for frames in (0, 1000, 2000)] == pytest.approx([0.8, 0.4, 0])
+
+
+def test_replay_learns_the_labels_that_are_given_and_no_others() -> None:
+    torch.manual_seed(0)
+    settings = TrainSettings.model_validate({"replay_ratio": 64, "lambda": 1})
+    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+    obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
+    probs_MA = torch.zeros(40, A)
+    probs_MA[:20, 1] = probs_MA[20:, 4] = 1
+    labels = Labels(probs_MA, torch.arange(40) < 20)
+    replay = Replay(network, settings)
+    first, last = (replay.learn(obs_MK, labels, 128, 1.0, rng) for _ in range(2))
+    assert last < 0.2 * first
+    assert (network(torch.from_numpy(obs_MK))[0].argmax(1) == 1).all()
+
+
+def test_replay_makes_as_many_steps_as_the_frames_and_lambda_call_for() -> None:
+    settings = TrainSettings.model_validate({"replay_ratio": 3, "lambda": 0.5})
+    labels = Labels(torch.eye(A)[torch.arange(40) % A], torch.ones(40, dtype=torch.bool))
+    obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
+
+    def learns(replay: Replay, frames: int, teacher_lambda: float) -> bool:
+        figure = replay.learn(obs_MK, labels, frames, teacher_lambda, np.random.default_rng(0))
+        return not math.isnan(figure)
+
+    replay = Replay(ActorCritic(LAYOUT), settings)
+    assert [learns(replay, 32, 0.5) for _ in range(4)] == [False, True, True, True]  # 0.75 steps each
+    assert [learns(replay, 32, 0.25) for _ in range(4)] == [False, False, True, False]  # half of that
+    resumed = Replay(ActorCritic(LAYOUT), settings)
+    resumed.restore(replay.state())
+    assert [learns(each, 32, 0.5) for each in (replay, resumed)] == [True, True]  # 0.5 was due already
+    nothing = Labels(labels.probs_BA, torch.zeros(40, dtype=torch.bool))
+    assert math.isnan(replay.learn(obs_MK, nothing, 512, 0.5, np.random.default_rng(0)))

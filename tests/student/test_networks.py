@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from gridworld.tasks import TASKS
-from gridworld.views import STEPS
-from student.envs import Environments, Layout, Vocabulary, layout_of
+from gridworld.views import STEPS, code
+from student.envs import WORDS, Environments, Layout, Vocabulary, layout_of
 from student.networks import ActorCritic, _egocentric
 
 pytestmark = pytest.mark.unit
@@ -43,6 +43,36 @@ def test_turning_the_world_and_the_agent_together_changes_nothing() -> None:
     logits_BA, values_B = network(torch.from_numpy(np.array(rows, np.uint8)))
     torch.testing.assert_close(logits_BA[0], logits_BA[1])
     torch.testing.assert_close(values_B[0], values_B[1])
+
+
+def test_what_the_mission_names_is_seen_as_the_same_whatever_it_is_called() -> None:
+    """A red door looked for among others, and a blue one: the same cells with the two colours exchanged."""
+    torch.manual_seed(0)
+    layout, vocabulary = layout_of("MiniGrid-GoToDoor-6x6-v0"), Vocabulary()
+    network = ActorCritic(layout)
+    row = Environments(layout, vocabulary, 1, 3).reset()[0]
+    cells = row[: layout.cells]
+    cells[:] = code("wall", "grey")
+    cells[7], cells[9], cells[20] = code("door", "red", 1), code("door", "blue", 1), code("ball", "red")
+    row[layout.cells :][:3] = 2, 2, 0
+
+    def marks(mission: str) -> dict[int, int]:
+        row[-WORDS:] = np.frombuffer(vocabulary.encode(mission), np.uint8)
+        seen = network.perceive(torch.from_numpy(row[None]))[0, :-WORDS]
+        return {int(cell) // 4: int(cell) % 4 for cell in seen}
+
+    colour, kind, both, neither = 2, 1, 3, 0
+    red, blue, ball = code("door", "red", 1), code("door", "blue", 1), code("ball", "red")
+    named = marks("go to the red door")
+    assert (named[red], named[blue], named[ball], named[code("wall", "grey")]) == (
+        both,
+        kind,
+        colour,
+        neither,
+    )
+    named = marks("go to the blue door")
+    assert (named[red], named[blue], named[ball]) == (kind, both, neither)
+    assert set(marks("do something wonderful").values()) == {neither}
 
 
 def test_the_mission_changes_what_is_done_with_the_same_cells() -> None:

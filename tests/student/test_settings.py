@@ -68,7 +68,10 @@ def test_what_is_in_force_makes_the_same_settings_again(algo: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--algo", "dqn"], "--algo (or STUDENT_ALGO): unknown algorithm 'dqn': choose one of ppo, a2c"),
+        (
+            ["--algo", "sac"],
+            "--algo (or STUDENT_ALGO): unknown algorithm 'sac': choose one of ppo, a2c, dqn",
+        ),
         (["--preset", "slow"], "--preset (or STUDENT_PRESET): Input should be 'fast' or 'paper', not 'slow'"),
         (
             ["--algo", "a2c", "--epochs", "2", "--clip", "0.1"],

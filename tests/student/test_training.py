@@ -137,6 +137,7 @@ _A2C_SCHEDULED = "--algo a2c --targets hard --lambda 0.3 --lambda-schedule linea
         ("frames", True, "--algo a2c --preset paper"),
         ("SIGTERM", True, _A2C_SCHEDULED),
         ("SIGKILL", True, _A2C_SCHEDULED),
+        ("SIGKILL", True, "--algo dqn"),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
@@ -235,11 +236,15 @@ def test_a2c_learns_from_the_teacher_within_few_frames(
     assert (entropies == {0.0}) == (targets == "hard")
 
 
-def test_lambda_falls_over_the_runs_frames(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
-    flags = ("--teacher", shared_teacher.url, "--frames", "1024", "--lambda-schedule", "linear")
+def test_lambda_falls_over_its_frames_and_the_asking_ends(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    flags = ("--teacher", shared_teacher.url, "--frames", "1536", "--lambda-frames", "1024")
     _train(tmp_path, *flags, "--lambda", "0.8")
     rows = _metrics(tmp_path)
-    assert [row["lambda"] for row in rows] == pytest.approx([0.8 - 0.1 * i for i in range(8)])
+    assert [row["lambda"] for row in rows] == pytest.approx([0.8 - 0.1 * i for i in range(8)] + [0] * 4)
+    # A teacher without weight is not asked
+    assert rows[7]["states"] > rows[3]["states"] > 0
+    assert [row["states"] for row in rows[8:]] == [rows[7]["states"]] * 4
+    assert [row["kl"] for row in rows[8:]] == [0] * 4
 
 
 def test_a_run_says_all_about_itself(teacher_process: StartTeacher, tmp_path: Path) -> None:
