@@ -30,8 +30,9 @@ from student.settings import ExportSettings
 from teacher_server.client import QuestionRefused, TeacherClient, TeacherError
 
 _BATCH = 64
-_TOLERANCE = 1e-5
-"""How far a figure may be from torch's, beside 1 or relative to it."""
+_TOLERANCE = 1e-4
+"""How far a figure may be from torch's, as a share of the largest (of 1, where all are smaller): rounding
+stays below, and a wrong graph does not."""
 _WARM_UP, _TIMES = 20, 300
 """Times that the student is run before and while it is measured."""
 _STATES_A_QUESTION = 4
@@ -90,7 +91,9 @@ def export(settings: ExportSettings) -> Figures:
         try:
             teacher_figures, asked = teacher.measure(states, settings.questions)
         except TeacherError as error:
-            raise TeacherError(f"{file} is written, but its teacher could not be measured: {error}") from error
+            raise TeacherError(
+                f"{file} is written, but its teacher could not be measured: {error}"
+            ) from error
     batch_BK = np.resize(states, (_BATCH, trained.layout.length))
     return Figures(
         file,
@@ -159,10 +162,11 @@ def _compare(trained: Trained, student: ExportedStudent, states_SK: NDArray[np.u
         with torch.inference_mode():
             expected = trained.network(torch.from_numpy(states_SK[:size]))
         for ours, theirs in zip(student.judge(states_SK[:size]), expected, strict=True):
-            if not np.allclose(ours, theirs.numpy(), _TOLERANCE, _TOLERANCE):
+            difference = np.abs(ours - theirs.numpy()).max()
+            if not difference <= _TOLERANCE * max(1.0, float(theirs.abs().max())):
                 raise BadExport(
-                    "what onnxruntime computes differs from the run's network by"
-                    f" {np.abs(ours - theirs.numpy()).max():.1e}; nothing was written"
+                    f"what onnxruntime computes differs from the run's network by {difference:.1e};"
+                    " nothing was written"
                 )
 
 
