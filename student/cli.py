@@ -11,6 +11,7 @@ _USAGE = """usage: student [--version] COMMAND ...
 commands:
   train       train a student, alone or with a teacher; or go on with a run
   evaluate    play held-out episodes with a student or with a teacher
+  export      write a student into one file that plays without torch, and measure it
 
 `student COMMAND --help` lists a command's settings.
 """
@@ -64,6 +65,20 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _export(arguments: Sequence[str]) -> int:
+    from student.settings import ExportSettings  # noqa: PLC0415
+
+    settings = parse(ExportSettings, arguments)
+    from student.export import export, table  # noqa: PLC0415
+
+    try:
+        figures = export(settings)
+    except TeacherError as error:
+        return fail("student export", error, 3)
+    print(table(figures))
+    return 0
+
+
 def _print_report(report: dict[str, dict[str, Any]]) -> None:
     print(f"{'actions':9}{'episodes':>9}{'success':>9}  {'95 %':15}{'return':>7}  {'95 %':15}{'length':>7}")
     for name, row in report.items():
@@ -77,4 +92,8 @@ def _interval(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.3f}..{interval[1]:.3f}"
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "evaluate": _evaluate}
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+}

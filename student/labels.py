@@ -103,7 +103,7 @@ class LabelTable:
         return obs_MK, Labels(torch.from_numpy(self._probs_MA[:size]), torch.from_numpy(self._given_M[:size]))
 
     def _ask(self, rows: Sequence[Row]) -> None:
-        questions = [self._question(row) for row in rows]
+        questions = [self.question(row) for row in rows]
         with self._waiting():
             outcomes = self._client.ask_batch(questions)
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
@@ -121,7 +121,8 @@ class LabelTable:
         self.store_hits += hits
         self.asked += len(outcomes) - hits
 
-    def _question(self, row: Row) -> Question:
+    def question(self, row: Row) -> Question:
+        """What the teacher is asked about a state."""
         return Question.about(
             encode_png(draw(self._layout.view(row))),
             mission=self._vocabulary.decode(self._layout.words(row)),

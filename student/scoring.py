@@ -1,6 +1,6 @@
-"""`student evaluate`: a trained student or a teacher, played on held-out episodes."""
+"""`student evaluate`: a trained student, an exported one or a teacher, played on held-out episodes."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from student.envs import Layout, Vocabulary, layout_of
 from student.evaluate import Policy, animate, evaluate
+from student.exported import open_exported
 from student.labels import LabelTable
 from student.networks import ActorCritic
 from student.rollout import act
 from student.runs import BadRun, Run
-from student.settings import EvaluateSettings
+from student.settings import EvaluateSettings, TrainSettings
 from student.trainer import load_settings
 from teacher_server.client import TeacherClient, TeacherError
 
@@ -24,7 +25,7 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
     """Reports of held-out episodes, with sampled and with the most probable actions.
 
     Raises:
-        BadRun: the folder holds no run, or a run of another environment.
+        CannotStart: the folder or file holds no student, or one of another environment.
         TeacherError: the teacher cannot be asked, or does not answer for a state.
     """
     if settings.policy.startswith(("http://", "https://")):
@@ -41,22 +42,62 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
     return report
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run has learnt by its newest checkpoint.
+
+    words: those that it knows, by their ids 1, 2, ...; teacher: the identity of who taught it.
+    """
+
+    settings: TrainSettings
+    layout: Layout
+    words: tuple[str, ...]
+    network: ActorCritic
+    frames: int
+    teacher: str | None
+
+
+def load_trained(folder: Path) -> Trained:
+    """A run's student.
+
+    Raises:
+        BadRun: the folder holds no run with a checkpoint of this version.
+    """
+    run = Run.open(folder)
+    state = run.load_checkpoint()
+    settings = load_settings(run)
+    layout = layout_of(settings.env)
+    network = ActorCritic(layout)
+    try:
+        network.load_state_dict(state["network"])
+    except RuntimeError as error:
+        raise BadRun(
+            f"{folder} has a network that this version does not know: use the version that wrote it"
+            " (see config.json)"
+        ) from error
+    teacher = state["labels"]["identity"] if state["labels"] else None
+    return Trained(settings, layout, tuple(state["words"]), network, state["frames"], teacher)
+
+
 def load_student(folder: Path) -> tuple[Layout, Vocabulary, Policy]:
     """What a run's newest checkpoint plays: its layout, the words that it knows, its policy.
 
     Raises:
-        BadRun: the folder holds no run with a checkpoint.
+        BadRun: the folder holds no run with a checkpoint of this version.
     """
-    run = Run.open(folder)
-    state = run.load_checkpoint()
-    layout = layout_of(load_settings(run).env)
-    network = ActorCritic(layout)
-    network.load_state_dict(state["network"])
-    return layout, Vocabulary(state["words"]), lambda obs_BK: act(network, obs_BK)[0]
+    trained = load_trained(folder)
+    return trained.layout, Vocabulary(trained.words), lambda obs_BK: act(trained.network, obs_BK)[0]
+
+
+def _load_exported(file: Path) -> tuple[Layout, Vocabulary, Policy]:
+    student = open_exported(file)
+    return student.about.layout, student.vocabulary, student.policy
 
 
 def _student(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
-    trained_on, vocabulary, policy = load_student(Path(settings.policy))
+    path = Path(settings.policy)
+    exported = path.suffix == ".onnx" or path.is_file()
+    trained_on, vocabulary, policy = (_load_exported if exported else load_student)(path)
     layout = layout_of(settings.env or trained_on.env_id)
     if replace(trained_on, env_id=layout.env_id) != layout:
         raise BadRun(

@@ -28,6 +28,12 @@ def _folder_or_address(policy: str) -> str:
     return checked_url(policy) if policy.startswith(("http://", "https://")) else policy
 
 
+def _onnx_file(path: Path) -> Path:
+    if path.suffix != ".onnx":
+        raise ValueError(f"{path} has to end in .onnx")
+    return path
+
+
 def _algorithm(name: str) -> str:
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
@@ -257,18 +263,39 @@ def train_settings_for(arguments: Sequence[str]) -> type[TrainSettings]:
 
 
 class EvaluateSettings(BaseSettings):
-    """Plays held-out episodes with a trained student, or with a teacher, and reports how it did."""
+    """Plays held-out episodes with a trained or exported student or with a teacher; reports how it did."""
 
     model_config = _config("evaluate")
 
     policy: CliPositionalArg[Annotated[str, AfterValidator(_folder_or_address)]] = Field(
-        description="a run's folder, or a teacher's address"
+        description="a run's folder, an exported file, or a teacher's address"
     )
     env: EnvId | None = Field(default=None, description="a registered MiniGrid id; the run's own by default")
     episodes: int = Field(default=200, ge=1, description="held-out episodes")
     seed: int = Field(default=1, ge=0, description="of the sampled actions")
     gif: Path | None = Field(default=None, description="write an animation of the first episodes here")
     out: Path | None = Field(default=None, description="write the report here as JSON as well")
+    teacher_wait_s: float = Field(
+        default=60.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
+    )
+
+
+class ExportSettings(BaseSettings):
+    """Writes a trained student into one ONNX file that plays without torch, and measures it."""
+
+    model_config = _config("export")
+
+    run: CliPositionalArg[Path] = Field(description="a run's folder")
+    out: Annotated[Path, AfterValidator(_onnx_file)] | None = Field(
+        default=None, description="the file to write; student.onnx in the run's folder by default"
+    )
+    overwrite: bool = Field(default=False, description="replace the file where there is one already")
+    teacher: Annotated[str, AfterValidator(_address)] = Field(
+        default="none", description="a teacher's address: measure its answers too, beside the student's"
+    )
+    questions: int = Field(
+        default=30, ge=1, description="states to ask the teacher about that its store cannot answer"
+    )
     teacher_wait_s: float = Field(
         default=60.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
     )

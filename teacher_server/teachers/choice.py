@@ -75,7 +75,12 @@ def _prompted(settings: Settings) -> PromptedTeacher:
             action: checkpoint.tokenizer.encode(label, add_special_tokens=False).ids[0]
             for action, label in prompts.labels.items()
         },
-        hosting={"model": str(settings.model), "engine": settings.engine, "prompts": prompts.name},
+        hosting={
+            "model": str(settings.model),
+            "engine": settings.engine,
+            "prompts": prompts.name,
+            "weight_bytes": checkpoint.weight_bytes(told["dtype"]),
+        },
         seed=settings.seed,
     )
     if teacher.longest > settings.max_model_len:

@@ -60,6 +60,7 @@ def test_it_answers_and_stores(start_prompted: Callable[..., TeacherProcess], tm
     about = httpx.get(f"{teacher.url}/teacher").json()
     assert about["kind"] == "prompted"
     assert about["hosting"]["engine"] == "transformers"
+    assert about["hosting"]["weight_bytes"] > 0
     body = [question.model_dump(mode="json") for question in distinct_questions(4)]
     first, second = (
         httpx.post(f"{teacher.url}/policy/batch", json=body, timeout=60).json()["answers"] for _ in range(2)
