@@ -1,5 +1,6 @@
 """The `student` command."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ _USAGE = """usage: student [--version] COMMAND ...
 commands:
   train       train a student, alone or with a teacher; or go on with a run
   evaluate    play held-out episodes with a student or with a teacher
+  report      make figures, tables and a page from a sweep's folder
 
 `student COMMAND --help` lists a command's settings.
 """
@@ -64,6 +66,16 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _report(arguments: Sequence[str]) -> int:
+    from student.report import ReportSettings, report  # noqa: PLC0415
+
+    out, notes = report(parse(ReportSettings, arguments))
+    for note in notes:
+        print(f"student report: note: {note}", file=sys.stderr)
+    print(f"Written: {out}/report.html, and its figures and tables beside it")
+    return 0
+
+
 def _print_report(report: dict[str, dict[str, Any]]) -> None:
     print(f"{'actions':9}{'episodes':>9}{'success':>9}  {'95 %':15}{'return':>7}  {'95 %':15}{'length':>7}")
     for name, row in report.items():
@@ -77,4 +89,8 @@ def _interval(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.3f}..{interval[1]:.3f}"
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "evaluate": _evaluate}
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+}
