@@ -1,6 +1,7 @@
 """The paper's figures 3 and 4 from a sweep, and samples to threshold, drawn as PNG."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,12 @@ def _draw_success(comparison: Comparison, panel: Any, algo: str, env: str, arms:
             every = max(1, len(curve.frames_T) // 6)
             panel.plot(curve.frames_T, curve.success_T, label=arm, markevery=every, markersize=4, **style)
             panel.fill_between(
-                curve.frames_T, curve.low_T, curve.high_T, color=style["color"], alpha=0.15, linewidth=0
+                curve.frames_T,
+                curve.low_T,
+                curve.high_T,
+                color=style["color"],
+                alpha=0.6 / max(4, len(arms)),
+                linewidth=0,
             )
     panel.axhline(comparison.measure.threshold, color="#888888", linewidth=0.8, linestyle=":")
     names = list(dict.fromkeys(play.name for play in comparison.sweep.teachers))
@@ -177,9 +183,7 @@ def _draw_lambdas(
         panel.errorbar(x, y, [np.maximum(below, 0), np.maximum(above, 0)], capsize=2.5, markersize=5, **style)
         for at_x, each in zip(x, estimates, strict=True):
             if each.value.sign:
-                panel.annotate(
-                    "never", (at_x, each.value.value), (0, 5), textcoords="offset points", ha="center"
-                )
+                panel.annotate("≥", (at_x, each.value.value), (0, 5), textcoords="offset points", ha="center")
     panel.set_xscale("log")
     panel.set_xticks(list(ticks), list(ticks.values()))
     panel.minorticks_off()
@@ -188,7 +192,7 @@ def _draw_lambdas(
         panel.set(ylabel="success at the end", ylim=(-0.03, 1.03))
     else:
         panel.set_ylabel(f"frames to {comparison.measure}")
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, panel.get_ylim()[1] * 1.12)
         panel.yaxis.set_major_formatter(_thousands)
 
 
@@ -224,7 +228,8 @@ def _finished(figure: Any, axes: Any, legend: bool = True) -> bytes:
         for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     if legend and named:
-        columns = max(1, min(len(named), int(figure.get_figwidth() // 1.5)))
+        lines = math.ceil(len(named) * 1.5 / figure.get_figwidth())  # about 1.5 inches a name
+        columns = math.ceil(len(named) / lines)
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns)
     written = io.BytesIO()
     figure.savefig(written, dpi=150, metadata={"Software": None})

@@ -121,7 +121,7 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
         "questions": questions_table(comparison),
         "settings_table": settings_table(sweep),
         "shared": json.dumps(shared_settings(sweep), indent=2),
-        "arms": json.dumps(plan.arms, indent=2),
+        "whole_plan": json.dumps(plan.model_dump(), indent=2),
         "teachers": teachers_table(sweep),
         "identities": json.dumps(teachers, indent=2),
         "versions": dict(versions),
@@ -131,11 +131,11 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
 
 
 def _commands(sweep: Sweep, settings: ReportSettings) -> list[str]:
-    """What repeats the sweep, where it says so itself, and the report."""
-    told = (sweep.plan.model_extra or {}).get("command")
-    again = [shlex.join(map(str, told)) if isinstance(told, list) else str(told)] if told else []
+    """What repeats the sweep and the report."""
+    told = (sweep.plan.model_extra or {}).get("command", f"student sweep PLAN --out {settings.sweep}")
+    again = shlex.join(map(str, told)) if isinstance(told, list) else str(told)
     flags = ["--threshold", settings.threshold, "--resamples", settings.resamples, "--seed", settings.seed]
-    return [*again, shlex.join(["student", "report", str(settings.sweep), *map(str, flags)])]
+    return [again, shlex.join(["student", "report", str(settings.sweep), *map(str, flags)])]
 
 
 def _refuse_other_content(out: Path) -> None:
@@ -146,7 +146,9 @@ def _refuse_other_content(out: Path) -> None:
         raise BadSweep(f"{out} is no folder: choose another --out")
     others = sorted({path.name for path in out.iterdir()} - _PAGES - set(_FIGURES) - _TABLES)
     if others:
-        raise BadSweep(f"{out} holds {others[0]}, which is no report's: choose another --out")
+        raise BadSweep(
+            f"{out} holds {others[0]}, and a report takes a folder of its own: choose another --out"
+        )
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:

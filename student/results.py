@@ -131,12 +131,15 @@ def read_sweep(folder: Path) -> Sweep:
     runs: dict[Cell, list[FinishedRun]] = {}
     left_out: dict[tuple[Cell, str], list[int]] = {}
     notes: list[str] = []
+    failed = _read_failed(folder)
     for cell in _cells(plan):
         for seed in plan.seeds:
             try:
                 run = _read_run(folder, cell, seed)
-            except _Unusable as why:
-                left_out.setdefault((cell, str(why)), []).append(seed)
+            except _Unusable as problem:
+                name = "/".join((*cell, f"seed-{seed}"))
+                why = f"failed: {failed[name]}" if name in failed else str(problem)
+                left_out.setdefault((cell, why), []).append(seed)
                 continue
             runs.setdefault(cell, []).append(run)
             if len(run.frames_E) < HOLD:
@@ -175,6 +178,14 @@ def _read_plan(folder: Path) -> Plan:
         ) from error
     except OSError as error:
         raise BadSweep(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_failed(folder: Path) -> dict[str, str]:
+    """Why runs failed, by their folders' names, where the sweep has written that down."""
+    try:
+        return {name: str(why) for name, why in _read_json(folder / "failed.json").items()}
+    except _Unusable:
+        return {}
 
 
 class _Unusable(Exception):
@@ -254,8 +265,9 @@ def _read_teachers(folder: Path, notes: list[str]) -> list[TeacherPlay]:
             found = _read_json(path)
             for how in ("sampled", "argmax"):
                 float(found[how]["success"])
+            identity = found.get("identity") or found["teacher"]
             plays.append(
-                TeacherPlay(path.parent.name, path.stem, found["identity"], found["sampled"], found["argmax"])
+                TeacherPlay(path.parent.name, path.stem, identity, found["sampled"], found["argmax"])
             )
         except (_Unusable, KeyError, TypeError, ValueError) as error:
             why = error if isinstance(error, _Unusable) else f"it holds no report: {error!r}"

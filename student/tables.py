@@ -35,12 +35,12 @@ def shown(estimate: Estimate | None, form: str) -> str:
     """An estimate with its interval, such as "≥ 2.13 [1.50, ≥ 3.20]"; `form` is that of its numbers."""
     if estimate is None:
         return _NOTHING
-    if estimate.value.sign == "?":
+    value, low, high = estimate
+    if value.sign == "?":
         return "not known"
-    interval = ""
-    if estimate.low is not None and estimate.high is not None:
-        interval = f" [{_bound(estimate.low, form)}, {_bound(estimate.high, form)}]"
-    return _bound(estimate.value, form) + interval
+    if low is None or high is None or (value.sign and low.value == value.value == high.value):
+        return _bound(value, form)  # a single seed, or nothing but runs that never got there
+    return f"{_bound(value, form)} [{_bound(low, form)}, {_bound(high, form)}]"
 
 
 def _bound(bound: Bound, form: str) -> str:
