@@ -102,7 +102,10 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
     runs = [run for cell in sweep.cells() for run in sweep.runs[cell]]
     plan = sweep.plan
     planned = len(plan.arms) * len(plan.algos) * len(plan.envs) * len(plan.seeds)
-    versions = Counter(json.dumps(run.config.get("versions", {})) for run in runs)
+    versions = Counter(
+        ", ".join(f"{name} {version}" for name, version in run.config.get("versions", {}).items())
+        for run in runs
+    )
     teachers = {
         run.identity: run.config["teacher"] for run in runs if run.identity and run.config.get("teacher")
     }
@@ -163,6 +166,8 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
                 out.rename(old)
             part.rename(out)
         finally:
+            if old.exists() and not out.exists():
+                old.rename(out)
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

@@ -92,7 +92,7 @@ def final_table(comparison: Comparison) -> Table:
                 row.arm,
                 str(row.seeds),
                 shown(row.success, ".3f"),
-                shown(row.difference, "+.3f"),
+                shown(row.difference, "+z.3f"),
             ),
             "" if row.env else "mean",
         )
