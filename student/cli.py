@@ -1,5 +1,6 @@
 """The `student` command."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ commands:
   train       train a student, alone or with a teacher; or go on with a run
   evaluate    play held-out episodes with a student or with a teacher
   export      write a student into one file that plays without torch, and measure it
+  report      make figures, tables and a page from a sweep's folder
 
 `student COMMAND --help` lists a command's settings.
 """
@@ -79,6 +81,16 @@ def _export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _report(arguments: Sequence[str]) -> int:
+    from student.report import ReportSettings, report  # noqa: PLC0415
+
+    out, notes = report(parse(ReportSettings, arguments))
+    for note in notes:
+        print(f"student report: note: {note}", file=sys.stderr)
+    print(f"Written: {out}/report.html, and its figures and tables beside it")
+    return 0
+
+
 def _print_report(report: dict[str, dict[str, Any]]) -> None:
     print(f"{'actions':9}{'episodes':>9}{'success':>9}  {'95 %':15}{'return':>7}  {'95 %':15}{'length':>7}")
     for name, row in report.items():
@@ -96,4 +108,5 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,
+    "report": _report,
 }

@@ -75,7 +75,8 @@ def _assert_same_end(one: Path, other: Path) -> None:
     for name in ("env", "frames", "updates", "rng", "episodes", "recent", "words"):
         assert a[name] == b[name], name
     _assert_equal(a["network"], b["network"])
-    _assert_equal(a["optimiser"], b["optimiser"])
+    _assert_equal(a["algorithm"], b["algorithm"])
+    _assert_equal(a["replay"], b["replay"])
     if a["labels"] is not None:
         for name in ("keys", "probabilities", "given"):
             assert torch.equal(a["labels"][name], b["labels"][name]), name
