@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from student.algorithms import algorithm
@@ -146,12 +147,15 @@ class _Trainer:
             raise Stopped(f"{error}; saved after {self.frames} frames; {again}", 3) from error
         finally:
             self.run.stop_logging()
+            if self.labels is not None:
+                self.labels.close()
         return summary
 
     def _one_update(self) -> dict[str, Any]:
         began = time.perf_counter()
         settings = self.settings
-        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng)
+        see = self.labels.see if self.labels is not None else None
+        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, see)
         labels = self._labels_of(rollout)
         teacher_lambda = lambda_at(self.frames, settings) if self.labels is not None else 0.0
         figures = self.algorithm.update(
@@ -179,9 +183,18 @@ class _Trainer:
     def _labels_of(self, rollout: Rollout) -> Labels:
         obs_BK = rollout.obs_TNK.reshape(-1, self.layout.length)
         if self.labels is not None:
-            return self.labels.look_up(obs_BK)
+            frames_left = self.settings.frames - self.frames
+            return self.labels.look_up(obs_BK, self._worth_asking(obs_BK), frames_left)
         nothing_BA = torch.zeros(len(obs_BK), len(self.layout.actions))
         return Labels(nothing_BA, torch.zeros(len(obs_BK), dtype=torch.bool))
+
+    def _worth_asking(self, obs_BK: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """The policy's entropy in B states, in nats: where it is decided a label changes little."""
+        if self.settings.teacher_budget is None:
+            return None
+        log_probs_BA, _ = act(self.network, obs_BK)
+        entropy_B: NDArray[np.float32] = -(np.exp(log_probs_BA) * log_probs_BA).sum(1)
+        return entropy_B
 
     def _progress(self) -> dict[str, Any]:
         """Figures of the run so far; see docs/metrics.md."""
@@ -241,6 +254,8 @@ class _Trainer:
             client,
             identity=identity,
             allow_change=self.settings.allow_teacher_change,
+            late=self.settings.late_labels,
+            budget=self.settings.teacher_budget,
             waiting=self._may_be_interrupted,
         )
         if labels:

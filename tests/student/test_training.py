@@ -77,7 +77,7 @@ def _assert_same_end(one: Path, other: Path) -> None:
     _assert_equal(a["network"], b["network"])
     _assert_equal(a["optimiser"], b["optimiser"])
     if a["labels"] is not None:
-        for name in ("keys", "probabilities", "given"):
+        for name in ("keys", "probabilities", "status"):
             assert torch.equal(a["labels"][name], b["labels"][name]), name
     assert _metrics(one) == _metrics(other)
 
