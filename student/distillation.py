@@ -83,7 +83,13 @@ def lambda_at(frames: int, settings: TrainSettings) -> float:
     """Lambda of equation 1 for the update that begins after this many frames."""
     if settings.lambda_schedule == "constant":
         return settings.teacher_lambda
-    return settings.teacher_lambda * max(1 - frames / (settings.lambda_frames or settings.frames), 0.0)
+    return settings.teacher_lambda * max(1 - frames / taught_frames(settings), 0.0)
+
+
+def taught_frames(settings: TrainSettings) -> int:
+    """The frames after which lambda is 0, or all of the run's."""
+    linear = settings.lambda_schedule == "linear"
+    return settings.lambda_frames if linear and settings.lambda_frames else settings.frames
 
 
 class Replay:

@@ -1,5 +1,6 @@
 """A rollout: T steps in N environments, and what follows from them: returns and advantages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,11 +54,18 @@ def collect(
     obs_NK: NDArray[np.uint8],
     steps: int,
     rng: np.random.Generator,
+    on_states: Callable[[NDArray[np.uint8]], None] | None = None,
 ) -> Rollout:
-    """Acts for `steps` steps with actions sampled from the network's policy."""
+    """Acts for `steps` steps with actions sampled from the network's policy.
+
+    Args:
+        on_states: called at each step with the observations [N, K] that the network is about to act on.
+    """
     observations, actions, log_probs, values, rewards = [], [], [], [], []
     terminations, truncations, cut_off, ended = [], [], [], []
     for t in range(steps):
+        if on_states is not None:
+            on_states(obs_NK)
         log_probs_NA, values_N = act(network, obs_NK)
         actions_N = sample(log_probs_NA, rng)
         step = envs.step(actions_N)

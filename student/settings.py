@@ -150,6 +150,18 @@ class TrainSettings(BaseSettings):
         default=False, description="go on when the teacher is not the one that the run began with"
     )
 
+    late_labels: Literal["wait", "go-on"] = Field(
+        default="wait",
+        description="wait: an update waits for the labels of all its states; go-on: it goes on with those"
+        " that have come, and the others serve later ones; such a run cannot be repeated bit for bit",
+    )
+    teacher_budget: int | None = Field(
+        default=None,
+        ge=1,
+        description="states that the teacher may be asked about in the whole run, stored answers included;"
+        " each update asks about those where the policy is least decided; default: all",
+    )
+
     environments: int = _by_preset(fast=16, paper=3, ge=1, description="environments stepped together")
     rollout_steps: int = _by_preset(
         fast=32, paper=128, of={"a2c": 5}, ge=1, description="steps in each environment between updates"

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from student.algorithms import algorithm
-from student.distillation import Labels, Replay, agreement, lambda_at, target_entropy, targets
+from student.distillation import Labels, Replay, agreement, lambda_at, target_entropy, targets, taught_frames
 from student.envs import Environments, EpisodeState, Vocabulary, layout_of
 from student.evaluate import Evaluation, evaluate
 from student.labels import LabelTable
@@ -146,13 +147,17 @@ class _Trainer:
             raise Stopped(f"{error}; saved after {self.frames} frames; {again}", 3) from error
         finally:
             self.run.stop_logging()
+            if self.labels is not None:
+                self.labels.close()
         return summary
 
     def _one_update(self) -> dict[str, Any]:
         began = time.perf_counter()
         settings = self.settings
-        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng)
         teacher_lambda = lambda_at(self.frames, settings) if self.labels is not None else 0.0
+        # A teacher without weight is not asked
+        see = self.labels.see if self.labels is not None and teacher_lambda > 0 else None
+        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, see)
         labels = self._labels_of(rollout, teacher_lambda)
         drawn_to = targets(labels, settings)
         figures = self.algorithm.update(rollout, drawn_to, teacher_lambda, self.rng)
@@ -182,10 +187,12 @@ class _Trainer:
         return row
 
     def _labels_of(self, rollout: Rollout, teacher_lambda: float) -> Labels:
-        """A teacher without weight is not asked."""
-        if self.labels is not None and teacher_lambda > 0:
-            return self.labels.look_up(rollout.obs_BK)
-        return Labels.nothing(len(rollout.obs_BK), len(self.layout.actions))
+        if self.labels is None or teacher_lambda == 0:
+            return Labels.nothing(len(rollout.obs_BK), len(self.layout.actions))
+        # Where the policy is decided a label changes little
+        log_probs_TNA = rollout.log_probs_TNA
+        entropy_B = -(np.exp(log_probs_TNA) * log_probs_TNA).sum(2).ravel()
+        return self.labels.look_up(rollout.obs_BK, entropy_B, taught_frames(self.settings) - self.frames)
 
     def _progress(self) -> dict[str, Any]:
         """Figures of the run so far; see docs/metrics.md."""
@@ -245,6 +252,8 @@ class _Trainer:
             client,
             identity=identity,
             allow_change=self.settings.allow_teacher_change,
+            late=self.settings.late_labels,
+            budget=self.settings.teacher_budget,
             waiting=self._may_be_interrupted,
         )
         if labels:

@@ -1,10 +1,12 @@
 """The typed client that students, tools and tests ask a teacher with."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import tenacity
@@ -83,7 +85,7 @@ class TeacherClient:
             url: the teacher's address, such as http://127.0.0.1:8000.
             deadline_s: seconds that one request is tried for.
             batch_size: questions in one request.
-            stop: when it is set, waiting ends with `Interrupted`.
+            stop: when it is set, waiting ends with `Interrupted`; `close` sets it.
 
         Raises:
             ValueError: the url is no http or https address.
@@ -93,6 +95,8 @@ class TeacherClient:
         self._stop = stop or threading.Event()
         # trust_env: a teacher is asked directly, whatever proxy the shell is set to
         self._http = httpx.Client(base_url=self.url, trust_env=False)
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +107,12 @@ class TeacherClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; other threads' requests end with `Interrupted`."""
+        self._stop.set()
+        with self._lock:
+            for connection in self._sockets:
+                with suppress(OSError):  # it is closed already
+                    connection.shutdown(socket.SHUT_RDWR)
         self._http.close()
 
     def teacher(self) -> TeacherInfo:
@@ -197,8 +206,11 @@ class TeacherClient:
         self, model: type[_Model], method: str, path: str, left_s: float, body: bytes | None = None
     ) -> _Model:
         timeout = httpx.Timeout(min(max(left_s, 1.0), _READ_TIMEOUT_S), connect=10.0)
+        told: dict[str, Any] = {"trace": self._on_event}
         try:
-            reply = self._http.request(method, path, content=body, headers=_HEADERS, timeout=timeout)
+            reply = self._http.request(
+                method, path, content=body, headers=_HEADERS, timeout=timeout, extensions=told
+            )
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise _TryAgain(f"{type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
@@ -219,6 +231,13 @@ class TeacherClient:
         if refusal:
             raise QuestionRefused(refusal)
         raise TeacherError(f"{self.url} does not answer as a teacher does: {reason}")
+
+    def _on_event(self, event: str, info: dict[str, Any]) -> None:
+        """Keeps the sockets in use: closing one does not wake the thread that reads from it."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            with self._lock:
+                self._sockets = [each for each in self._sockets if each.fileno() >= 0]
+                self._sockets.append(info["return_value"].get_extra_info("socket"))
 
 
 def _may_pass(outcome: Answer | ErrorBody) -> bool:

@@ -91,7 +91,8 @@ def test_another_teacher_behind_the_address_is_noticed_at_its_first_answer(
             table._client = other  # as if the second had been started at the first one's address
             with pytest.raises(TeacherChanged, match=f"learns from the teacher {table.identity}"):
                 table.look_up(obs_BK)
-            assert table.states == 0
+            assert table.asked + table.store_hits == 0
+            assert not table.stored()[1].given_B.any()
             with pytest.raises(TeacherChanged):
                 LabelTable(LAYOUT, vocabulary, other, identity=table.identity)
             allowed = LabelTable(LAYOUT, vocabulary, other, identity=table.identity, allow_change=True)

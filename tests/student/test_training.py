@@ -78,7 +78,7 @@ def _assert_same_end(one: Path, other: Path) -> None:
     _assert_equal(a["algorithm"], b["algorithm"])
     _assert_equal(a["replay"], b["replay"])
     if a["labels"] is not None:
-        for name in ("keys", "probabilities", "given"):
+        for name in ("keys", "probabilities", "status"):
             assert torch.equal(a["labels"][name], b["labels"][name]), name
     assert _metrics(one) == _metrics(other)
 

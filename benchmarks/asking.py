@@ -1,0 +1,156 @@
+"""Cold runs: what a slow teacher costs a student that asks about every state it meets for the first time.
+
+A planner that takes 200 ms a question and answers 32 at once, its store empty, and the same run asking in
+four ways. Beside each stands the bound: the longer of the student alone with every label stored, and the
+teacher alone with the questions of that run (questions * delay / places). An update that waits for all its
+labels cannot reach it where a rollout meets few new states: it waits a whole delay for the last of them. So
+the last columns count whole delays, as many for each update as its new states need. Seconds are those of
+training, collecting, asking, learning, in the fastest of some runs. Run it as `python benchmarks/asking.py`.
+"""
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from student import asking
+from student.envs import EVALUATION_SEEDS, Environment, Vocabulary, layout_of
+from student.labels import LabelTable
+from student.runs import Run, write_json
+from student.settings import TrainSettings
+from student.trainer import train
+from teacher_server.client import TeacherClient
+
+_ENVS = ("MiniGrid-LavaGapS6-v0", "MiniGrid-GoToDoor-6x6-v0")
+_WAYS = {
+    "stored": "every label stored: the student alone",
+    "in-turn": "waiting, a batch of 64 after the other",
+    "at-end": "waiting, all of a rollout at its end",
+    "ahead": "asking ahead (the default)",
+    "go-on": "asking ahead, --late-labels go-on",
+}
+
+
+def main() -> None:
+    """Measures each way in a process of its own, prints a table and writes the figures down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--frames", type=int, default=4096, help="frames of each run (default: 4096)")
+    parser.add_argument(
+        "--delay-ms", type=float, default=200, help="the teacher's, a question (default: 200)"
+    )
+    parser.add_argument("--places", type=int, default=32, help="questions it answers at once (default: 32)")
+    parser.add_argument("--env", nargs="+", default=_ENVS, help=f"environments (default: {' '.join(_ENVS)})")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/asking.json"), help="the figures")
+    parser.add_argument("--only", nargs=3, metavar=("WAY", "TEACHER", "FOLDER"), help="one run, here")
+    arguments = parser.parse_args()
+    if arguments.only:
+        way, teacher, folder = arguments.only
+        _train(way, teacher, Path(folder), arguments.env[0], arguments.frames)
+        return
+    report = {env_id: _compare(env_id, arguments) for env_id in arguments.env}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out, vars(arguments) | {"out": str(arguments.out), "env": report})
+    print(f"\nWritten: {arguments.out}")
+
+
+def _compare(env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in _WAYS}
+    for _ in range(arguments.rounds):
+        for way in _WAYS:
+            runs[way].append(_measure(way, env_id, arguments))
+    fastest = {way: min(runs[way], key=lambda run: float(run["seconds"])) for way in _WAYS}
+    alone = fastest["stored"]["seconds"]
+    print(f"\n{env_id}, {arguments.frames} frames, {arguments.delay_ms:g} ms, {arguments.places} at once")
+    print(f"{'':42}{'questions':>9}{'seconds':>9}{'bound':>8}{'ratio':>7}{'delays':>8}{'ratio':>7}")
+    for way, run in fastest.items():
+        delays = sum(math.ceil(new / arguments.places) for new in run.pop("new"))
+        run["bound"] = max(alone, run["questions"] / arguments.places * arguments.delay_ms / 1000)
+        run["delays"] = max(alone, delays * arguments.delay_ms / 1000)
+        run["of_bound"], run["of_delays"] = (run["seconds"] / run[name] for name in ("bound", "delays"))
+        print(
+            f"{_WAYS[way]:42}{run['questions']:9}{run['seconds']:9.2f}{run['bound']:8.2f}"
+            f"{run['of_bound']:7.2f}{run['delays']:8.2f}{run['of_delays']:7.2f}",
+            flush=True,
+        )
+    return fastest
+
+
+def _measure(way: str, env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run beside a teacher of its own."""
+    flags = ("--delay-ms", str(arguments.delay_ms), "--concurrency", str(arguments.places))
+    with tempfile.TemporaryDirectory() as name, _teacher(Path(name, "answers.sqlite3"), flags) as url:
+        _warm_up(url, env_id)
+        if way == "stored":
+            _in_a_process("at-end", url, Path(name, "first"), env_id, arguments.frames)
+        return _in_a_process(way, url, Path(name), env_id, arguments.frames)
+
+
+@contextmanager
+def _teacher(store: Path, flags: tuple[str, ...]) -> Iterator[str]:
+    """A teacher's address while it is served by a process of its own, on any free port."""
+    command = [sys.executable, "-m", "teacher_server", "serve", "--port", "0", "--store", str(store), *flags]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TEACHER_")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            match = re.search(r"http://\S+", process.stdout.readline())
+            if match is None:
+                sys.exit("benchmarks/asking.py: error: the teacher did not start; what it said stands above")
+            yield match.group()
+        finally:
+            process.terminate()
+
+
+def _warm_up(url: str, env_id: str) -> None:
+    """One question about a state of an evaluation's: a teacher draws all tiles before it reads one."""
+    layout, vocabulary = layout_of(env_id), Vocabulary()
+    row = Environment(layout, vocabulary, lambda _: EVALUATION_SEEDS).reset()
+    table = LabelTable(layout, vocabulary, TeacherClient(url))
+    table.look_up(row[None])
+    table.close()
+
+
+def _in_a_process(way: str, url: str, folder: Path, env_id: str, frames: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--frames", str(frames), "--env", env_id]
+    done = subprocess.run(
+        [*command, "--only", way, url, str(folder)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"benchmarks/asking.py: error: {way} failed; what it said stands above")
+    counts = [row["questions"] for row in Run.open(folder / "run").metrics()]
+    new = [now - before for before, now in pairwise([0, *counts])]
+    return {"questions": counts[-1], "seconds": float(done.stdout), "new": new}
+
+
+def _train(way: str, teacher: str, folder: Path, env_id: str, frames: int) -> None:
+    settings = TrainSettings(env=env_id, frames=frames, evaluate_every=0, progress=False)
+    # What torch does only once is no part of any way
+    train(settings.model_copy(update={"out": folder / "warm-up", "frames": 1, "evaluation_episodes": 1}))
+    if way in ("in-turn", "at-end"):
+        LabelTable.see = _see_nothing  # type: ignore[method-assign]
+    if way == "in-turn":
+        asking.THREADS, asking.TOGETHER = 1, 64
+    late = "go-on" if way == "go-on" else "wait"
+    run = {"teacher": teacher, "teacher_wait_s": 30.0, "out": folder / "run", "late_labels": late}
+    summary = train(settings.model_copy(update=run))
+    print(summary["seconds"])
+
+
+def _see_nothing(table: LabelTable, obs_NK: NDArray[np.uint8]) -> None:
+    """In place of `LabelTable.see`: nothing is asked before the rollout's end."""
+
+
+if __name__ == "__main__":
+    main()
