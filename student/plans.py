@@ -107,7 +107,11 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _seeds(seeds: Any) -> Any:
-    return list(range(1, seeds + 1)) if type(seeds) is int else seeds
+    if type(seeds) is int and seeds > 0:
+        return list(range(1, seeds + 1))
+    if not isinstance(seeds, list) or not seeds:
+        raise ValueError(f"write how many, or a list of at least one, not {seeds!r}")
+    return seeds
 
 
 def _known_algorithm(name: str) -> str:
@@ -160,7 +164,7 @@ class Arm(BaseModel):
 
     @property
     def teacher_name(self) -> str | None:
-        """What its teacher's store and folder are called, the same for arms that share it; None without one."""
+        """What its teacher's store and folder are called; arms may share them. None without a teacher."""
         if isinstance(self.teacher, str):
             return None if self.teacher == "none" else GIVEN
         return teacher_name(self.teacher)
@@ -202,7 +206,6 @@ class Plan(BaseModel):
     seeds: Annotated[
         list[Annotated[int, Field(ge=0)]],
         BeforeValidator(_seeds),
-        Field(min_length=1),
         AfterValidator(_distinct),
     ]
     baseline: str
@@ -316,7 +319,7 @@ def differences(old: Plan, new: Plan) -> list[str]:
 
 def _key_and_reason(problem: ErrorDetails) -> str:
     reason = problem["msg"].removeprefix("Value error, ")
-    key = ".".join(_quoted(str(part)) for part in problem["loc"])
+    key = ".".join(_quoted(str(part)) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
         known = ", ".join(Plan.model_fields)
         return f"{key}: no such key; a plan has {known}"
@@ -338,4 +341,4 @@ def _in_words(problem: ErrorDetails, key: Mapping[str, str], arm: str, algo: str
 
 def _quoted(key: str) -> str:
     """A key as TOML writes it."""
-    return key if re.fullmatch(r"[A-Za-z0-9_\-\[\]]+", key) else json.dumps(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)

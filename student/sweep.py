@@ -154,8 +154,8 @@ def _workers(settings: SweepSettings, plan: Plan) -> Workers:
         workers.close()
         raise CannotStart(
             f"arms.{embedded[0]}.teacher: the cluster's other machines cannot reach a teacher that the sweep"
-            f' starts here; start it by `teacher serve --host ADDRESS`, write teacher = "{GIVEN}" and give its'
-            " address with --teacher"
+            f' starts here; start one by `teacher serve --host ADDRESS`, write teacher = "{GIVEN}" and'
+            " give its address with --teacher"
         )
     return workers
 
@@ -191,7 +191,8 @@ def _check_identity(teacher: _Teacher, folder: Path) -> None:
         if before != teacher.identity:
             raise CannotStart(
                 f"the sweep in {folder} learns from the teacher {before}, and {teacher.name} at"
-                f" {teacher.address} is now {teacher.identity}: bring the first one back, or choose another --out"
+                f" {teacher.address} is now {teacher.identity}: bring the first one back, or choose"
+                " another --out"
             )
 
 

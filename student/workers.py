@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
+from tqdm import tqdm
+
 from student.plans import ignore_variables
 from student.runs import write_json
 from student.scoring import score
@@ -238,6 +240,7 @@ def _new_worker() -> tuple[Connection, BaseProcess]:
 def _work(connection: Connection) -> None:
     """A worker's life: it ends when the sweep closes the connection, and at once when the sweep is gone."""
     os.setsid()  # Ctrl-C is for the sweep, which tells its workers to stop once
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave behind
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
