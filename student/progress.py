@@ -35,7 +35,7 @@ class Progress:
     """Follows the runs of a sweep by what they write into their folders, wherever they run."""
 
     def __init__(self, folder: Path, frames: Mapping[PlannedRun, int], shown: bool) -> None:
-        """Finds the runs that are done already.
+        """Finds out how far the runs are already.
 
         Args:
             folder: of all runs.
@@ -46,9 +46,11 @@ class Progress:
         self._standings = {run.name: _Standing(run, number) for run, number in frames.items()}
         self._others: set[str] = set()
         """Tasks under way that are no runs."""
-        for name in self._standings:
+        for name, standing in self._standings.items():
             if (folder / name / "summary.json").exists():
                 self._finish(name)
+            else:
+                _follow(standing, last_rows(folder / name / "metrics.jsonl"))
         self._began, self._frames_before = time.monotonic(), self._frames_done()
         self._refreshed = self._began
         self._live: Live | None = None
@@ -130,8 +132,8 @@ class Progress:
         return f"about {_duration(left * seconds / frames)} left" if frames > 0 else "time left not known yet"
 
     def _table(self) -> Table:
-        playing = f"; first, {len(self._others)} teachers play" if self._others else ""
-        table = Table(title=f"{self.count} of {len(self._standings)} runs done; {self._left()}{playing}")
+        left = "the teachers play first" if self._others else self._left()
+        table = Table(title=f"{self.count} of {len(self._standings)} runs done; {left}")
         for name in ("arm", "algorithm", "environment"):
             table.add_column(name)
         for name in ("done", "running", "failed", "success", "frames/s"):

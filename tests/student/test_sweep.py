@@ -358,22 +358,24 @@ def ray_address() -> Iterator[str]:
     start = ["start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", *start],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
     )
     try:
+        assert process.stdout is not None
+        assert any("Ray runtime started" in line for line in process.stdout)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
 @pytest.mark.integration
 def test_the_same_sweep_on_a_ray_cluster(whole: Path, tmp_path: Path, ray_address: str) -> None:
     """Interrupted there, and taken to its end here and there: the results are those of local processes."""
     plan, out = _write(tmp_path), tmp_path / "out"
-    time.sleep(8)  # until it is up
     process = _start(plan, out, "--ray", ray_address)
     _wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
     process.send_signal(signal.SIGINT)
@@ -391,7 +393,7 @@ def test_a_ray_cluster_that_does_not_answer(tmp_path: Path) -> None:
     """A port where something listens and says nothing."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = "127.0.0.1:%d" % listener.getsockname()[1]
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         began = time.monotonic()
         process = _start(_write(tmp_path), tmp_path / "out", "--ray", address)
         said, errors = process.communicate(timeout=60)
