@@ -28,9 +28,9 @@ from minigrid.wrappers import FullyObsWrapper, ImgObsWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from student.demo import served_teacher
 from student.runs import write_json
 from student.settings import TrainSettings
+from student.teachers import served_teacher
 from student.trainer import train
 
 try:

@@ -14,6 +14,7 @@ commands:
   evaluate    play held-out episodes with a student or with a teacher
   export      write a student into one file that plays without torch, and measure it
   report      make figures, tables and a page from a sweep's folder
+  sweep       train all students of a plan, many at once; or go on with a sweep
 
 `student COMMAND --help` lists a command's settings.
 """
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit code: 0 done, 2 could not start, 3 the teacher cannot be used or was lost, 130 interrupted.
+        The exit code: 0 done, 1 runs of a sweep failed, 2 could not start, 3 the teacher cannot be used or
+        was lost, 130 interrupted.
     """
     return dispatch("student", _USAGE, _COMMANDS, arguments)
 
@@ -91,6 +93,25 @@ def _report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _sweep(arguments: Sequence[str]) -> int:
+    from student.plans import SweepSettings, ignore_variables, read_plan  # noqa: PLC0415
+
+    settings = parse(SweepSettings, arguments)
+    ignore_variables()
+    plan = read_plan(settings.plan)
+    from student.sweep import Interrupted, sweep  # noqa: PLC0415
+
+    try:
+        failed = sweep(settings, plan)
+    except Interrupted as error:
+        return fail("student sweep", error, 130)
+    except TeacherError as error:
+        return fail("student sweep", error, 3)
+    for name, why in failed.items():
+        fail("student sweep", f"{name}: {why}", 1)
+    return 1 if failed else 0
+
+
 def _print_report(report: dict[str, dict[str, Any]]) -> None:
     print(f"{'actions':9}{'episodes':>9}{'success':>9}  {'95 %':15}{'return':>7}  {'95 %':15}{'length':>7}")
     for name, row in report.items():
@@ -109,4 +130,5 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,
+    "sweep": _sweep,
 }

@@ -6,12 +6,8 @@ Starts a teacher as a process of its own, trains LavaGap with PPO alone and with
 both learning curves and the taught student, prints a table, and stops the teacher.
 """
 
-import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from student.runs import Run, write_json
 from student.scoring import load_student
 from student.settings import EnvId, TrainSettings
 from student.statistics import samples_to
+from student.teachers import served_teacher
 from student.trainer import Stopped, train
 from teacher_server.client import TeacherError
 from teacher_server.command_line import CannotStart, fail, parse
@@ -89,22 +86,6 @@ def demo(settings: DemoSettings) -> None:
     names = ("summary.json", "curve.png", "student.gif")
     print("\nWritten: " + ", ".join(str(settings.out / name) for name in names))
     print(f"Curves in TensorBoard: tensorboard --logdir {settings.out}")
-
-
-@contextmanager
-def served_teacher(store: Path) -> Iterator[str]:
-    """A teacher's address while it is served by a process of its own, on any free port."""
-    command = [sys.executable, "-m", "teacher_server", "serve", "--port", "0", "--store", str(store)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            match = re.search(r"http://\S+", first)
-            if match is None:
-                raise TeacherError("the teacher did not start; what it said stands above")
-            yield match.group()
-        finally:
-            process.terminate()
 
 
 def _fresh(out: Path, arm: str) -> Path:

@@ -237,7 +237,9 @@ def test_a2c_learns_from_the_teacher_within_few_frames(
     assert (entropies == {0.0}) == (targets == "hard")
 
 
-def test_lambda_falls_over_its_frames_and_the_asking_ends(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+def test_lambda_falls_over_its_frames_and_the_asking_ends(
+    shared_teacher: TeacherProcess, tmp_path: Path
+) -> None:
     flags = ("--teacher", shared_teacher.url, "--frames", "1536", "--lambda-frames", "1024")
     _train(tmp_path, *flags, "--lambda", "0.8")
     rows = _metrics(tmp_path)
