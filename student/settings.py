@@ -115,7 +115,7 @@ class TrainSettings(BaseSettings):
         description="linear: lambda falls to 0, and from there on the teacher is not asked",
     )
     lambda_frames: int = _by_preset(
-        fast=8192,
+        fast=4096,
         paper=0,
         ge=0,
         description="frames over which a linear lambda falls to 0; 0: all of the run's",
@@ -195,7 +195,13 @@ class TrainSettings(BaseSettings):
     optimiser: Literal["adam", "rmsprop"] = _by_preset(
         fast="adam", paper="adam", of={"a2c": "rmsprop"}, description="how gradients become steps"
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="of the optimiser")
+    learning_rate: float = Field(
+        default_factory=lambda chosen: (
+            3e-3 if (chosen["preset"], chosen["algo"]) == ("fast", "a2c") else 1e-3
+        ),
+        gt=0,
+        description="of the optimiser",
+    )
     optimiser_epsilon: float = _by_preset(
         fast=1e-5, paper=1e-8, gt=0, description="what the optimiser adds to the gradients' size"
     )
