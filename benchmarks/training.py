@@ -1,8 +1,11 @@
-"""How fast students train: ours, torch-ac's PPO and Stable-Baselines3's PPO in turn, on the same two cores.
+"""How fast students train: ours, torch-ac and Stable-Baselines3 in turn, with PPO and A2C, on two cores.
 
 Run it as `make bench-student`, or as `python benchmarks/training.py` where the extra `bench` is installed.
-Each measurement is a process of its own. What counts is training by the clock, rollouts and updates, after a
-warm-up; for ours the run's logs and checkpoints too. Start-up and evaluations do not count.
+All train the same network with the same settings, those of the preset `fast`; theirs see stock MiniGrid
+through its FullyObsWrapper. Ours learns from the teacher's labels, all of them stored, with and without
+replay of them, and alone. Each measurement is a process of its own. What counts is training by the clock,
+rollouts and updates, after a warm-up; for ours the run's logs and checkpoints too. Start-up and evaluations
+do not count.
 """
 
 import argparse
@@ -24,10 +27,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from minigrid.core.constants import OBJECT_TO_IDX
 from minigrid.wrappers import FullyObsWrapper, ImgObsWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from gridworld.views import EMPTY, N_COLOURS, N_STATES
+from student.envs import Vocabulary, layout_of
+from student.networks import ActorCritic
 from student.runs import write_json
 from student.settings import TrainSettings
 from student.teachers import served_teacher
@@ -37,6 +44,7 @@ try:
     import stable_baselines3 as sb3
     import torch_ac
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 except ImportError as error:
     sys.exit(f"benchmarks/training.py: error: no module {error.name!r}: `make bench-student` installs it")
 
@@ -45,15 +53,17 @@ WARM_UP = 2048
 """Frames before the measured ones."""
 _CORES = 2
 
-_OURS = TrainSettings(env=ENV_ID, evaluate_every=0, evaluation_episodes=1, progress=False)
-_OURS_SETTINGS = _OURS.model_dump(mode="json", exclude={"teacher", "out", "resume", "frames"})
-_TORCH_AC = {"num_frames_per_proc": 128, "epochs": 4, "batch_size": 256, "lr": 1e-3, "recurrence": 1}
-_SB3 = {
-    "n_steps": _OURS.rollout_steps,
-    "n_epochs": _OURS.epochs,
-    "batch_size": _OURS.minibatch_size,
-    "learning_rate": _OURS.learning_rate,
-    "ent_coef": _OURS.entropy_coefficient,
+_OURS = {
+    algo: TrainSettings(
+        env=ENV_ID,
+        algo=algo,
+        replay_ratio=0,
+        lambda_schedule="constant",
+        evaluate_every=0,
+        evaluation_episodes=1,
+        progress=False,
+    )
+    for algo in ("ppo", "a2c")
 }
 _PACKAGES = ("lvlm2p", "torch-ac", "stable-baselines3", "torch", "numpy", "gymnasium", "minigrid")
 
@@ -63,6 +73,7 @@ class Trainer:
     """What is measured: `measure` takes a number of frames and returns frames/s."""
 
     name: str
+    algo: str
     settings: dict[str, Any]
     measure: Callable[[int], float]
 
@@ -83,7 +94,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES])
     # One thread for every trainer. A second one gains ours a tenth on an idle machine and costs torch-ac a
     # fifth, whose environments want the other core; on a busy machine it makes all many times slower
-    torch.set_num_threads(_OURS.threads)
+    torch.set_num_threads(1)
     if arguments.only:
         print(_TRAINERS[arguments.only].measure(arguments.frames))
         return
@@ -91,7 +102,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for key, trainer in _TRAINERS.items():
             speeds[key].append(_in_a_process(key, arguments.frames))
-            print(f"{trainer.name:36}{speeds[key][-1]:9.0f} frames/s", flush=True)
+            print(f"{trainer.algo} {trainer.name:44}{speeds[key][-1]:9.0f} frames/s", flush=True)
     _print_table(speeds)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out, _report(arguments.frames, speeds))
@@ -106,34 +117,37 @@ def _in_a_process(key: str, frames: int) -> float:
     return float(done.stdout)
 
 
-def _ours(frames: int) -> float:
+def _ours(algo: str, frames: int, **changes: object) -> float:
     """With every label in the teacher's store: an earlier run with the same seed asked for them all."""
     with tempfile.TemporaryDirectory() as folder, served_teacher(Path(folder, "answers.sqlite3")) as url:
-        _train(Path(folder, "first"), url, frames)
-        speed, summary = _train(Path(folder, "second"), url, frames)
+        _train(algo, Path(folder, "first"), url, frames, changes)
+        speed, summary = _train(algo, Path(folder, "second"), url, frames, changes)
     assert summary["questions"] == 0, summary
     assert summary["store_hits"] > 0, summary
     return speed
 
 
-def _ours_alone(frames: int) -> float:
+def _ours_alone(algo: str, frames: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        return _train(Path(folder), "none", frames)[0]
+        return _train(algo, Path(folder), "none", frames, {})[0]
 
 
-def _train(folder: Path, teacher: str, frames: int) -> tuple[float, dict[str, Any]]:
+def _train(
+    algo: str, folder: Path, teacher: str, frames: int, changes: dict[str, object]
+) -> tuple[float, dict[str, Any]]:
     """Our frames/s by the clock, logs and checkpoints included, and the run's summary."""
-    settings = {"out": folder, "teacher": teacher, "frames": WARM_UP + frames}
-    summary = train(_OURS.model_copy(update=settings))
+    settings = {"out": folder, "teacher": teacher, "frames": WARM_UP + frames, **changes}
+    summary = train(_OURS[algo].model_copy(update=settings))
     events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("policy_loss")
     begin, *_, end = (event for event in events if event.step >= WARM_UP)
     return (end.step - begin.step) / (end.wall_time - begin.wall_time), summary
 
 
-def _torch_ac(processes: int, frames: int) -> float:
+def _torch_ac(algo: str, processes: int, frames: int) -> float:
     torch.manual_seed(1)
     envs = [_stock_env() for _ in range(processes)]
-    algorithm = torch_ac.PPOAlgo(envs, _ACModel(), preprocess_obss=_preprocess, **_TORCH_AC)
+    kind = {"ppo": torch_ac.PPOAlgo, "a2c": torch_ac.A2CAlgo}[algo]
+    algorithm = kind(envs, _Model(), preprocess_obss=_preprocess, **_torch_ac_settings(algo))
 
     def learn(frames: int) -> int:
         done = 0
@@ -146,11 +160,28 @@ def _torch_ac(processes: int, frames: int) -> float:
     return _frames_per_second(learn, frames)
 
 
-def _sb3(frames: int) -> float:
+def _torch_ac_settings(algo: str) -> dict[str, Any]:
+    ours = _OURS[algo]
+    shared = {
+        "lr": ours.learning_rate,
+        "entropy_coef": ours.entropy_coefficient,
+        "recurrence": 1,
+    }
+    if algo == "a2c":
+        return shared | {"num_frames_per_proc": ours.rollout_steps, "rmsprop_eps": ours.optimiser_epsilon}
+    # 128 steps are its custom, and ours with 3 environments: the preset `paper`
+    return shared | {"num_frames_per_proc": 128, "epochs": ours.epochs, "batch_size": ours.minibatch_size}
+
+
+def _sb3(algo: str, frames: int) -> float:
     envs = make_vec_env(
-        lambda: gymnasium.wrappers.FlattenObservation(ImgObsWrapper(_stock_env())), _OURS.environments, seed=1
+        lambda: gymnasium.wrappers.FlattenObservation(ImgObsWrapper(_stock_env())),
+        _OURS[algo].environments,
+        seed=1,
     )
-    model = sb3.PPO("MlpPolicy", envs, seed=1, device="cpu", **_SB3)
+    policy = {"net_arch": [], "features_extractor_class": _Features}
+    kind = {"ppo": sb3.PPO, "a2c": sb3.A2C}[algo]
+    model = kind("MlpPolicy", envs, seed=1, device="cpu", policy_kwargs=policy, **_sb3_settings(algo))
 
     def learn(frames: int) -> int:
         before = model.num_timesteps
@@ -158,6 +189,17 @@ def _sb3(frames: int) -> float:
         return int(model.num_timesteps) - before
 
     return _frames_per_second(learn, frames)
+
+
+def _sb3_settings(algo: str) -> dict[str, Any]:
+    ours = _OURS[algo]
+    shared = {
+        "n_steps": ours.rollout_steps,
+        "learning_rate": ours.learning_rate,
+        "gae_lambda": ours.gae_lambda,
+        "ent_coef": ours.entropy_coefficient,
+    }
+    return shared | ({"n_epochs": ours.epochs, "batch_size": ours.minibatch_size} if algo == "ppo" else {})
 
 
 def _frames_per_second(learn: Callable[[int], int], frames: int) -> float:
@@ -171,44 +213,59 @@ def _stock_env() -> gymnasium.Env[Any, Any]:
     return FullyObsWrapper(gymnasium.make(ENV_ID))
 
 
-class _ACModel(nn.Module, torch_ac.ACModel):
-    """The network that torch-ac is commonly used with; the package itself has none.
+_LAYOUT = layout_of(ENV_ID)
+_MISSION = Vocabulary().encode(_stock_env().reset()[0]["mission"])  # there is but one
+_AGENT = OBJECT_TO_IDX["agent"]
 
-    It is made for images of 7x7 cells: on 6x6 its third convolution would have nothing left. A border
-    of zeros, by the first one's padding, gives the image the same 64 features as one of 7x7.
-    """
+
+def _rows(images_BWHC: Tensor) -> Tensor:
+    """FullyObsWrapper's images as our observations: uint8 [B, K]."""
+    kinds, colours, states = images_BWHC.long().transpose(1, 2).flatten(1, 2).unbind(2)
+    cells_BC = (kinds * N_COLOURS + colours) * N_STATES + states
+    here_B1 = (kinds == _AGENT).int().argmax(1, keepdim=True)
+    pose = (here_B1 % _LAYOUT.width, here_B1 // _LAYOUT.width, states.gather(1, here_B1))
+    words_BW = torch.tensor(list(_MISSION)).expand(len(cells_BC), -1)
+    return torch.cat([cells_BC.scatter(1, here_B1, EMPTY), *pose, words_BW], 1).to(torch.uint8)
+
+
+class _Model(nn.Module, torch_ac.ACModel):
+    """Our network for torch-ac."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 16, 2, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 2),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 2),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        self.actor = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 7))
-        self.critic = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+        self.network = ActorCritic(_LAYOUT)
 
     def forward(self, obs: torch_ac.DictList) -> tuple[torch.distributions.Categorical, Tensor]:
-        features_BH = self.features(obs.image.permute(0, 3, 1, 2))
-        policy = torch.distributions.Categorical(logits=self.actor(features_BH))
-        return policy, self.critic(features_BH).squeeze(1)
+        logits_BA, values_B = self.network(_rows(obs.image))
+        return torch.distributions.Categorical(logits=logits_BA), values_B
+
+
+class _Features(BaseFeaturesExtractor):
+    """Our network but for its heads, for Stable-Baselines3, which adds them."""
+
+    def __init__(self, space: gymnasium.Space[Any]) -> None:
+        network = ActorCritic(_LAYOUT)
+        super().__init__(space, network.actor.in_features)
+        del network.actor, network.critic
+        self.network = network
+
+    def forward(self, observations: Tensor) -> Tensor:
+        images_BWHC = observations.view(-1, _LAYOUT.width, _LAYOUT.height, 3)
+        return self.network.features(self.network.perceive(_rows(images_BWHC)))
 
 
 def _preprocess(observations: Sequence[dict[str, Any]], device: object = None) -> torch_ac.DictList:
     images = np.stack([observation["image"] for observation in observations])
-    return torch_ac.DictList({"image": torch.from_numpy(images).float()})
+    return torch_ac.DictList({"image": torch.from_numpy(images)})
 
 
 def _print_table(speeds: dict[str, list[float]]) -> None:
-    print(f"\n{'medians':36}{'frames/s':>9}{'ours is':>10}{'ours alone is':>15}")
-    for key, trainer in _TRAINERS.items():
-        ours, alone = (_times(speeds[of], speeds[key]) for of in ("ours", "ours-alone"))
-        print(f"{trainer.name:36}{statistics.median(speeds[key]):9.0f}{ours:9.2f}x{alone:14.2f}x")
+    for algo in _OURS:
+        print(f"\n{algo.upper() + ', medians':44}{'frames/s':>9}{'ours is':>10}{'ours alone is':>15}")
+        for key, trainer in _TRAINERS.items():
+            if trainer.algo == algo:
+                ours, alone = (_times(speeds[f"{of}-{algo}"], speeds[key]) for of in ("ours", "ours-alone"))
+                print(f"{trainer.name:44}{statistics.median(speeds[key]):9.0f}{ours:9.2f}x{alone:14.2f}x")
 
 
 def _times(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -226,15 +283,15 @@ def _report(frames: int, speeds: dict[str, list[float]]) -> dict[str, Any]:
                 "name": trainer.name,
                 "frames_per_second": statistics.median(speeds[key]),
                 "rounds": speeds[key],
-                "ours_is_times": _times(speeds["ours"], speeds[key]),
-                "ours_alone_is_times": _times(speeds["ours-alone"], speeds[key]),
+                "ours_is_times": _times(speeds[f"ours-{trainer.algo}"], speeds[key]),
+                "ours_alone_is_times": _times(speeds[f"ours-alone-{trainer.algo}"], speeds[key]),
                 "settings": trainer.settings,
             }
             for key, trainer in _TRAINERS.items()
         },
         "versions": {"python": platform.python_version()}
         | {package: metadata.version(package) for package in _PACKAGES},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "cores_used": _CORES, "threads": _OURS.threads},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "cores_used": _CORES, "threads": 1},
     }
 
 
@@ -248,16 +305,38 @@ def _cpu() -> str:
     return match.group(1) if match else platform.processor()
 
 
-_TRAINERS = {
-    "ours": Trainer("ours, every label stored", _OURS_SETTINGS, _ours),
-    "ours-alone": Trainer("ours, without a teacher", _OURS_SETTINGS, _ours_alone),
-    "torch-ac": Trainer("torch-ac, 3 environments", _TORCH_AC | {"processes": 3}, partial(_torch_ac, 3)),
-    "torch-ac-16": Trainer(
-        "torch-ac, 16 environments", _TORCH_AC | {"processes": 16}, partial(_torch_ac, 16)
-    ),
-    "sb3": Trainer("Stable-Baselines3, 16 environments", _SB3 | {"environments": _OURS.environments}, _sb3),
-}
-"""By their names for --only. torch-ac's environments are processes: 3 in the paper's code, 16 by custom."""
+def _trainers(algo: str) -> dict[str, Trainer]:
+    ours = _OURS[algo]
+    settings = ours.model_dump(mode="json", exclude={"teacher", "out", "resume", "frames"})
+    torch_ac_settings, sb3_settings = _torch_ac_settings(algo), _sb3_settings(algo)
+    several = f"{ours.environments} environments"
+    replay = TrainSettings(algo=algo).replay_ratio
+    return {
+        f"ours-{algo}": Trainer("ours, every label stored", algo, settings, partial(_ours, algo)),
+        f"ours-replay-{algo}": Trainer(
+            f"ours, and {replay:.0f} of them learnt from again a frame",
+            algo,
+            settings | {"replay_ratio": replay},
+            partial(_ours, algo, replay_ratio=replay),
+        ),
+        f"ours-alone-{algo}": Trainer("ours, without a teacher", algo, settings, partial(_ours_alone, algo)),
+        f"torch-ac-{algo}": Trainer(
+            "torch-ac, 3 environments, each a process",
+            algo,
+            torch_ac_settings | {"processes": 3},
+            partial(_torch_ac, algo, 3),
+        ),
+        f"sb3-{algo}": Trainer(
+            f"Stable-Baselines3, {several}",
+            algo,
+            sb3_settings | {"environments": ours.environments},
+            partial(_sb3, algo),
+        ),
+    }
+
+
+_TRAINERS = _trainers("ppo") | _trainers("a2c")
+"""By their names for --only."""
 
 if __name__ == "__main__":
     main()
