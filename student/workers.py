@@ -232,14 +232,19 @@ def _new_worker() -> tuple[Connection, BaseProcess]:
     spawn = multiprocessing.get_context("spawn")
     ours, its = spawn.Pipe()
     process = spawn.Process(target=_work, args=(its,), daemon=True)
-    process.start()
+    # Ctrl-C is for the sweep, which tells its workers to stop: they are born deaf to it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     its.close()
     return ours, process
 
 
 def _work(connection: Connection) -> None:
     """A worker's life: it ends when the sweep closes the connection, and at once when the sweep is gone."""
-    os.setsid()  # Ctrl-C is for the sweep, which tells its workers to stop once
+    os.setsid()  # a signal to the sweep's group is for the sweep too
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave behind
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     with suppress(EOFError, OSError):
