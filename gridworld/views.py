@@ -9,8 +9,8 @@ from minigrid.core.grid import Grid
 from minigrid.core.world_object import WorldObj
 from numpy.typing import NDArray
 
-N_COLOURS, N_STATES = len(COLOR_TO_IDX), 3
-N_CELL_CODES = len(OBJECT_TO_IDX) * N_COLOURS * N_STATES
+N_KINDS, N_COLOURS, N_STATES = len(OBJECT_TO_IDX), len(COLOR_TO_IDX), 3
+N_CELL_CODES = N_KINDS * N_COLOURS * N_STATES
 """Cell codes are 0 .. N_CELL_CODES - 1, one for each (object, colour, state) of MiniGrid's encoding."""
 
 HEADINGS = ("right", "down", "left", "up")

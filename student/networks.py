@@ -4,21 +4,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gridworld.views import N_CELL_CODES, N_COLOURS, N_STATES, NAMES, STEPS, names_of, uncode
+from gridworld.views import N_CELL_CODES, N_COLOURS, N_KINDS, N_STATES, NAMES, STEPS, names_of, uncode
 from student.envs import WORDS, Layout
 
 _OUTSIDE = N_CELL_CODES
 """The code of what lies outside the grid."""
 _MARKS = 4
 """The mission names a cell's kind, its colour, both or neither."""
+_LOOKS = N_KINDS + N_COLOURS + N_STATES + _MARKS
+"""L, the columns that say what a cell is: its kind, colour, state and mark."""
 
 
 class ActorCritic(nn.Module):
     """Logits over the environment's actions and a value, from observations (see `student.envs.Row`).
 
     The cells are laid out as the agent sees them, itself in the middle and its heading upwards, so that
-    what it learns in one place holds in all. Each is embedded as the sum of its object's, colour's and
-    state's embeddings and of a mark, which tells whether the mission names its kind and its colour:
+    what it learns in one place holds in all. Each is embedded as the sum of its kind's, colour's and
+    state's embeddings and of a mark's, which tells whether the mission names its kind and its colour:
     what it learns about the object that is looked for holds whatever that is called. The mission's
     words as such are added to the first hidden layer; they start at zero.
     """
@@ -27,24 +29,19 @@ class ActorCritic(nn.Module):
         super().__init__()
         self._layout = layout
         side = 2 * _reach(layout) + 1
-        self.objects = nn.Embedding(N_CELL_CODES // (N_COLOURS * N_STATES), cell_size)
-        self.colours = nn.Embedding(N_COLOURS, cell_size)
-        self.states = nn.Embedding(N_STATES, cell_size)
-        self.marks = nn.Embedding(_MARKS, cell_size)
+        self.looks = nn.Linear(_LOOKS, cell_size, bias=False)
         self.words = nn.Parameter(torch.zeros(256, hidden_size))
         self.cells = nn.Linear(side * side * cell_size, hidden_size)
         self.hidden = nn.Linear(hidden_size, hidden_size)
         self.actor = nn.Linear(hidden_size, len(layout.actions))
         self.critic = nn.Linear(hidden_size, 1)
-        kinds_C3 = torch.tensor([uncode(cell) for cell in range(N_CELL_CODES)])
-        self.register_buffer("_kinds_C3", kinds_C3, persistent=False)
+        self.register_buffer("_looks_CL", torch.from_numpy(_looks()), persistent=False)
         self.register_buffer("_names_C2", torch.from_numpy(_names()), persistent=False)
         self.register_buffer("_seen_PE", torch.from_numpy(_egocentric(layout)), persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
-        for embedding in (self.objects, self.colours, self.states, self.marks):
-            nn.init.normal_(embedding.weight, std=0.5)
+        nn.init.normal_(self.looks.weight, std=0.5)
         for layer, gain in (
             (self.cells, 2**0.5),
             (self.hidden, 2**0.5),
@@ -84,16 +81,26 @@ class ActorCritic(nn.Module):
 
     def features(self, seen_BE: Tensor) -> Tensor:
         """What both heads work on: [B, H]."""
-        kinds_C, colours_C, states_C = self._kinds_C3.unbind(1)  # type: ignore[operator]
-        table_CD = self.objects(kinds_C) + self.colours(colours_C) + self.states(states_C)
-        table_CMD = nn.functional.pad(table_CD, (0, 0, 0, 1))[:, None] + self.marks.weight
-        # Both are embeddings; their gradients take a third of the time in this form
-        cells_BED = table_CMD.flatten(0, 1).relu().index_select(0, seen_BE[:, :-WORDS].flatten())
+        table_CD: Tensor = self.looks(self._looks_CL).relu()
+        # Both are sums of embeddings; their gradients take a third of the time in this form
+        cells_BED = table_CD.index_select(0, seen_BE[:, :-WORDS].flatten())
         words_BW = seen_BE[:, -WORDS:]
         counts_BV = torch.zeros(len(seen_BE), len(self.words))
         counts_BV = counts_BV.scatter_add_(1, words_BW, (words_BW > 0).float())  # 0 pads
-        features_BH = (self.cells(cells_BED.view(len(seen_BE), -1)) + counts_BV @ self.words).relu()
-        return self.hidden(features_BH).relu()
+        seen_BH = self.cells(cells_BED.view(len(seen_BE), -1)) + counts_BV @ self.words
+        features_BH: Tensor = self.hidden(seen_BH.relu()).relu()
+        return features_BH
+
+
+def _looks() -> np.ndarray:
+    """float32 [(cell codes and outside) * marks, L]: what a cell with a mark looks like, as 0s and 1s."""
+    looks_CML = np.zeros((N_CELL_CODES + 1, _MARKS, _LOOKS), np.float32)
+    for cell in range(N_CELL_CODES):
+        kind, colour, state = uncode(cell)
+        for column in (kind, N_KINDS + colour, N_KINDS + N_COLOURS + state):
+            looks_CML[cell, :, column] = 1
+    looks_CML[:, range(_MARKS), range(_LOOKS - _MARKS, _LOOKS)] = 1
+    return looks_CML.reshape(-1, _LOOKS)
 
 
 def _names() -> np.ndarray:

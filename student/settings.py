@@ -162,9 +162,9 @@ class TrainSettings(BaseSettings):
         " each update asks about those where the policy is least decided; default: all",
     )
 
-    environments: int = _by_preset(fast=16, paper=3, ge=1, description="environments stepped together")
+    environments: int = _by_preset(fast=32, paper=3, ge=1, description="environments stepped together")
     rollout_steps: int = _by_preset(
-        fast=32, paper=128, of={"a2c": 5}, ge=1, description="steps in each environment between updates"
+        fast=16, paper=128, of={"a2c": 5}, ge=1, description="steps in each environment between updates"
     )
     epochs: int = Field(
         default=4,
@@ -172,9 +172,8 @@ class TrainSettings(BaseSettings):
         description="PPO: passes over a rollout in one update; DQN: as many steps on its buffer",
         json_schema_extra=_only("ppo dqn"),
     )
-    minibatch_size: int = _by_preset(
-        fast=128,
-        paper=256,
+    minibatch_size: int = Field(
+        default=256,
         ge=1,
         description="PPO and DQN: states in one gradient step",
         json_schema_extra=_only("ppo dqn"),
@@ -195,13 +194,7 @@ class TrainSettings(BaseSettings):
     optimiser: Literal["adam", "rmsprop"] = _by_preset(
         fast="adam", paper="adam", of={"a2c": "rmsprop"}, description="how gradients become steps"
     )
-    learning_rate: float = Field(
-        default_factory=lambda chosen: (
-            3e-3 if (chosen["preset"], chosen["algo"]) == ("fast", "a2c") else 1e-3
-        ),
-        gt=0,
-        description="of the optimiser",
-    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the optimiser")
     optimiser_epsilon: float = _by_preset(
         fast=1e-5, paper=1e-8, gt=0, description="what the optimiser adds to the gradients' size"
     )
@@ -233,6 +226,9 @@ class TrainSettings(BaseSettings):
         default=4096, ge=0, description="frames between evaluations on held-out seeds; 0: only at the end"
     )
     evaluation_episodes: int = Field(default=100, ge=1, description="episodes of each evaluation")
+    log_every: int = Field(
+        default=512, ge=1, description="frames between lines of the log; each has the newest update's figures"
+    )
     checkpoint_every: int = Field(default=16_384, ge=1, description="frames between checkpoints")
     progress: bool = Field(default=True, description="show a progress bar")
 

@@ -136,7 +136,8 @@ class _Trainer:
                 while self.frames < settings.frames:
                     row = self._one_update()
                     bar.update(self.frames - bar.n)
-                    bar.set_postfix(_shown(row))
+                    if row:
+                        bar.set_postfix(_shown(row))
             summary = self._finish()
         except (TeacherError, _Interrupt) as error:
             self._save()
@@ -151,6 +152,7 @@ class _Trainer:
         return summary
 
     def _one_update(self) -> dict[str, Any]:
+        """Collects, asks, learns; returns what it logged, which is nothing in between."""
         began = time.perf_counter()
         settings = self.settings
         teacher_lambda = lambda_at(self.frames, settings) if self.labels is not None else 0.0
@@ -160,24 +162,27 @@ class _Trainer:
         labels = self._labels_of(rollout, teacher_lambda)
         drawn_to = targets(labels, settings)
         figures = self.algorithm.update(rollout, drawn_to, teacher_lambda, self.rng)
-        log_probs_BA = torch.from_numpy(rollout.log_probs_TNA).flatten(0, 1)
-        figures |= {"agreement": agreement(log_probs_BA, labels), "target_entropy": target_entropy(drawn_to)}
+        size = rollout.actions_TN.size
         if self.labels is not None and settings.replay_ratio:
             obs_MK, stored = self.labels.stored()
-            size = len(rollout.obs_BK)
             figures["replay_kl"] = self.replay.learn(obs_MK, stored, size, teacher_lambda, self.rng)
         self.obs_NK = rollout.last_obs_NK
-        size = rollout.actions_TN.size
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
         self.recent.extend(rollout.ended)
         took = time.perf_counter() - began
         self.seconds += took
-        row = {"frames": self.frames, "frames_per_second": size / took, "lambda": teacher_lambda}
-        row |= {**self._progress(), **figures}
-        if _passed(settings.evaluate_every, before, self.frames):
-            result = self._evaluate(sampled=True)
-            row |= {"evaluation_success": result.success, "evaluation_return": result.mean_return}
-        self.run.log({name: _finite(value) for name, value in row.items()})
+        row: dict[str, Any] = {}
+        evaluate_now = _passed(settings.evaluate_every, before, self.frames)
+        if evaluate_now or _passed(settings.log_every, before, self.frames):
+            log_probs_BA = torch.from_numpy(rollout.log_probs_TNA).flatten(0, 1)
+            row = {"frames": self.frames, "frames_per_second": size / took, "lambda": teacher_lambda}
+            row |= {**self._progress(), **figures}
+            row |= {"agreement": agreement(log_probs_BA, labels), "target_entropy": target_entropy(drawn_to)}
+            if evaluate_now:
+                result = self._evaluate(sampled=True)
+                row |= {"evaluation_success": result.success, "evaluation_return": result.mean_return}
+            row = {name: _finite(value) for name, value in row.items()}
+            self.run.log(row)
         self._mark_boundary()
         if self._signalled:
             raise _Interrupt
