@@ -80,7 +80,11 @@ def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
         (["show", "minigrid"], "--task (or TEACHER_TASK) is missing"),
         (["show", "nothing", "--task", "fetch"], "name one of minigrid, minigrid-zero-shot"),
         (["show", "minigrid", "--task", "maze"], "it has lava_gap, dynamic_obstacles, fetch, go_to_door"),
-        (["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-Empty-5x5-v0"], "choose one of"),
+        (
+            ["show", "minigrid", "--task", "fetch", "--env", "CartPole-v1"],
+            "--env: the environment 'CartPole-v1'",
+        ),
+        (["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-No-v0"], "--env: unknown environment"),
         (
             ["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-LavaGapS5-v0"],
             "belongs to the task lava_gap",
