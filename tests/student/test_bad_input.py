@@ -13,6 +13,8 @@ pytestmark = pytest.mark.integration
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 
+_EMPTY = "MiniGrid-Empty-5x5-v0"
+
 
 def _fails(*arguments: str | Path, code: int = 2) -> str:
     """The one line of a command that fails."""
@@ -46,6 +48,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--frames", "many"), "--frames (or STUDENT_FRAMES)"),
         (("train", "--speed", "9"), "--speed"),
         (("train", "--teacher", "localhost:8000"), "localhost:8000"),
+        (("train", "--env", "CartPole-v1"), "'CartPole-v1' is not of MiniGrid's kind"),
+        (("train", "--env", "MiniGrid-LavaGapS5-v0", "--task", "fetch"), "belongs to the task lava_gap, not"),
+        (("train", "--env", _EMPTY, "--teacher", "http://127.0.0.1:9"), f"--task is missing: {_EMPTY} is"),
+        (("evaluate", "http://127.0.0.1:9", "--env", _EMPTY), f"--task is missing: {_EMPTY} is"),
         (("evaluate",), "POLICY"),
         (("evaluate", "http://127.0.0.1:9"), "--env"),
     ],
@@ -121,3 +127,17 @@ def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
     line = _fails("train", "--teacher", "http://127.0.0.1:9", "--teacher-wait-s", "0.3", "--out", out, code=3)
     assert "http://127.0.0.1:9 gave no answer" in line
     assert not out.exists()
+
+
+def test_a_teacher_that_does_not_know_the_task(tmp_path: Path, shared_teacher: TeacherProcess) -> None:
+    flags = ("--env", _EMPTY, "--task", "empty")
+    told = f"{shared_teacher.url} knows lava_gap, dynamic_obstacles, fetch, go_to_door, and not empty"
+    assert told in _fails("train", *flags, "--teacher", shared_teacher.url, "--out", tmp_path / "run", code=3)
+    assert told in _fails("evaluate", shared_teacher.url, *flags, code=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mission_that_is_too_long(tmp_path: Path) -> None:
+    flags = ("--env", "MiniGrid-LockedRoom-v0", "--out", tmp_path / "run")
+    assert "at most 16 and 255 can be encoded" in _fails("train", *flags)
+    assert not (tmp_path / "run").exists()
