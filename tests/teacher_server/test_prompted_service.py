@@ -93,12 +93,13 @@ def test_it_answers_a_student_about_a_task_of_ones_own(
     start_prompted: Callable[..., TeacherProcess], tmp_path: Path
 ) -> None:
     prompts = _copy("minigrid-zero-shot", tmp_path)
-    _change(prompts / "set.toml", r"analysis_max_tokens = \d+", "analysis_max_tokens = 900")
     _change(prompts / "set.toml", r"tasks = .*", 'tasks = ["empty"]')
     rules = (prompts / "tasks/lava_gap.toml").read_text()
     shutil.rmtree(prompts / "tasks")
     (prompts / "tasks").mkdir()
     (prompts / "tasks/empty.toml").write_text(rules)
+    front = {"type": "object", "properties": {"front": {"enum": ["wall", "nothing"]}}, "required": ["front"]}
+    (prompts / "analysis.schema.json").write_text(json.dumps(front | {"additionalProperties": False}))
     teacher = start_prompted("--prompts", str(prompts), "--min-label-mass", "0")
     layout, vocabulary = layout_of("MiniGrid-Empty-5x5-v0"), Vocabulary()
     obs_NK = Environments(layout, vocabulary, 2, seed=1).reset()
