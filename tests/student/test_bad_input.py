@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--env", "MiniGrid-Nowhere-v0"), "--env (or STUDENT_ENV): unknown environment"),
         (("train", "--lambda", "-1"), "--lambda (or STUDENT_LAMBDA)"),
         (("train", "--lambda", "nan"), "--lambda"),
-        (("train", "--algo", "dqn"), "unknown algorithm 'dqn': choose one of ppo, a2c"),
+        (("train", "--algo", "sac"), "unknown algorithm 'sac': choose one of ppo, a2c, dqn"),
         (("train", "--algo", "a2c", "--clip", "0.1"), "--clip: of no meaning to --algo a2c"),
         (("train", "--frames", "many"), "--frames (or STUDENT_FRAMES)"),
         (("train", "--speed", "9"), "--speed"),
@@ -91,7 +91,7 @@ def test_a_resumed_run_keeps_its_algorithm(run: Path) -> None:
 
 
 def test_the_frames_of_a_schedule_stay(tmp_path: Path, shared_teacher: TeacherProcess) -> None:
-    flags = ("--env", "MiniGrid-LavaGapS5-v0", "--frames", "512", "--lambda-schedule", "linear")
+    flags = ("--env", "MiniGrid-LavaGapS5-v0", "--frames", "512", "--lambda-frames", "0")
     run = tmp_path / "run"
     command = [_STUDENT, "train", *flags, "--teacher", shared_teacher.url, "--out", str(run)]
     subprocess.run([*command, "--evaluation-episodes", "2"], check=True, capture_output=True)
