@@ -58,7 +58,37 @@ TASKS = {
 
 
 class UnknownEnvironment(ValueError):
-    """An environment id that belongs to none of the task families."""
+    """An environment id that nothing is known about, or that cannot be used."""
+
+
+class UnknownTask(ValueError):
+    """An environment and a task that do not make a pair."""
+
+
+def family_of(env_id: str) -> Task | None:
+    """The family that a registered id belongs to, if any; `module:` before the id changes nothing."""
+    name = env_id.rpartition(":")[2]
+    return next((task for task in TASKS.values() if name in task.env_ids), None)
+
+
+def task_key(env_id: str, task: str | None) -> str:
+    """The key of the task that a teacher is asked with about an environment.
+
+    Args:
+        task: the user's word for it; None: the family of the id.
+
+    Raises:
+        UnknownTask: the id is of no family and there is no word, or it is of another one.
+    """
+    family = family_of(env_id)
+    if family is None and task is None:
+        raise UnknownTask(
+            f"--task is missing: {env_id} is none of the environments whose task is known"
+            f" ({', '.join(TASKS)}); say which of the teacher's tasks it is"
+        )
+    if family is not None and task not in (None, family.key):
+        raise UnknownTask(f"--task: {env_id} belongs to the task {family.key}, not {task}")
+    return family.key if family is not None else str(task)
 
 
 def task_of(env_id: str) -> Task:
@@ -67,8 +97,8 @@ def task_of(env_id: str) -> Task:
     Raises:
         UnknownEnvironment: the id is none of the families' registered ids.
     """
-    for task in TASKS.values():
-        if env_id in task.env_ids:
-            return task
+    task = family_of(env_id)
+    if task is not None:
+        return task
     known = ", ".join(env_id for task in TASKS.values() for env_id in task.env_ids)
     raise UnknownEnvironment(f"unknown environment {env_id!r}; choose one of: {known}")

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
-import minigrid  # noqa: F401  (registers the environments)
 import numpy as np
 from numpy.typing import NDArray
 
-from gridworld.tasks import ACTIONS, task_of
+from gridworld import environments
+from gridworld.environments import in_a_line
+from gridworld.tasks import ACTIONS, UnknownEnvironment, family_of
 from gridworld.views import NAMES, View, encode_cells
+from teacher_server.command_line import CannotStart
 
 WORDS = 16
 """Words of a mission that an observation holds."""
@@ -22,10 +23,10 @@ Row = NDArray[np.uint8]
 
 
 _TOGGLE = ACTIONS.index("toggle")
-"""The one action that changes things in place: it opens and closes doors."""
+"""The one action that changes things in place in MiniGrid: it opens and closes doors."""
 
 
-class UnknownWord(ValueError):
+class UnknownWord(CannotStart, ValueError):
     """A mission that does not fit into an observation."""
 
 
@@ -100,12 +101,26 @@ def make(env_id: str) -> Any:
     """A MiniGrid environment without wrappers and without the 7x7 partial view, which nobody looks at.
 
     Raises:
-        UnknownEnvironment: the id belongs to none of the task families.
+        UnknownEnvironment: see `gridworld.environments.make`.
     """
-    task_of(env_id)
-    env = gymnasium.make(env_id, disable_env_checker=True).unwrapped
-    env.gen_obs = dict  # type: ignore[attr-defined]
+    env = environments.make(env_id)
+    env.gen_obs = dict  # type: ignore[method-assign]
     return env
+
+
+def check(env_id: str) -> None:
+    """Makes an environment and looks at a first state of it.
+
+    Raises:
+        UnknownEnvironment: it cannot be made, or what it shows cannot be observed.
+    """
+    layout = layout_of(env_id)
+    try:
+        Environment(layout, Vocabulary(), lambda episode: episode).reset()
+    except Exception as error:  # an environment can raise anything
+        raise UnknownEnvironment(
+            f"the environment {env_id!r} cannot be observed: {type(error).__name__}: {in_a_line(error)}"
+        ) from error
 
 
 def layout_of(env_id: str) -> Layout:
@@ -131,7 +146,8 @@ class Environment:
         self._seed_of = seed_of
         self._episode = -1
         self._actions: list[int] = []
-        self._mission = b""
+        self._in_place = family_of(layout.env_id) is None
+        """Whether things may change in place at any step, as for all that is known of the environment."""
         self._things: list[Any] = []
         self._cells = b""
         self.total = 0.0
@@ -142,7 +158,6 @@ class Environment:
         self._actions = []
         self.total = 0.0
         self._env.reset(seed=self._seed_of(self._episode))
-        self._mission = self._vocabulary.encode(self._env.mission)
         return self._observe(changed=True)
 
     def step(self, action: int) -> tuple[bytes, float, bool, bool]:
@@ -150,7 +165,12 @@ class Environment:
         self._actions.append(action)
         _, reward, terminated, truncated, _ = self._env.step(action)
         self.total += reward
-        return self._observe(changed=action == _TOGGLE), float(reward), terminated, truncated
+        return (
+            self._observe(changed=self._in_place or action == _TOGGLE),
+            float(reward),
+            terminated,
+            truncated,
+        )
 
     @property
     def length(self) -> int:
@@ -178,7 +198,8 @@ class Environment:
         if changed or env.grid.grid != self._things:
             self._things, self._cells = env.grid.grid.copy(), encode_cells(env.grid)
         x, y = env.agent_pos
-        return self._cells + bytes((int(x), int(y), int(env.agent_dir))) + self._mission
+        mission = self._vocabulary.encode(env.mission)
+        return self._cells + bytes((int(x), int(y), int(env.agent_dir))) + mission
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gridworld.tasks import UnknownTask, task_key
 from student.envs import EVALUATION_SEEDS, Environment, Layout, Vocabulary
 from student.exported import (
     INPUT,
@@ -219,8 +220,12 @@ class _Teacher:
     """A teacher whose answers are timed; making one asks who it is and whether it knows the task."""
 
     def __init__(self, settings: ExportSettings, trained: Trained) -> None:
+        try:
+            task = task_key(trained.layout.env_id, settings.task or trained.settings.task)
+        except UnknownTask as error:
+            raise BadExport(str(error)) from error
         self._client = TeacherClient(settings.teacher, deadline_s=settings.teacher_wait_s)
-        self._labels = LabelTable(trained.layout, Vocabulary(trained.words), self._client)
+        self._labels = LabelTable(trained.layout, Vocabulary(trained.words), self._client, task=task)
 
     def measure(self, states_SK: NDArray[np.uint8], questions: int) -> tuple[TeacherFigures, list[int]]:
         """Asks about one state after another until it had to answer `questions` times itself.

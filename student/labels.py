@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from gridworld.pictures import draw, encode_png
-from gridworld.tasks import task_of
+from gridworld.tasks import task_key
 from student.asking import Asker, Outcome, Reply
 from student.distillation import Labels
 from student.envs import Layout, Row, Vocabulary
@@ -45,6 +45,7 @@ class LabelTable:
         vocabulary: Vocabulary,
         client: TeacherClient,
         *,
+        task: str | None = None,
         identity: str | None = None,
         allow_change: bool = False,
         late: LateLabels = "wait",
@@ -55,6 +56,7 @@ class LabelTable:
 
         Args:
             client: the table's from now on: `close` closes it.
+            task: the task's key that the teacher is asked with; None: the family of the environment.
             identity: the teacher that the labels have to come from; None: whoever answers now.
             allow_change: go on with another teacher, whose labels then stand beside the first one's.
             late: whether `look_up` waits for labels that have not come yet.
@@ -62,6 +64,7 @@ class LabelTable:
             waiting: entered while an answer is waited for, and nothing is half done.
 
         Raises:
+            UnknownTask: the environment is of no family, or of another one than `task`.
             TeacherChanged: the teacher is another one than `identity`.
             UselessTeacher: the teacher does not know the task.
             TeacherUnavailable: the teacher did not answer.
@@ -69,7 +72,7 @@ class LabelTable:
         self._layout, self._vocabulary, self._client = layout, vocabulary, client
         self._allow_change, self._waiting = allow_change, waiting
         self._late, self._budget = late, budget
-        self._task = task_of(layout.env_id).key
+        self._task = task_key(layout.env_id, task)
         self._rows: dict[bytes, int] = {}
         self._obs_MK = np.zeros((1024, layout.length), np.uint8)
         self._probs_MA = np.zeros((1024, len(layout.actions)), np.float32)

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliPositionalArg
 
+from gridworld.tasks import task_key
 from student.algorithms import ALGORITHMS
 from student.settings import EnvId, TrainSettings
 from teacher_server.client import checked_url
@@ -245,10 +246,13 @@ class Plan(BaseModel):
             told |= table
             key |= dict.fromkeys(table, where)
         try:
-            return TrainSettings.model_validate({**told, "algo": algo, "env": env})
+            settings = TrainSettings.model_validate({**told, "algo": algo, "env": env})
         except ValidationError as error:
             problems = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
             raise ValueError("; ".join(_in_words(problem, key, arm, algo) for problem in problems)) from error
+        if self.arms[arm].teacher_name is not None:
+            task_key(env, settings.task)
+        return settings
 
     def runs(self) -> Iterator[PlannedRun]:
         """Seed by seed, so that all arms can be compared early."""

@@ -111,7 +111,7 @@ def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
         raise BadRun("a teacher can play any environment: choose one with --env")
     layout, vocabulary = layout_of(settings.env), Vocabulary()
     client = TeacherClient(settings.policy, deadline_s=settings.teacher_wait_s)
-    labels = LabelTable(layout, vocabulary, client)
+    labels = LabelTable(layout, vocabulary, client, task=settings.task)
 
     def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
         answers = labels.look_up(obs_BK)

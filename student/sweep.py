@@ -202,12 +202,14 @@ def _scores(
     """How each teacher plays by itself, where that is not known yet."""
     for teacher in teachers:
         of_its_own = folder / "teachers" / teacher.name
+        arm = next(name for name, arm in plan.arms.items() if arm.teacher_name == teacher.name)
         for env in plan.envs:
             if not (of_its_own / f"{env}.json").exists():
                 what = {
                     "address": teacher.address,
                     "identity": teacher.identity,
                     "env": env,
+                    "task": plan.settings_of(arm, plan.algos[0], env).task,
                     "wait_s": settings.teacher_wait_s,
                 }
                 yield Task(f"teachers/{teacher.name}/{env}", score_teacher, of_its_own, what, folder)

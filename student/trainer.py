@@ -254,6 +254,7 @@ class _Trainer:
             self.layout,
             self.vocabulary,
             client,
+            task=self.settings.task,
             identity=identity,
             allow_change=self.settings.allow_teacher_change,
             late=self.settings.late_labels,

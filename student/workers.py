@@ -99,12 +99,13 @@ def score_teacher(folder: Path, settings: dict[str, Any]) -> None:
     """Writes down how a teacher plays: what `student evaluate` reports, and who it is.
 
     Args:
-        settings: address, env, identity, wait_s.
+        settings: address, env, task, identity, wait_s.
     """
     report = score(
         EvaluateSettings(
             policy=settings["address"],
             env=settings["env"],
+            task=settings["task"],
             episodes=TEACHER_EPISODES,
             teacher_wait_s=settings["wait_s"],
         )

@@ -15,7 +15,7 @@ import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from gridworld.tasks import ACTIONS, TASKS
+from gridworld.tasks import ACTIONS
 
 SYSTEM, QUESTION = "system.txt", "question.txt"
 FOLLOWUPS = {"labels": "action-labels.txt", "numbers": "action-numbers.txt"}
@@ -29,12 +29,17 @@ TEMPLATES = {
 """Each template and the variables that it may use."""
 SCHEMA = "analysis.schema.json"
 
+_KEY = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _SPECIAL = re.compile(r"<\|.*?\|>")
 _Text = Annotated[str, Field(min_length=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Tokens = Annotated[int, Field(ge=1)]
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+_LONGEST_KEY = 64
+"""Characters, as questions allow."""
 
 
 class BadPromptSet(Exception):
@@ -82,14 +87,14 @@ class SetFile(_Strict):
 
 
 class RulesFile(_Strict):
-    """tasks/<family>.toml: the rules in words, and what each useful action does."""
+    """tasks/<task>.toml: the rules in words, and what each useful action does."""
 
     rules: _Text
     actions: Annotated[dict[str, _Text], Field(min_length=1)]
 
 
 class ExampleFile(_Strict):
-    """examples/<family>/NN.json; what it was made from stands in it for the reader."""
+    """examples/<task>/NN.json; what it was made from stands in it for the reader."""
 
     covers: str
     environment: str
@@ -169,8 +174,6 @@ class Files:
     def rules(self, task: str) -> RulesFile:
         """A listed task's rules."""
         name = f"tasks/{task}.toml"
-        if not (self.folder / name).is_file():
-            raise self.bad("set.toml", f"lists the task {task!r}, which has no {name}; add it")
         rules = self.toml(name, RulesFile)
         if unknown := [action for action in rules.actions if action not in ACTIONS]:
             raise self.bad(
@@ -200,14 +203,19 @@ class Files:
             raise self.bad(name, f"cannot be filled in: {error}; correct the template") from error
 
     def check_tasks(self, tasks: tuple[str, ...]) -> None:
-        """Every rules file, listed or not, has to be of a family that there is."""
-        known = f"the families are {', '.join(TASKS)}"
+        """Every task has a key that is in order and a rules file, and there are no other rules files."""
         for task in tasks:
-            if task not in TASKS:
-                raise self.bad("set.toml", f"tasks: unknown task {task!r}; {known}")
+            if len(task) > _LONGEST_KEY or not _KEY.fullmatch(task):
+                raise self.bad(
+                    "set.toml",
+                    f"tasks: {task!r} is no key of a task; write it in snake_case, such as lava_gap,"
+                    f" with at most {_LONGEST_KEY} characters",
+                )
+            if not (self.folder / f"tasks/{task}.toml").is_file():
+                raise self.bad("set.toml", f"lists the task {task!r}, which has no tasks/{task}.toml; add it")
         for name in self.names("tasks", ".toml"):
-            if Path(name).stem not in TASKS:
-                raise self.bad(name, f"rules of an unknown family; {known}")
+            if Path(name).stem not in tasks:
+                raise self.bad(name, "is not listed; add it to tasks in set.toml, or take the file away")
 
     def check_labels(self, labels: Mapping[str, str]) -> None:
         """Every action has a label of its own."""

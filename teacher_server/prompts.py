@@ -81,12 +81,12 @@ class PromptSet:
 
     Attributes:
         digest: SHA-256 over the names and bytes of all its files that can change a conversation.
-        tasks: family -> its useful actions.
+        tasks: task -> its useful actions.
         labels: action -> label, for all of MiniGrid's actions.
         schema: the analysis's JSON schema.
         temperature: of the analysis; 0 is greedy.
         readout, label_temperature, min_label_mass, sum_tolerance: used unless the server is told otherwise.
-        examples: family -> its examples, in order.
+        examples: task -> its examples, in order.
     """
 
     name: str

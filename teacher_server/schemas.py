@@ -38,7 +38,7 @@ class Question(BaseModel):
         description="the mission's text, as the environment gives it"
     )
     task: Annotated[str, StringConstraints(max_length=64)] = Field(
-        description="a task family's key; GET /teacher lists them"
+        description="a task's key; GET /teacher lists them"
     )
     actions: Annotated[
         tuple[str, ...], Field(min_length=1, max_length=len(ACTIONS)), AfterValidator(_known_actions)
@@ -164,7 +164,7 @@ class TeacherInfo(BaseModel):
     hosting: dict[str, Any] = Field(
         default={}, description="where and by what it runs, which changes no answer"
     )
-    tasks: dict[str, tuple[str, ...]] = Field(description="the families it knows and their useful actions")
+    tasks: dict[str, tuple[str, ...]] = Field(description="the tasks it knows and their useful actions")
 
 
 class Health(BaseModel):

@@ -60,9 +60,10 @@ class Settings(EngineSettings, BaseSettings):
 
     model_config = flags_and_variables("teacher serve", "TEACHER_")
 
-    teacher: Literal["planner", "prompted"] = Field(
+    teacher: Literal["planner", "uniform", "prompted"] = Field(
         default="planner",
         description="who answers; planner: an optimal planner that reads the picture;"
+        " uniform: one that knows nothing, all actions alike, as a control;"
         " prompted: a vision-language model, asked in two stages",
     )
     noise: float = Field(

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import gymnasium
-import minigrid  # noqa: F401  (registers the environments)
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 
+from gridworld.environments import make
 from gridworld.pictures import draw
-from gridworld.tasks import TASKS, UnknownEnvironment, task_of
+from gridworld.tasks import TASKS, UnknownEnvironment, UnknownTask, task_key
 from gridworld.views import view_of
 from teacher_server.command_line import CannotStart, dispatch, flags_and_variables, parse
 from teacher_server.engines import PreparedPicture
@@ -36,9 +35,10 @@ class ShowSettings(BaseSettings):
     model_config = flags_and_variables("teacher prompts show", "TEACHER_")
 
     prompts: CliPositionalArg[str] = Field(description="a prompt set, by name or folder")
-    task: str = Field(description=f"a task family: {', '.join(TASKS)}")
+    task: str = Field(description="one of the set's tasks")
     env: str | None = Field(
-        default=None, description="a registered MiniGrid id of the family; the smallest by default"
+        default=None,
+        description=f"a registered id of MiniGrid's kind; the smallest of {', '.join(TASKS)} by default",
     )
     seed: int = Field(default=0, ge=0, description="of the environment")
     readout: Readout | None = Field(
@@ -72,14 +72,14 @@ def _show(arguments: Sequence[str]) -> int:
         raise CannotStart(
             f"--task: {prompts.name} has no {settings.task!r}; it has {', '.join(prompts.tasks)}"
         )
-    env_id = settings.env or TASKS[settings.task].env_ids[0]
+    env_id = settings.env or _smallest(settings.task)
     try:
-        family = task_of(env_id).key
+        task_key(env_id, settings.task)
+        mission, picture = _observe(env_id, settings.seed, prompts)
+    except UnknownTask as error:
+        raise CannotStart(str(error)) from error
     except UnknownEnvironment as error:
         raise CannotStart(f"--env: {error}") from error
-    if family != settings.task:
-        raise CannotStart(f"--env: {env_id} belongs to the task {family}, not {settings.task}")
-    mission, picture = _observe(env_id, settings.seed, prompts)
     out = settings.out or Path(f"{prompts.name}-{settings.task}-{settings.seed}.png")
     try:
         picture.image.save(out, "PNG")
@@ -98,14 +98,22 @@ def _load(name: str) -> PromptSet:
         raise CannotStart(str(error)) from error
 
 
+def _smallest(task: str) -> str:
+    """The environment to show a task of the four families in.
+
+    Raises:
+        CannotStart: it is another task.
+    """
+    if task not in TASKS:
+        raise CannotStart(f"--env is missing: say in which environment to show the task {task}")
+    return TASKS[task].env_ids[0]
+
+
 def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:
     """The mission and the prepared picture of an environment's first state."""
-    env = gymnasium.make(env_id)
+    env = make(env_id)
     env.reset(seed=seed)
-    mission = str(env.unwrapped.mission)  # type: ignore[attr-defined]
-    picture = prompts.preparation.prepare(draw(view_of(env)))
-    env.close()
-    return mission, picture
+    return env.mission, prompts.preparation.prepare(draw(view_of(env)))
 
 
 def _lines(

@@ -66,7 +66,7 @@ class Teacher(Protocol):
     """Who answers.
 
     `description` holds all that can change an answer and nothing else, `identity` is its digest,
-    `hosting` says where and by what it runs, which changes no answer, and `tasks` maps the families that
+    `hosting` says where and by what it runs, which changes no answer, and `tasks` maps the tasks that
     the teacher knows to their useful actions.
     """
 

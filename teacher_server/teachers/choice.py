@@ -18,6 +18,7 @@ from teacher_server.settings import Settings
 from teacher_server.teachers import Teacher
 from teacher_server.teachers.planner import PlannerTeacher
 from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
+from teacher_server.teachers.uniform import UniformTeacher
 
 
 class CannotTeach(Exception):
@@ -32,6 +33,8 @@ def choose_teacher(settings: Settings) -> Teacher:
     """
     if settings.teacher == "planner":
         return PlannerTeacher(noise=settings.noise, seed=settings.seed, delay_s=settings.delay_ms / 1000)
+    if settings.teacher == "uniform":
+        return UniformTeacher()
     try:
         return _prompted(settings)
     except (BadCheckpoint, BadChatTemplate) as error:

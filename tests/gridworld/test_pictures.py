@@ -72,7 +72,9 @@ def _jpeg(picture: Picture, quality: int) -> Picture:
 
 
 @pytest.mark.parametrize("tile", [8, TILE])
-@pytest.mark.parametrize("env_id", _ENV_IDS)
+@pytest.mark.parametrize(
+    "env_id", [*_ENV_IDS, "MiniGrid-ObstructedMaze-1Dlhb-v0", "MiniGrid-RedBlueDoors-6x6-v0"]
+)
 def test_the_picture_is_minigrids_frame(env_id: str, tile: int) -> None:
     rng = np.random.default_rng(1)
     env = _world(env_id, seed=3)

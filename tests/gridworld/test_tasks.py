@@ -4,7 +4,7 @@ import gymnasium
 import pytest
 from minigrid.core.actions import Actions
 
-from gridworld.tasks import ACTIONS, TASKS, UnknownEnvironment, task_of
+from gridworld.tasks import ACTIONS, TASKS, UnknownEnvironment, UnknownTask, task_key, task_of
 
 pytestmark = pytest.mark.unit
 
@@ -50,3 +50,31 @@ def test_the_environment_takes_every_useful_action(env_id: str) -> None:
     assert len(set(useful)) == len(useful)
     with gymnasium.make(env_id) as env:
         assert all(env.action_space.contains(int(Actions[name])) for name in useful)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "task", "key"),
+    [
+        ("MiniGrid-Fetch-8x8-N3-v0", None, "fetch"),
+        ("MiniGrid-Fetch-8x8-N3-v0", "fetch", "fetch"),
+        ("minigrid:MiniGrid-Fetch-8x8-N3-v0", None, "fetch"),
+        ("MiniGrid-Empty-6x6-v0", "empty", "empty"),
+        ("MiniGrid-Empty-6x6-v0", "lava_gap", "lava_gap"),
+    ],
+)
+def test_a_familys_task_is_found_by_itself_and_any_others_is_told(
+    env_id: str, task: str | None, key: str
+) -> None:
+    assert task_key(env_id, task) == key
+
+
+@pytest.mark.parametrize(
+    ("env_id", "task", "said"),
+    [
+        ("MiniGrid-Fetch-8x8-N3-v0", "empty", "--task: MiniGrid-Fetch-8x8-N3-v0 belongs to the task fetch"),
+        ("MiniGrid-Empty-6x6-v0", None, "--task is missing: MiniGrid-Empty-6x6-v0"),
+    ],
+)
+def test_no_task_or_another_one_is_refused(env_id: str, task: str | None, said: str) -> None:
+    with pytest.raises(UnknownTask, match=said):
+        task_key(env_id, task)

@@ -13,6 +13,8 @@ pytestmark = pytest.mark.integration
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 
+_EMPTY = "MiniGrid-Empty-5x5-v0"
+
 
 def _fails(*arguments: str | Path, code: int = 2) -> str:
     """The one line of a command that fails."""
@@ -41,11 +43,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--env", "MiniGrid-Nowhere-v0"), "--env (or STUDENT_ENV): unknown environment"),
         (("train", "--lambda", "-1"), "--lambda (or STUDENT_LAMBDA)"),
         (("train", "--lambda", "nan"), "--lambda"),
-        (("train", "--algo", "dqn"), "unknown algorithm 'dqn': choose one of ppo, a2c"),
+        (("train", "--algo", "sac"), "unknown algorithm 'sac': choose one of ppo, a2c, dqn"),
         (("train", "--algo", "a2c", "--clip", "0.1"), "--clip: of no meaning to --algo a2c"),
         (("train", "--frames", "many"), "--frames (or STUDENT_FRAMES)"),
         (("train", "--speed", "9"), "--speed"),
         (("train", "--teacher", "localhost:8000"), "localhost:8000"),
+        (("train", "--env", "CartPole-v1"), "'CartPole-v1' is not of MiniGrid's kind"),
+        (("train", "--env", "MiniGrid-LavaGapS5-v0", "--task", "fetch"), "belongs to the task lava_gap, not"),
+        (("train", "--env", _EMPTY, "--teacher", "http://127.0.0.1:9"), f"--task is missing: {_EMPTY} is"),
+        (("evaluate", "http://127.0.0.1:9", "--env", _EMPTY), f"--task is missing: {_EMPTY} is"),
         (("evaluate",), "POLICY"),
         (("evaluate", "http://127.0.0.1:9"), "--env"),
     ],
@@ -85,7 +91,7 @@ def test_a_resumed_run_keeps_its_algorithm(run: Path) -> None:
 
 
 def test_the_frames_of_a_schedule_stay(tmp_path: Path, shared_teacher: TeacherProcess) -> None:
-    flags = ("--env", "MiniGrid-LavaGapS5-v0", "--frames", "512", "--lambda-schedule", "linear")
+    flags = ("--env", "MiniGrid-LavaGapS5-v0", "--frames", "512", "--lambda-frames", "0")
     run = tmp_path / "run"
     command = [_STUDENT, "train", *flags, "--teacher", shared_teacher.url, "--out", str(run)]
     subprocess.run([*command, "--evaluation-episodes", "2"], check=True, capture_output=True)
@@ -121,3 +127,17 @@ def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
     line = _fails("train", "--teacher", "http://127.0.0.1:9", "--teacher-wait-s", "0.3", "--out", out, code=3)
     assert "http://127.0.0.1:9 gave no answer" in line
     assert not out.exists()
+
+
+def test_a_teacher_that_does_not_know_the_task(tmp_path: Path, shared_teacher: TeacherProcess) -> None:
+    flags = ("--env", _EMPTY, "--task", "empty")
+    told = f"{shared_teacher.url} knows lava_gap, dynamic_obstacles, fetch, go_to_door, and not empty"
+    assert told in _fails("train", *flags, "--teacher", shared_teacher.url, "--out", tmp_path / "run", code=3)
+    assert told in _fails("evaluate", shared_teacher.url, *flags, code=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mission_that_is_too_long(tmp_path: Path) -> None:
+    flags = ("--env", "MiniGrid-LockedRoom-v0", "--out", tmp_path / "run")
+    assert "at most 16 and 255 can be encoded" in _fails("train", *flags)
+    assert not (tmp_path / "run").exists()

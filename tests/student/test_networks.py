@@ -12,7 +12,9 @@ from student.networks import ActorCritic, _egocentric
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("env_id", [task.env_ids[0] for task in TASKS.values()])
+@pytest.mark.parametrize(
+    "env_id", [*(task.env_ids[0] for task in TASKS.values()), "MiniGrid-RedBlueDoors-6x6-v0"]
+)
 def test_every_cell_is_seen_once_from_wherever_the_agent_can_stand(env_id: str) -> None:
     layout = layout_of(env_id)
     seen_PE = _egocentric(layout)

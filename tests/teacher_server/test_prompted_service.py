@@ -12,6 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from student.envs import Environments, Vocabulary, layout_of
+from student.labels import LabelTable, UselessTeacher
+from teacher_server.client import TeacherClient
 from teacher_server.prompts import SETS
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess
@@ -84,6 +87,33 @@ def test_it_teaches_a_student(start_prompted: Callable[..., TeacherProcess], tmp
     summary = json.loads((run / "summary.json").read_text())
     assert summary["teacher"] == httpx.get(f"{teacher.url}/teacher").json()["identity"]
     assert 0 < summary["questions"] == metric(teacher, "teacher_questions_total", way="asked")
+
+
+def test_it_answers_a_student_about_a_task_of_ones_own(
+    start_prompted: Callable[..., TeacherProcess], tmp_path: Path
+) -> None:
+    prompts = _copy("minigrid-zero-shot", tmp_path)
+    _change(prompts / "set.toml", r"tasks = .*", 'tasks = ["empty"]')
+    rules = (prompts / "tasks/lava_gap.toml").read_text()
+    shutil.rmtree(prompts / "tasks")
+    (prompts / "tasks").mkdir()
+    (prompts / "tasks/empty.toml").write_text(rules)
+    front = {"type": "object", "properties": {"front": {"enum": ["wall", "nothing"]}}, "required": ["front"]}
+    (prompts / "analysis.schema.json").write_text(json.dumps(front | {"additionalProperties": False}))
+    teacher = start_prompted("--prompts", str(prompts), "--min-label-mass", "0")
+    layout, vocabulary = layout_of("MiniGrid-Empty-5x5-v0"), Vocabulary()
+    obs_NK = Environments(layout, vocabulary, 2, seed=1).reset()
+    with TeacherClient(teacher.url, deadline_s=100) as client:
+        with pytest.raises(UselessTeacher, match="knows empty, and not lava_gap"):
+            LabelTable(layout, vocabulary, client, task="lava_gap")
+        table = LabelTable(layout, vocabulary, client, task="empty")
+        probs_A = table.look_up(obs_NK[:1]).probs_BA[0]
+        table.close()
+    assert (table.asked, table.failed) == (1, 0)
+    assert probs_A.sum() == pytest.approx(1)
+    useful = len(("left", "right", "forward"))
+    assert probs_A[:useful].min() > 0
+    assert not probs_A[useful:].any()
 
 
 @pytest.mark.parametrize(

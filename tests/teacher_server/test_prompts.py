@@ -113,9 +113,16 @@ def _png(width: int, height: int) -> bytes:
             "pickup and drop are both 'pick'",
         ),
         (_replace("set.toml", 'drop = "drop"', 'jump = "drop"'), "set.toml", "'jump' is none of MiniGrid's"),
-        (_replace("set.toml", '["lava_gap"', '["lava"'), "set.toml", "unknown task 'lava'; the families are"),
+        (
+            _replace("set.toml", '["lava_gap"', '["lava"'),
+            "set.toml",
+            "lists the task 'lava', which has no tasks/lava.toml",
+        ),
+        (_replace("set.toml", '["lava_gap"', '["Lava Gap"'), "set.toml", "'Lava Gap' is no key of a task"),
+        (_replace("set.toml", '["lava_gap"', '["../lava_gap"'), "set.toml", "write it in snake_case"),
+        (_replace("set.toml", '["lava_gap", ', "["), "tasks/lava_gap.toml", "is not listed; add it to tasks"),
         (_remove("tasks/fetch.toml"), "set.toml", "lists the task 'fetch', which has no tasks/fetch.toml"),
-        (_write("tasks/maze.toml", b""), "tasks/maze.toml", "unknown family"),
+        (_write("tasks/maze.toml", b""), "tasks/maze.toml", "is not listed"),
         (
             _replace("tasks/fetch.toml", "pickup =", "grab ="),
             "tasks/fetch.toml",

@@ -43,7 +43,7 @@ def test_a_flag_goes_before_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--port", "http"], "--port"),
         (["--concurrency", "0"], "--concurrency"),
         (["--timeout-s", "0"], "--timeout-s"),
-        (["--teacher", "oracle"], "'planner' or 'prompted', not 'oracle'"),
+        (["--teacher", "oracle"], "'planner', 'uniform' or 'prompted', not 'oracle'"),
         (["--nosie", "0.5"], "--nosie"),
         (["--delay", "5"], "--delay"),
         (["stray"], "stray"),

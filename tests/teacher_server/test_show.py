@@ -1,5 +1,7 @@
 """`teacher prompts` and the making of examples, run as a user runs them."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -72,6 +74,36 @@ def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
         assert image.size == (5 * 28, 5 * 28)
 
 
+def test_a_task_of_ones_own_as_the_document_has_it(tmp_path: Path) -> None:
+    """The commands under "A task of your own" in docs/prompts.md, as they stand there."""
+    section = (SETS.parent / "docs/prompts.md").read_text().split("## A task of your own")[1]
+    commands = section.split("```sh\n")[1].split("```")[0]
+    (tmp_path / "prompts").symlink_to(SETS)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    prompts = load_prompt_set(str(tmp_path / "my-prompts"))
+    assert prompts.tasks["empty"] == ("left", "right", "forward")
+    assert "- There are no hazards. Going forward against a wall does nothing.\n" in done.stdout
+    assert "get to the green goal square" in done.stdout
+    with Image.open(tmp_path / "my-prompts-empty-0.png") as image:
+        assert image.size == (6 * 28, 6 * 28)
+    summary = json.loads((tmp_path / "runs/empty-alone/summary.json").read_text())
+    assert (summary["env"], summary["teacher"]) == ("MiniGrid-Empty-6x6-v0", None)
+    assert summary["frames"] >= 1000
+    told = _run(tmp_path, "show", "./my-prompts", "--task", "empty")
+    assert told.returncode == 2
+    assert "--env is missing: say in which environment to show the task empty" in told.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -80,7 +112,11 @@ def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
         (["show", "minigrid"], "--task (or TEACHER_TASK) is missing"),
         (["show", "nothing", "--task", "fetch"], "name one of minigrid, minigrid-zero-shot"),
         (["show", "minigrid", "--task", "maze"], "it has lava_gap, dynamic_obstacles, fetch, go_to_door"),
-        (["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-Empty-5x5-v0"], "choose one of"),
+        (
+            ["show", "minigrid", "--task", "fetch", "--env", "CartPole-v1"],
+            "--env: the environment 'CartPole-v1'",
+        ),
+        (["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-No-v0"], "--env: unknown environment"),
         (
             ["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-LavaGapS5-v0"],
             "belongs to the task lava_gap",

@@ -1,0 +1,54 @@
+"""Environments of no family, from another package, on the ways that a user takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from student.cli import main
+from student.plans import BadPlan, read_plan
+from student.runs import Run
+from tests.conftest import TeacherProcess
+
+_ROOMS = "tests.student.rooms:Rooms-Painted-v0"
+
+
+@pytest.mark.integration
+def test_another_packages_environment_is_learnt_resumed_and_evaluated(
+    shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The planner sees a goal in a room of walls, whatever the room is called."""
+    run, teacher = tmp_path / "run", shared_teacher.url
+    small = ("--evaluation-episodes", "5", "--no-progress")
+    told = ("--env", _ROOMS, "--task", "lava_gap", "--teacher", teacher)
+    assert main(["train", *told, *small, "--frames", "512", "--out", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "--frames", "1024"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["env"], summary["frames"], summary["failed"]) == (_ROOMS, 1024, 0)
+    assert summary["states"] > 20
+    assert Run.open(run).config["settings"]["task"] == "lava_gap"
+    assert main(["evaluate", str(run), "--episodes", "5", "--gif", str(tmp_path / "student.gif")]) == 0
+    assert (tmp_path / "student.gif").stat().st_size > 0
+    report = tmp_path / "teacher.json"
+    asked = ("--env", _ROOMS, "--task", "lava_gap", "--episodes", "20", "--out", str(report))
+    assert main(["evaluate", teacher, *asked]) == 0
+    assert json.loads(report.read_text())["argmax"]["success"] == 1
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--task", "fetch", "--env", _ROOMS]) == 2
+    assert "--task cannot be changed when a run is resumed" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_sweeps_teacher_needs_to_be_told_the_task(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    lines = [f'envs = ["{_ROOMS}"]', 'algos = ["ppo"]', "seeds = 1", 'baseline = "alone"']
+    lines += ["[arms.alone]", 'teacher = "none"']
+    plan.write_text("\n".join(lines))
+    assert read_plan(plan).settings_of("alone", "ppo", _ROOMS).task is None
+    lines += ["[arms.taught]", 'teacher = { teacher = "uniform" }']
+    plan.write_text("\n".join(lines))
+    with pytest.raises(BadPlan, match=f"task is missing: {_ROOMS}"):
+        read_plan(plan)
+    lines += [f'[env."{_ROOMS}"]', 'task = "lava_gap"']
+    plan.write_text("\n".join(lines))
+    assert read_plan(plan).settings_of("taught", "ppo", _ROOMS).task == "lava_gap"
