@@ -145,14 +145,14 @@ class TrainSettings(BaseSettings):
         " sharpens them, so that what it deems improbable is forgotten",
     )
     replay_ratio: float = _by_preset(
-        fast=24.0,
+        fast=32.0,
         paper=0.0,
         ge=0,
         allow_inf_nan=False,
         description="stored labels learnt from again for each frame, fewer as lambda falls",
     )
     replay_rate: float = Field(
-        default=1e-3, gt=0, description="learning rate of replay, of an Adam of its own"
+        default=1e-3, gt=0, description="learning rate of replay, by an Adam of its own"
     )
     teacher_wait_s: float = Field(
         default=300.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
@@ -202,10 +202,15 @@ class TrainSettings(BaseSettings):
         description="DQN: how far the target network follows in each gradient step",
         json_schema_extra=_only("dqn"),
     )
-    optimiser: Literal["adam", "rmsprop"] = _by_preset(
-        fast="adam", paper="adam", of={"a2c": "rmsprop"}, description="how gradients become steps"
+    optimiser: Literal["adam", "rmsprop"] = Field(
+        default_factory=lambda chosen: (
+            "rmsprop" if (chosen["preset"], chosen["algo"]) == ("paper", "a2c") else "adam"
+        ),
+        description="how gradients become steps",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="of the optimiser")
+    learning_rate: float = _by_preset(
+        fast=3e-4, paper=1e-3, gt=0, description="of the optimiser; replay has its own"
+    )
     optimiser_epsilon: float = _by_preset(
         fast=1e-5, paper=1e-8, gt=0, description="what the optimiser adds to the gradients' size"
     )
@@ -222,11 +227,10 @@ class TrainSettings(BaseSettings):
     clip_values: bool = Field(
         default=False, description="PPO: clip the value's change as well", json_schema_extra=_only("ppo")
     )
-    normalise_advantages: bool = _by_preset(
-        fast=True,
-        paper=False,
-        of={"a2c": False},
-        description="make the advantages of each gradient step zero-mean, unit-variance",
+    normalise_advantages: bool = Field(
+        default=False,
+        description="make the advantages of each gradient step zero-mean, unit-variance: helps a student that"
+        " learns alone, and drives one off that can do all already",
     )
     entropy_coefficient: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
     value_coefficient: float = Field(default=0.5, ge=0, description="weight of the value loss")
