@@ -75,7 +75,7 @@ def test_the_gradient_is_the_policy_gradients(teacher_lambda: float) -> None:
 def test_an_update_is_one_step_of_rmsprop_on_the_whole_rollout() -> None:
     """From rest, RMSprop moves each weight by rate * g / (sqrt(0.01 g^2) + epsilon), g cut to the norm."""
     torch.manual_seed(0)
-    settings = _settings()
+    settings = _settings(optimiser="rmsprop", learning_rate=1e-3)
     network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
     envs = Environments(LAYOUT, Vocabulary(), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)

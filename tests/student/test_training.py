@@ -23,6 +23,7 @@ _STUDENT = str(Path(sys.executable).with_name("student"))
 _SMALL = (
     *("--env", "MiniGrid-LavaGapS5-v0", "--environments", "4", "--rollout-steps", "32"),
     *("--evaluate-every", "1024", "--evaluation-episodes", "10", "--checkpoint-every", "512"),
+    *("--log-every", "128"),
 )
 
 
