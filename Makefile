@@ -25,7 +25,7 @@ demo: setup ## a served teacher teaches a student; results in runs/demo
 	$(BIN)/python -m student.demo
 
 test: lint ## lint, type-check and all tests that need no vLLM
-	$(BIN)/pytest -m "not vllm" --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm" --numprocesses auto --dist worksteal
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that need real vLLM, in an environment of their own
 	$(VLLM_VENV)/bin/pytest -m vllm

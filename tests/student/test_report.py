@@ -489,9 +489,10 @@ def test_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--env", ENV, "--frames", "1024", "--rollout-steps", "16", "--minibatch-size", "64")
     small += ("--evaluate-every", "256", "--evaluation-episodes", "2")
     begun = []
-    for arm, seed, flags in (("alone", 1, ()), ("wide", 1, ("--environments", "8"))):
+    for arm, seed, environments in (("alone", 1, "16"), ("wide", 1, "8")):
         run = tmp_path / "runs" / arm / "ppo" / ENV / f"seed-{seed}"
-        command = [*_STUDENT, "train", *small, "--seed", str(seed), "--out", str(run), *flags]
+        command = [*_STUDENT, "train", *small, "--seed", str(seed), "--out", str(run)]
+        command += ["--environments", environments]
         begun.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     assert [process.wait(120) for process in begun] == [0, 0]
     _report(tmp_path)
