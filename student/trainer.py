@@ -196,7 +196,8 @@ class _Trainer:
         # Where the policy is decided a label changes little
         log_probs_TNA = rollout.log_probs_TNA
         entropy_B = -(np.exp(log_probs_TNA) * log_probs_TNA).sum(2).ravel()
-        return self.labels.look_up(rollout.obs_BK, entropy_B, taught_frames(self.settings) - self.frames)
+        frames_left = min(taught_frames(self.settings), self.settings.frames) - self.frames
+        return self.labels.look_up(rollout.obs_BK, entropy_B, frames_left)
 
     def _progress(self) -> dict[str, Any]:
         """Figures of the run so far; see docs/metrics.md."""

@@ -272,7 +272,7 @@ def _end(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]
 
 
 @pytest.mark.parametrize("budget", [None, 30])
-def test_sigint_while_waiting_ends_within_a_second_and_resumes_to_the_same_end(
+def test_sigint_ends_waiting_at_once_and_the_run_resumes_to_the_same_end(
     teacher_process: StartTeacher, tmp_path: Path, budget: int | None
 ) -> None:
     flags = (*_SMALL, "--teacher-budget", str(budget)) if budget else _SMALL
