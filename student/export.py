@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from gridworld.tasks import UnknownTask, task_key
-from student.envs import EVALUATION_SEEDS, Environment, Layout, Vocabulary
+from student.envs import EVALUATION_SEEDS, Environment, Layout, Vocabulary, rows_of
 from student.exported import (
     INPUT,
     LOGITS,
@@ -26,6 +26,7 @@ from student.exported import (
     needed,
 )
 from student.labels import LabelTable
+from student.runs import write_whole
 from student.scoring import Trained, load_trained
 from student.settings import ExportSettings
 from teacher_server.client import QuestionRefused, TeacherClient, TeacherError
@@ -179,14 +180,12 @@ def _check_free(file: Path, overwrite: bool) -> None:
 
 
 def _write_whole(file: Path, content: bytes) -> None:
-    part = file.with_name(f"{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(file)
+        write_whole(file, content)
     except OSError as error:
         with suppress(OSError):
-            part.unlink()
+            file.with_name(f"{file.name}.part").unlink()
         raise BadExport(f"cannot write {file}: {error.strerror}") from error
 
 
@@ -195,15 +194,15 @@ def _states(layout: Layout, vocabulary: Vocabulary, most: int) -> NDArray[np.uin
     rng = np.random.default_rng(0)
     env = Environment(layout, vocabulary, lambda episode: _FIRST_SEED + episode)
     row = env.reset()
-    met = {bytes(row): None}  # a set that keeps its order
+    met = {row: None}  # a set that keeps its order
     for _ in range(100 * most):  # small environments have fewer states than may be wanted
         if len(met) == most:
             break
         row, _, terminated, truncated = env.step(int(rng.integers(len(layout.actions))))
         if terminated or truncated:  # nobody has to act there
             row = env.reset()
-        met[bytes(row)] = None
-    return np.frombuffer(bytearray().join(met), np.uint8).reshape(len(met), layout.length)
+        met[row] = None
+    return rows_of(list(met))
 
 
 def _median_ms(run: Callable[[NDArray[np.uint8]], object], batches: Sequence[NDArray[np.uint8]]) -> float:

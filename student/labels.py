@@ -189,7 +189,7 @@ class LabelTable:
         status = state["status"].numpy()
         self._status_M[rows] = status
         self._unsent = np.flatnonzero(status == _CHOSEN).tolist()
-        self._chosen_at = state.get("chosen_at")
+        self._chosen_at = state["chosen_at"]
         self.failed = int((status == _FAILED).sum())
         self.asked, self.store_hits = state["asked"], state["store_hits"]
 

@@ -28,7 +28,7 @@ from gridworld.tasks import task_key
 from student.algorithms import ALGORITHMS
 from student.settings import EnvId, TrainSettings
 from teacher_server.client import checked_url
-from teacher_server.command_line import CannotStart, flags_and_variables
+from teacher_server.command_line import CannotStart, flags_and_variables, mistakes
 
 VERSION = 1
 """Of sweep.json; raised when older ones can no longer be read."""
@@ -248,8 +248,8 @@ class Plan(BaseModel):
         try:
             settings = TrainSettings.model_validate({**told, "algo": algo, "env": env})
         except ValidationError as error:
-            problems = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
-            raise ValueError("; ".join(_in_words(problem, key, arm, algo) for problem in problems)) from error
+            said = "; ".join(_in_words(problem, key, arm, algo) for problem in mistakes(error))
+            raise ValueError(said) from error
         if self.arms[arm].teacher_name is not None:
             task_key(env, settings.task)
         return settings

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 
 from student.comparison import Comparison
 from student.figures import draw_figure_3, draw_figure_4, draw_samples, short
-from student.results import BadSweep, Sweep, read_sweep
+from student.results import BadSweep, read_sweep
 from student.tables import (
     curves_csv,
     final_csv,
@@ -129,16 +129,17 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
         "identities": json.dumps(teachers, indent=2),
         "versions": dict(versions),
         "episodes": sorted({run.settings.get("evaluation_episodes", "unknown") for run in runs}, key=str),
-        "commands": _commands(sweep, settings),
+        "commands": _commands(settings),
     }
 
 
-def _commands(sweep: Sweep, settings: ReportSettings) -> list[str]:
+def _commands(settings: ReportSettings) -> list[str]:
     """What repeats the sweep and the report."""
-    told = (sweep.plan.model_extra or {}).get("command", f"student sweep PLAN --out {settings.sweep}")
-    again = shlex.join(map(str, told)) if isinstance(told, list) else str(told)
     flags = ["--threshold", settings.threshold, "--resamples", settings.resamples, "--seed", settings.seed]
-    return [again, shlex.join(["student", "report", str(settings.sweep), *map(str, flags)])]
+    return [
+        f"student sweep PLAN --out {settings.sweep}",
+        shlex.join(["student", "report", str(settings.sweep), *map(str, flags)]),
+    ]
 
 
 def _refuse_other_content(out: Path) -> None:

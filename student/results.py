@@ -265,9 +265,8 @@ def _read_teachers(folder: Path, notes: list[str]) -> list[TeacherPlay]:
             found = _read_json(path)
             for how in ("sampled", "argmax"):
                 float(found[how]["success"])
-            identity = found.get("identity") or found["teacher"]
             plays.append(
-                TeacherPlay(path.parent.name, path.stem, identity, found["sampled"], found["argmax"])
+                TeacherPlay(path.parent.name, path.stem, found["teacher"], found["sampled"], found["argmax"])
             )
         except (_Unusable, KeyError, TypeError, ValueError) as error:
             why = error if isinstance(error, _Unusable) else f"it holds no report: {error!r}"

@@ -84,7 +84,7 @@ class Run:
         """Opens the logs, without what was logged after `frames`: a resumed run logs that again."""
         kept = [row for row in self.metrics() if row["frames"] <= frames]
         path = self.folder / "metrics.jsonl"
-        _replace(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._metrics = path.open("a", buffering=1)
         self._board = SummaryWriter(
             str(self.folder / "tensorboard"), purge_step=frames + 1 if frames else None
@@ -148,10 +148,11 @@ class Run:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file as a whole or not at all."""
-    _replace(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file as a whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
     part.replace(path)

@@ -14,7 +14,7 @@ from student.labels import LabelTable
 from student.networks import ActorCritic
 from student.rollout import act
 from student.runs import BadRun, Run
-from student.settings import EvaluateSettings, TrainSettings
+from student.settings import EvaluateSettings, TrainSettings, is_address
 from student.trainer import load_settings
 from teacher_server.client import TeacherClient, TeacherError
 
@@ -28,7 +28,7 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
         CannotStart: the folder or file holds no student, or one of another environment.
         TeacherError: the teacher cannot be asked, or does not answer for a state.
     """
-    if settings.policy.startswith(("http://", "https://")):
+    if is_address(settings.policy):
         layout, vocabulary, policy = _teacher(settings)
     else:
         layout, vocabulary, policy = _student(settings)

@@ -27,8 +27,13 @@ def _address(url: str) -> str:
     return url if url == "none" else checked_url(url)
 
 
+def is_address(policy: str) -> bool:
+    """Whether a policy is a teacher's address, and no folder or file."""
+    return policy.startswith(("http://", "https://"))
+
+
 def _folder_or_address(policy: str) -> str:
-    return checked_url(policy) if policy.startswith(("http://", "https://")) else policy
+    return checked_url(policy) if is_address(policy) else policy
 
 
 def _onnx_file(path: Path) -> Path:
@@ -317,7 +322,7 @@ class EvaluateSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _with_a_task(self) -> Self:
-        if self.env is not None and self.policy.startswith(("http://", "https://")):
+        if self.env is not None and is_address(self.policy):
             task_key(self.env, self.task)
         return self
 

@@ -82,11 +82,14 @@ def parse(kind: type[_Settings], arguments: Sequence[str]) -> _Settings:
     try:
         return CliApp.run(kind, cli_args=list(arguments))
     except ValidationError as error:
-        # A default that hangs on another setting is missing where that one is wrong: no mistake of its own
-        problems = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
-        raise BadSetting("; ".join(_in_words(kind, problem) for problem in problems)) from error
+        raise BadSetting("; ".join(_in_words(kind, problem) for problem in mistakes(error))) from error
     except SettingsError as error:
         raise BadSetting(str(error).removeprefix("error parsing CLI: ")) from error
+
+
+def mistakes(error: ValidationError) -> list[ErrorDetails]:
+    """What is wrong with settings, without defaults that are missing only because they hang on what is."""
+    return [each for each in error.errors() if each["type"] != "default_factory_not_called"]
 
 
 def flag_of(kind: type[BaseSettings], name: str) -> str:

@@ -73,7 +73,7 @@ def write_run(
 def write_teacher(folder: Path, name: str = "planner", env: str = ENV, success: float = 0.97) -> None:
     """A teacher's own play."""
     report = {"episodes": 100, "success": success, "success_interval": [success - 0.03, 1.0], "return": 0.9}
-    content = {"identity": TEACHER, "sampled": report, "argmax": report}
+    content = {"teacher": TEACHER, "sampled": report, "argmax": report}
     write(folder / "teachers" / name / f"{env}.json", content)
 
 

@@ -73,7 +73,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arms = {"alone": ALONE, "taught": TAUGHT, "hard": {**TAUGHT, "targets": "hard"}}
     arms |= {f"lambda-{value:g}": {**TAUGHT, "lambda": value} for value in (0.1, 10.0)}
     algos, envs, seeds = ("ppo", "a2c"), (ENV, _OTHER_ENV), (1, 2, 3, 4, 5)
-    write_sweep(folder, arms, seeds, envs, algos, command=["student", "sweep", "--out", "x y"])
+    write_sweep(folder, arms, seeds, envs, algos)
     for env, alone, taught in ((ENV, 20, 8), (_OTHER_ENV, _LENGTH + 1, 10)):
         write_teacher(folder, env=env)
         for algo in algos:
@@ -194,7 +194,7 @@ def test_the_page_tells_what_it_was_made_with(sweep: Path) -> None:
     for said in (
         TEACHER,
         "planner",
-        "student sweep --out &#39;x y&#39;",
+        f"student sweep PLAN --out {sweep}",
         f"student report {sweep}",
         "&#34;noise&#34;",
     ):
@@ -245,7 +245,7 @@ def test_arms_that_differ_in_one_setting_alone(tmp_path: Path) -> None:
 def test_the_teachers_line_is_that_of_the_runs_teacher(tmp_path: Path) -> None:
     write_teacher(_small(tmp_path))
     another = json.loads((tmp_path / "teachers" / "planner" / f"{ENV}.json").read_text())
-    write(tmp_path / "teachers" / "noisy" / f"{ENV}.json", another | {"identity": "noisy-1"})
+    write(tmp_path / "teachers" / "noisy" / f"{ENV}.json", another | {"teacher": "noisy-1"})
     sweep = read_sweep(tmp_path)
     assert [play.name for play in sweep.teachers_of("ppo", ENV)] == ["planner"]
     assert sweep.notes == []
@@ -361,7 +361,7 @@ def test_what_was_left_out_stands_on_the_page_and_on_stderr(
     write_sweep(tmp_path, {"alone": ALONE, "taught": TAUGHT, "slow": TAUGHT}, (1, 2, 3, 4))
     write_run(tmp_path, "alone", 9, step(5, 20))
     write_run(tmp_path, "taught", 4, [1.0, 1.0])
-    write(tmp_path / "teachers" / "odd" / f"{ENV}.json", {"identity": TEACHER})
+    write(tmp_path / "teachers" / "odd" / f"{ENV}.json", {"teacher": TEACHER})
     out = _report(tmp_path)
     lines = capsys.readouterr().err.splitlines()
     for said in (

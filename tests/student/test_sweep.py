@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from student.cli import main
@@ -189,22 +191,14 @@ def _wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -
         time.sleep(0.01)
 
 
-def _descendants(pid: int) -> list[int]:
-    table = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
-    ).stdout
-    parents = [tuple(map(int, line.split())) for line in table.splitlines()]
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents if parent == one]
-    return found[1:]
+def _descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
 
 
-def _alive(pid: int) -> bool:
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout
-    return bool(state.strip()) and not state.startswith("Z")
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +257,9 @@ def test_a_killed_worker_costs_one_attempt_and_an_interrupted_sweep_goes_on(
     plan, out = _write(tmp_path, ("seeds = 2", "seeds = 5"), text=alone), tmp_path / "out"
     process = _start(plan, out, "--jobs", "1")
     _wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
-    (worker,) = (pid for pid in _descendants(process.pid) if _is_worker(pid))
-    os.kill(worker, signal.SIGKILL)
+    # beside it runs what multiprocessing keeps for itself
+    (worker,) = (each for each in _descendants(process.pid) if "spawn_main" in " ".join(each.cmdline()))
+    worker.kill()
     _wait_for(lambda: _summaries(out), "the first run's end")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, errors = process.communicate(timeout=30)
@@ -278,13 +273,6 @@ def test_a_killed_worker_costs_one_attempt_and_an_interrupted_sweep_goes_on(
     for seed in (1, 2):
         name = f"alone/ppo/{_ENV}/seed-{seed}"
         assert results[name] == _summaries(whole)[name]
-
-
-def _is_worker(pid: int) -> bool:
-    command = subprocess.run(
-        ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout
-    return "spawn_main" in command
 
 
 @pytest.mark.integration

@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import time
 
 import httpx
+import psutil
 import pytest
 
 from teacher_server.prompts import SETS
@@ -77,10 +75,10 @@ def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherP
             asking = [asyncio.create_task(http.post(url, json=q.model_dump(mode="json"))) for q in questions]
             await asyncio.to_thread(_wait_for, lambda: _in_engine(slow_teacher), len(questions))
             assert not any(task.done() for task in asking)
-            engine = _processes_of(slow_teacher.process.pid)
+            engine = psutil.Process(slow_teacher.process.pid).children()  # under whatever title it runs
             assert engine
-            for pid in engine:
-                os.kill(pid, signal.SIGKILL)
+            for process in engine:
+                process.kill()
             return await asyncio.gather(*asking)
 
     for reply in asyncio.run(ask_and_kill()):
@@ -101,11 +99,3 @@ def _wait_for(count: object, least: float, within_s: float = 60) -> float:
         assert time.monotonic() < deadline, f"only {now:g} within {within_s:g} s"
         time.sleep(0.05)
     return float(now)
-
-
-def _processes_of(teacher: int) -> list[int]:
-    """Every process that the teacher started: the engine's core, under whatever title it runs."""
-    listing = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(teacher)], capture_output=True, text=True, check=True
-    ).stdout
-    return [int(pid) for pid in listing.split()]
