@@ -82,9 +82,9 @@ def main() -> None:
     """Measures, prints a table and writes the figures down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--frames", type=int, default=16_384, help="frames of each measurement (default: 16384)"
+        "--frames", type=int, default=40_960, help="frames of each measurement (default: 40960)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each trainer (default: 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="measurements of each trainer (default: 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/student.json"), help="the figures")
     parser.add_argument(
         "--only", choices=_TRAINERS, help="measure one trainer once, here, and print frames/s"

@@ -14,9 +14,9 @@ class A2C(Algorithm):
     """One gradient step on the whole rollout."""
 
     def update(
-        self, rollout: Rollout, targets: Labels, teacher_lambda: float, rng: np.random.Generator
+        self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
-        batch = batch_of(self.network, rollout, targets, self.settings)
+        batch = batch_of(self.network, rollout, targets_U, self.settings)
         total, parts = loss(self.network, batch, teacher_lambda, self.settings)
         return means([descend(self.network, self.optimiser, total, parts, self.settings)])
 
@@ -25,7 +25,7 @@ def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Equation 1 of the paper with A2C's L_RL: the plain policy gradient, nothing clipped; and its terms."""
-    logits_BA, values_B = network.judge(batch.seen_BE)
+    logits_BA, values_B = batch.judged(network)
     log_probs_BA = logits_BA.log_softmax(1)
     log_probs_B = log_probs_BA.gather(1, batch.actions_B[:, None]).squeeze(1)
     policy = -(log_probs_B * scaled_advantages(batch, settings)).mean()

@@ -30,16 +30,6 @@ from matplotlib import pyplot as plt
 
 _ARMS = {"alone": "PPO alone", "taught": "PPO with the teacher"}
 _THRESHOLD = 0.9
-_SETTINGS: dict[str, dict[str, Any]] = {
-    # What each learns best by, of what docs/research.md tried; the network is the same
-    "alone": {
-        "environments": 16,
-        "rollout_steps": 128,
-        "learning_rate": 1e-3,
-        "normalise_advantages": True,
-    },
-    "taught": {},
-}
 
 
 class DemoSettings(BaseSettings):
@@ -72,7 +62,8 @@ def demo(settings: DemoSettings) -> None:
     summaries: dict[str, dict[str, Any]] = {}
     with served_teacher(settings.out / "answers.sqlite3") as address:
         print(f"A teacher answers at {address}.")
-        for arm, teacher in (("alone", "none"), ("taught", address)):
+        arms: dict[str, dict[str, Any]] = {"alone": {"preset": "alone"}, "taught": {"teacher": address}}
+        for arm, own in arms.items():
             print(f"{_ARMS[arm]}: {settings.env}, {settings.frames} frames", flush=True)
             folder = _fresh(settings.out, arm)
             summaries[arm] = train(
@@ -80,10 +71,9 @@ def demo(settings: DemoSettings) -> None:
                     env=settings.env,
                     frames=settings.frames,
                     seed=settings.seed,
-                    teacher=teacher,
                     out=folder,
                     evaluate_every=512,
-                    **_SETTINGS[arm],
+                    **own,
                 )
             )
             summaries[arm]["frames_to_threshold"] = _frames_to_threshold(folder)

@@ -54,22 +54,31 @@ def agreement(log_probs_BA: Tensor, labels: Labels) -> float:
     return float(agrees_B[labels.given_B].float().mean())
 
 
-def targets(labels: Labels, settings: TrainSettings) -> Labels:
+def targets(labels: Labels, settings: TrainSettings, doubt: float) -> Labels:
     """What the student is drawn to: the labels as --targets and --teacher-temperature take them.
 
     Soft: p(a) ^ (1 / temperature), normalised. Hard: all on the teacher's most probable action, the first
     of them where several are.
+
+    Args:
+        doubt: this share of the result is spread evenly over all actions: 0 to 1.
     """
-    probs_BA = labels.probs_BA
+    chosen_BA = _chosen(labels.probs_BA, settings)
+    if doubt > 0:
+        chosen_BA = torch.lerp(chosen_BA, torch.full_like(chosen_BA, 1 / chosen_BA.shape[1]), doubt)
+    return Labels(chosen_BA, labels.given_B)
+
+
+def _chosen(probs_BA: Tensor, settings: TrainSettings) -> Tensor:
     if settings.targets == "hard":
         hard_BA = torch.nn.functional.one_hot(probs_BA.argmax(1), probs_BA.shape[1])
-        return Labels(hard_BA.to(probs_BA.dtype), labels.given_B)
+        return hard_BA.to(probs_BA.dtype)
     if settings.teacher_temperature == 1:
-        return labels
+        return probs_BA
     powers_BA = (probs_BA / probs_BA.amax(1, keepdim=True).clamp(min=1e-30)) ** (
         1 / settings.teacher_temperature
     )
-    return Labels(powers_BA / powers_BA.sum(1, keepdim=True).clamp(min=1e-30), labels.given_B)
+    return powers_BA / powers_BA.sum(1, keepdim=True).clamp(min=1e-30)
 
 
 def target_entropy(labels: Labels) -> float:
@@ -84,6 +93,18 @@ def lambda_at(frames: int, settings: TrainSettings) -> float:
     if settings.lambda_schedule == "constant":
         return settings.teacher_lambda
     return settings.teacher_lambda * max(1 - frames / taught_frames(settings), 0.0)
+
+
+def doubt_at(frames: int, success: float, settings: TrainSettings) -> float:
+    """The share of the targets that is spread over all actions, in the update that begins after these frames.
+
+    It grows as the teacher's time runs out, where the student still fails: a good teacher's would not.
+
+    Args:
+        success: the share of the last training episodes that succeeded.
+    """
+    time = min(frames / taught_frames(settings), 1.0)
+    return settings.doubt * time * max(1 - 2 * success, 0.0)
 
 
 def taught_frames(settings: TrainSettings) -> int:
@@ -109,7 +130,7 @@ class Replay:
     def learn(
         self,
         obs_MK: NDArray[np.uint8],
-        labels: Labels,
+        targets_M: Labels,
         frames: int,
         teacher_lambda: float,
         rng: np.random.Generator,
@@ -117,20 +138,20 @@ class Replay:
         """As many gradient steps as the frames just played call for; the mean KL, nan without a step.
 
         Args:
-            labels: of M states, of which those not given are left out.
+            targets_M: what M states are drawn to; those not given are left out.
         """
         share = teacher_lambda / self._settings.teacher_lambda if self._settings.teacher_lambda else 0.0
         self._due += self._settings.replay_ratio * frames * share / REPLAY_BATCH
         steps, self._due = divmod(self._due, 1)
-        given_G = labels.given_B.nonzero().squeeze(1)
+        given_G = targets_M.given_B.nonzero().squeeze(1)
         if not steps or not len(given_G):
             return float("nan")
-        rows_SB = given_G[torch.from_numpy(rng.integers(0, len(given_G), (int(steps), REPLAY_BATCH)))]
+        seen_GE = self._network.perceive(torch.from_numpy(obs_MK[given_G.numpy()]))
+        targets_G = targets_M[given_G]
         divergences = []
-        for rows_B in rows_SB:
-            seen_BE = self._network.perceive(torch.from_numpy(obs_MK[rows_B.numpy()]))
-            logits_BA, _ = self._network.judge(seen_BE)
-            kl = kl_to_teacher(logits_BA.log_softmax(1), targets(labels[rows_B], self._settings))
+        for rows_B in torch.from_numpy(rng.integers(0, len(given_G), (int(steps), REPLAY_BATCH))):
+            logits_BA, _ = self._network.judge(seen_GE[rows_B])
+            kl = kl_to_teacher(logits_BA.log_softmax(1), targets_G[rows_B])
             self._optimiser.zero_grad()
             torch.autograd.backward(kl)
             self._optimiser.step()

@@ -29,9 +29,9 @@ class DQN(Algorithm):
         self._buffer: dict[str, Tensor] = {}
 
     def update(
-        self, rollout: Rollout, targets: Labels, teacher_lambda: float, rng: np.random.Generator
+        self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
-        self._remember(rollout, targets)
+        self._remember(rollout, targets_U)
         settings, size = self.settings, len(self._buffer["actions"])
         steps = []
         for _ in range(-(-settings.epochs * rollout.actions_TN.size // settings.minibatch_size)):
@@ -52,13 +52,15 @@ class DQN(Algorithm):
         self._target.load_state_dict(state["target"])
         self._buffer = state["buffer"]
 
-    def _remember(self, rollout: Rollout, targets: Labels) -> None:
+    def _remember(self, rollout: Rollout, targets_U: Labels) -> None:
         """Adds a rollout's steps. Those cut off by the time limit are left out: what would have followed is
         not in the rollout."""
-        next_TNK = np.concatenate([rollout.obs_TNK[1:], rollout.last_obs_NK[None]])
+        obs_TNK = rollout.states_UK[rollout.which_TN]
+        next_TNK = np.concatenate([obs_TNK[1:], rollout.last_obs_NK[None]])
+        targets = targets_U[torch.from_numpy(rollout.which_TN.ravel())]
         kept_B = torch.from_numpy((~rollout.truncated_TN | rollout.terminated_TN).ravel())
         new = {
-            "obs": torch.from_numpy(rollout.obs_BK),
+            "obs": torch.from_numpy(obs_TNK.reshape(len(kept_B), -1)),
             "next_obs": torch.from_numpy(next_TNK.reshape(len(kept_B), -1)),
             "actions": torch.from_numpy(rollout.actions_TN.ravel()),
             "rewards": torch.from_numpy(rollout.rewards_TN.ravel()),

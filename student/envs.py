@@ -267,6 +267,12 @@ def rows_of(observations: Sequence[bytes]) -> NDArray[np.uint8]:
     return np.frombuffer(bytearray().join(observations), np.uint8).reshape(len(observations), -1)
 
 
+def keys_of(obs_NK: NDArray[np.uint8]) -> list[bytes]:
+    """The observations as the keys of a dictionary; the inverse of `rows_of`."""
+    data, length = obs_NK.tobytes(), obs_NK.shape[1]
+    return [data[i : i + length] for i in range(0, len(data), length)]
+
+
 def _training_seeds(seed: int, index: int) -> Callable[[int], int]:
     def seed_of(episode: int) -> int:
         return int(np.random.SeedSequence((seed, index, episode)).generate_state(1)[0]) % EVALUATION_SEEDS

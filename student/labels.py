@@ -12,7 +12,7 @@ from gridworld.pictures import draw, encode_png
 from gridworld.tasks import task_key
 from student.asking import Asker, Outcome, Reply
 from student.distillation import Labels
-from student.envs import Layout, Row, Vocabulary
+from student.envs import Layout, Row, Vocabulary, keys_of
 from teacher_server.client import TeacherClient, TeacherError
 from teacher_server.schemas import Answer, ErrorBody, Question
 
@@ -117,14 +117,16 @@ class LabelTable:
         obs_BK: NDArray[np.uint8],
         scores_B: NDArray[np.floating] | None = None,
         frames_left: int | None = None,
+        frames: int = 1,
     ) -> Labels:
-        """The labels of a rollout's B states, in any order; those not asked about yet are asked about.
+        """The labels of B states, in any order; those not asked about yet are asked about.
 
         Args:
             scores_B: with a budget, how much a label is worth here, at least 0; a state's score is the
-                sum over its rows. None: 1, so that states count as often as they were visited.
-            frames_left: frames from this rollout's first to the run's last, over which the budget is
-                spread. None: all of it may be spent now.
+                sum over its rows. None: 1, so that states count as often as they stand there.
+            frames_left: with a budget, frames that it has still to last for, from the first of those in
+                which the states were met. None: all of it may be spent now.
+            frames: in which the states were met.
 
         Raises:
             TeacherUnavailable, TeacherChanged, UselessTeacher: what was answered until then is kept.
@@ -134,7 +136,7 @@ class LabelTable:
         if self._budget is None:
             self._choose(self._unasked(rows_B))
         else:
-            self._spend(rows_B, np.ones(len(rows_B)) if scores_B is None else scores_B, frames_left)
+            self._spend(rows_B, np.ones(len(rows_B)) if scores_B is None else scores_B, frames_left, frames)
         self._take_replies()
         while True:
             self._raise_errors()
@@ -195,8 +197,7 @@ class LabelTable:
 
     def _rows_of(self, obs_BK: NDArray[np.uint8]) -> list[int]:
         """The rows of B states; those not met before get the next ones."""
-        data, length = obs_BK.tobytes(), self._layout.length
-        keys = [data[i : i + length] for i in range(0, len(data), length)]
+        keys = keys_of(obs_BK)
         try:
             return [self._rows[key] for key in keys]
         except KeyError:
@@ -224,19 +225,23 @@ class LabelTable:
         return list(dict.fromkeys(rows_B[self._status_M[rows_B] == _UNASKED].tolist()))
 
     def _spend(
-        self, rows_B: NDArray[np.intp], scores_B: NDArray[np.floating], frames_left: int | None
+        self,
+        rows_B: NDArray[np.intp],
+        scores_B: NDArray[np.floating],
+        frames_left: int | None,
+        frames: int,
     ) -> None:
         """Chooses the states with the highest scores; the first met go first among equals.
 
-        An update's allowance is the budget that is left, times the share of the frames still to come that
-        this rollout is, and at least 1.
+        An update's allowance is the budget that is left, times its share of the frames that are, and at
+        least 1.
         """
         if frames_left is not None and frames_left == self._chosen_at:
             return  # chosen before the run was broken off in this update
         self._chosen_at = frames_left
         assert self._budget is not None
         left = self._budget - int((self._status_M[: len(self._rows)] != _UNASKED).sum())
-        share = min(len(rows_B) / frames_left, 1.0) if frames_left else 1.0
+        share = min(frames / frames_left, 1.0) if frames_left else 1.0
         allowance = min(max(int(left * share), 1), left)
         unasked_B = self._status_M[rows_B] == _UNASKED
         rows_U, which = np.unique(rows_B[unasked_B], return_inverse=True)

@@ -15,9 +15,9 @@ class PPO(Algorithm):
     """Several epochs over a rollout in minibatches."""
 
     def update(
-        self, rollout: Rollout, targets: Labels, teacher_lambda: float, rng: np.random.Generator
+        self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
-        batch = batch_of(self.network, rollout, targets, self.settings)
+        batch = batch_of(self.network, rollout, targets_U, self.settings)
         steps = []
         for _ in range(self.settings.epochs):
             order = torch.from_numpy(rng.permutation(len(batch.actions_B)))
@@ -31,7 +31,7 @@ def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Equation 1 of the paper with PPO's clipped L_RL, and its terms."""
-    logits_BA, values_B = network.judge(batch.seen_BE)
+    logits_BA, values_B = batch.judged(network)
     log_probs_BA = logits_BA.log_softmax(1)
     log_probs_B = log_probs_BA.gather(1, batch.actions_B[:, None]).squeeze(1)
     advantages_B = scaled_advantages(batch, settings)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student.envs import Environments
+from student.envs import Environments, keys_of
 from student.networks import ActorCritic
 
 Floats = NDArray[np.float32]
@@ -16,17 +16,20 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Rollout:
-    """T steps in each of N environments.
+    """T steps in each of N environments, in which U different states were acted on.
 
     next_values_TN: the value of the observation that each step led to, 0 where the episode was over
     (terminated) and the value of its last observation where it was only cut off (truncated).
     """
 
-    obs_TNK: NDArray[np.uint8]
-    actions_TN: NDArray[np.int64]
-    log_probs_TNA: Floats
+    states_UK: NDArray[np.uint8]
+    """The observations of the states, in the order in which they were first met."""
+    log_probs_UA: Floats
     """Of all actions, by the policy that acted."""
-    values_TN: Floats
+    values_U: Floats
+    which_TN: NDArray[np.intp]
+    """The state that each step was taken in."""
+    actions_TN: NDArray[np.int64]
     next_values_TN: Floats
     rewards_TN: Floats
     terminated_TN: Bools
@@ -37,15 +40,13 @@ class Rollout:
     """(return, length) of the episodes that ended on the way."""
 
     @property
-    def obs_BK(self) -> NDArray[np.uint8]:
-        """The observations in one row, B = T * N."""
-        return self.obs_TNK.reshape(-1, self.obs_TNK.shape[-1])
+    def values_TN(self) -> Floats:
+        return self.values_U[self.which_TN]
 
     @property
     def log_probs_TN(self) -> Floats:
         """Of the actions taken."""
-        taken_TN1 = np.take_along_axis(self.log_probs_TNA, self.actions_TN[..., None], 2)
-        return taken_TN1[..., 0]
+        return self.log_probs_UA[self.which_TN, self.actions_TN]
 
 
 def collect(
@@ -59,20 +60,18 @@ def collect(
     """Acts for `steps` steps with actions sampled from the network's policy.
 
     Args:
-        on_states: called at each step with the observations [N, K] that the network is about to act on.
+        on_states: called with the observations [n, K] of n states that the network is about to act on for
+            the first time in this rollout.
     """
-    observations, actions, log_probs, values, rewards = [], [], [], [], []
+    judged = _Judged(network, steps * len(obs_NK), obs_NK.shape[1], on_states)
+    which, actions, rewards = [], [], []
     terminations, truncations, cut_off, ended = [], [], [], []
     for t in range(steps):
-        if on_states is not None:
-            on_states(obs_NK)
-        log_probs_NA, values_N = act(network, obs_NK)
-        actions_N = sample(log_probs_NA, rng)
+        which_N = judged.rows_of(obs_NK)
+        actions_N = sample(judged.log_probs_UA[which_N], rng)
         step = envs.step(actions_N)
-        observations.append(obs_NK)
+        which.append(which_N)
         actions.append(actions_N)
-        log_probs.append(log_probs_NA)
-        values.append(values_N)
         rewards.append(step.rewards_N)
         terminations.append(step.terminated_N)
         truncations.append(step.truncated_N)
@@ -80,17 +79,18 @@ def collect(
         for n in np.flatnonzero(step.truncated_N & ~step.terminated_N):
             cut_off.append((t, int(n), step.last_NK[n]))
         obs_NK = step.obs_NK
-    values_TN = np.stack(values)
-    next_values_TN = np.concatenate([values_TN[1:], act(network, obs_NK)[1][None]])
+    which_TN = np.stack(which)
+    next_values_TN = np.concatenate([judged.values_U[which_TN[1:]], act(network, obs_NK)[1][None]])
     next_values_TN[np.stack(terminations) | np.stack(truncations)] = 0
     if cut_off:
         t_C, n_C, last_CK = zip(*cut_off, strict=True)
         next_values_TN[list(t_C), list(n_C)] = act(network, np.stack(last_CK))[1]
     return Rollout(
-        np.stack(observations),
+        judged.states_UK,
+        judged.log_probs_UA,
+        judged.values_U,
+        which_TN,
         np.stack(actions),
-        np.stack(log_probs),
-        values_TN,
         next_values_TN,
         np.stack(rewards),
         np.stack(terminations),
@@ -98,6 +98,51 @@ def collect(
         obs_NK,
         ended,
     )
+
+
+class _Judged:
+    """The states of a rollout. The network does not change while it acts: it judges each of them once."""
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        most: int,
+        length: int,
+        on_states: Callable[[NDArray[np.uint8]], None] | None,
+    ) -> None:
+        """Args:
+        most: at most so many states, of observations of this length.
+        """
+        self._network, self._on_states = network, on_states
+        self._rows: dict[bytes, int] = {}
+        self._states_MK = np.empty((most, length), np.uint8)
+        self._values_M = np.empty(most, np.float32)
+        self._log_probs_MA = np.empty((most, network.actor.out_features), np.float32)
+
+    def rows_of(self, obs_NK: NDArray[np.uint8]) -> NDArray[np.intp]:
+        """The rows of these states, after judging the new ones among them."""
+        keys, before = keys_of(obs_NK), len(self._rows)
+        which_N = np.array([self._rows.setdefault(key, len(self._rows)) for key in keys], np.intp)
+        new = slice(before, len(self._rows))
+        if new.stop > before:
+            self._states_MK[which_N] = obs_NK
+            states_UK = self._states_MK[new]
+            if self._on_states is not None:
+                self._on_states(states_UK)
+            self._log_probs_MA[new], self._values_M[new] = act(self._network, states_UK)
+        return which_N
+
+    @property
+    def states_UK(self) -> NDArray[np.uint8]:
+        return self._states_MK[: len(self._rows)]
+
+    @property
+    def log_probs_UA(self) -> Floats:
+        return self._log_probs_MA[: len(self._rows)]
+
+    @property
+    def values_U(self) -> Floats:
+        return self._values_M[: len(self._rows)]
 
 
 @torch.inference_mode()

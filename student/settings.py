@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -48,12 +48,17 @@ def _algorithm(name: str) -> str:
     return name
 
 
-def _by_preset(*, fast: object, paper: object, of: Mapping[str, object] | None = None, **field: Any) -> Any:
-    """A setting whose default is that of the preset, or that of the algorithm, where `of` names it."""
+class _Of(dict[str, object]):
+    """A default for each algorithm; that of "" for those that are not named."""
+
+
+def _by_preset(*, fast: object, paper: object, alone: object = None, **field: Any) -> Any:
+    """A setting whose default is that of the preset; `alone` differs from `fast` only where it is given."""
 
     def default(chosen: dict[str, Any]) -> object:
-        presets: dict[str, object] = {"fast": fast, "paper": paper}
-        return (of or {}).get(chosen["algo"], presets[chosen["preset"]])
+        presets = {"fast": fast, "paper": paper, "alone": fast if alone is None else alone}
+        found = presets[chosen["preset"]]
+        return found.get(chosen["algo"], found[""]) if isinstance(found, _Of) else found
 
     return Field(default_factory=default, **field)
 
@@ -96,11 +101,12 @@ class TrainSettings(BaseSettings):
     algo: Annotated[str, AfterValidator(_algorithm)] = Field(
         default="ppo", description=f"the algorithm to learn by: {' or '.join(ALGORITHMS)}"
     )
-    preset: Literal["fast", "paper"] = Field(
+    preset: Literal["fast", "alone", "paper"] = Field(
         default="fast",
-        description="where the defaults below come from. paper: the paper's Algorithm 1 as printed, with the"
-        " hyper-parameters of its code; fast: what learns fast here. A setting that is given wins over both;"
-        " add --help to see the defaults of a preset and an algorithm",
+        description="where the defaults below come from. fast: what learns fast here from a teacher; alone:"
+        " what learns fast here without one; paper: the paper's Algorithm 1 as printed, with the"
+        " hyper-parameters of its code. A setting that is given wins over all of them; add --help to see"
+        " the defaults of a preset and an algorithm",
     )
     teacher: Annotated[str, AfterValidator(_address)] = Field(
         default="none", description="the teacher's address, such as http://127.0.0.1:8000; none: learn alone"
@@ -149,6 +155,15 @@ class TrainSettings(BaseSettings):
         description="soft targets: the teacher's probabilities to the power of 1/temperature; below 1"
         " sharpens them, so that what it deems improbable is forgotten",
     )
+    doubt: float = _by_preset(
+        fast=0.5,
+        paper=0.0,
+        ge=0,
+        le=1,
+        description="share of the targets that is spread over all actions where no episode succeeds though"
+        " the teacher's time is over; less before, and none where half of them succeed. A student that is sure of"
+        " a wrong teacher's mistakes never finds out about them",
+    )
     replay_ratio: float = _by_preset(
         fast=32.0,
         paper=0.0,
@@ -178,9 +193,15 @@ class TrainSettings(BaseSettings):
         " each update asks about those where the policy is least decided; default: all",
     )
 
-    environments: int = _by_preset(fast=32, paper=3, ge=1, description="environments stepped together")
+    environments: int = _by_preset(
+        fast=32, alone=16, paper=3, ge=1, description="environments stepped together"
+    )
     rollout_steps: int = _by_preset(
-        fast=16, paper=128, of={"a2c": 5}, ge=1, description="steps in each environment between updates"
+        fast=_Of({"": 16, "a2c": 5}),
+        alone=_Of({"": 128, "a2c": 5}),
+        paper=_Of({"": 128, "a2c": 5}),
+        ge=1,
+        description="steps in each environment between updates",
     )
     epochs: int = Field(
         default=4,
@@ -188,8 +209,10 @@ class TrainSettings(BaseSettings):
         description="PPO: passes over a rollout in one update; DQN: as many steps on its buffer",
         json_schema_extra=_only("ppo dqn"),
     )
-    minibatch_size: int = Field(
-        default=256,
+    minibatch_size: int = _by_preset(
+        fast=512,
+        alone=256,
+        paper=256,
         ge=1,
         description="PPO and DQN: states in one gradient step",
         json_schema_extra=_only("ppo dqn"),
@@ -209,12 +232,16 @@ class TrainSettings(BaseSettings):
     )
     optimiser: Literal["adam", "rmsprop"] = Field(
         default_factory=lambda chosen: (
-            "rmsprop" if (chosen["preset"], chosen["algo"]) == ("paper", "a2c") else "adam"
+            "rmsprop" if chosen["algo"] == "a2c" and chosen["preset"] != "fast" else "adam"
         ),
         description="how gradients become steps",
     )
     learning_rate: float = _by_preset(
-        fast=3e-4, paper=1e-3, gt=0, description="of the optimiser; replay has its own"
+        fast=3e-4,
+        alone=_Of({"": 1e-3, "a2c": 3e-3}),
+        paper=1e-3,
+        gt=0,
+        description="of the optimiser; replay has its own",
     )
     optimiser_epsilon: float = _by_preset(
         fast=1e-5, paper=1e-8, gt=0, description="what the optimiser adds to the gradients' size"
@@ -232,8 +259,10 @@ class TrainSettings(BaseSettings):
     clip_values: bool = Field(
         default=False, description="PPO: clip the value's change as well", json_schema_extra=_only("ppo")
     )
-    normalise_advantages: bool = Field(
-        default=False,
+    normalise_advantages: bool = _by_preset(
+        fast=False,
+        alone=_Of({"": True, "a2c": False}),
+        paper=False,
         description="make the advantages of each gradient step zero-mean, unit-variance: helps a student that"
         " learns alone, and drives one off that can do all already",
     )

@@ -15,7 +15,16 @@ import torch
 from tqdm import tqdm
 
 from student.algorithms import algorithm
-from student.distillation import Labels, Replay, agreement, lambda_at, target_entropy, targets, taught_frames
+from student.distillation import (
+    Labels,
+    Replay,
+    agreement,
+    doubt_at,
+    lambda_at,
+    target_entropy,
+    targets,
+    taught_frames,
+)
 from student.envs import Environments, EpisodeState, Vocabulary, layout_of
 from student.evaluate import Evaluation, evaluate
 from student.labels import LabelTable
@@ -160,24 +169,29 @@ class _Trainer:
         see = self.labels.see if self.labels is not None and teacher_lambda > 0 else None
         rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, see)
         labels = self._labels_of(rollout, teacher_lambda)
-        drawn_to = targets(labels, settings)
+        self.recent.extend(rollout.ended)
+        doubt = doubt_at(self.frames, self._success(), settings)
+        drawn_to = targets(labels, settings, doubt)
         figures = self.algorithm.update(rollout, drawn_to, teacher_lambda, self.rng)
         size = rollout.actions_TN.size
         if self.labels is not None and settings.replay_ratio:
             obs_MK, stored = self.labels.stored()
-            figures["replay_kl"] = self.replay.learn(obs_MK, stored, size, teacher_lambda, self.rng)
+            drawn_to_M = targets(stored, settings, doubt)
+            figures["replay_kl"] = self.replay.learn(obs_MK, drawn_to_M, size, teacher_lambda, self.rng)
         self.obs_NK = rollout.last_obs_NK
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
-        self.recent.extend(rollout.ended)
         took = time.perf_counter() - began
         self.seconds += took
         row: dict[str, Any] = {}
         evaluate_now = _passed(settings.evaluate_every, before, self.frames)
         if evaluate_now or _passed(settings.log_every, before, self.frames):
-            log_probs_BA = torch.from_numpy(rollout.log_probs_TNA).flatten(0, 1)
+            which_B = torch.from_numpy(rollout.which_TN.ravel())
+            log_probs_BA = torch.from_numpy(rollout.log_probs_UA)[which_B]
             row = {"frames": self.frames, "frames_per_second": size / took, "lambda": teacher_lambda}
+            row["doubt"] = doubt if teacher_lambda > 0 else None
             row |= {**self._progress(), **figures}
-            row |= {"agreement": agreement(log_probs_BA, labels), "target_entropy": target_entropy(drawn_to)}
+            row["agreement"] = agreement(log_probs_BA, labels[which_B])
+            row["target_entropy"] = target_entropy(drawn_to[which_B])
             if evaluate_now:
                 result = self._evaluate(sampled=True)
                 row |= {"evaluation_success": result.success, "evaluation_return": result.mean_return}
@@ -192,19 +206,24 @@ class _Trainer:
 
     def _labels_of(self, rollout: Rollout, teacher_lambda: float) -> Labels:
         if self.labels is None or teacher_lambda == 0:
-            return Labels.nothing(len(rollout.obs_BK), len(self.layout.actions))
+            return Labels.nothing(len(rollout.states_UK), len(self.layout.actions))
         # Where the policy is decided a label changes little
-        log_probs_TNA = rollout.log_probs_TNA
-        entropy_B = -(np.exp(log_probs_TNA) * log_probs_TNA).sum(2).ravel()
+        entropy_U = -(np.exp(rollout.log_probs_UA) * rollout.log_probs_UA).sum(1)
+        visits_U = np.bincount(rollout.which_TN.ravel())
         frames_left = min(taught_frames(self.settings), self.settings.frames) - self.frames
-        return self.labels.look_up(rollout.obs_BK, entropy_B, frames_left)
+        frames = rollout.which_TN.size
+        return self.labels.look_up(rollout.states_UK, visits_U * entropy_U, frames_left, frames)
+
+    def _success(self) -> float:
+        """The share of the recent training episodes that succeeded; 0 before the first one ends."""
+        return float(np.mean([total > 0 for total, _ in self.recent] or [False]))
 
     def _progress(self) -> dict[str, Any]:
         """Figures of the run so far; see docs/metrics.md."""
         returns = [total for total, _ in self.recent]
         row: dict[str, Any] = {
             "return": float(np.mean(returns)) if returns else None,
-            "success": float(np.mean([total > 0 for total in returns])) if returns else None,
+            "success": self._success() if returns else None,
             "length": float(np.mean([length for _, length in self.recent])) if returns else None,
         }
         return row | _counts(self.labels)

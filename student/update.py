@@ -25,12 +25,12 @@ class Algorithm(ABC):
 
     @abstractmethod
     def update(
-        self, rollout: Rollout, targets: Labels, teacher_lambda: float, rng: np.random.Generator
+        self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
         """Learns from one rollout; returns the figures of the update (see docs/metrics.md).
 
         Args:
-            targets: what the rollout's states are drawn to, step by step: [T * N, A].
+            targets_U: what the rollout's states are drawn to: [U, A].
             teacher_lambda: lambda of equation 1 in this update.
             rng: all that is random in the update comes from here, so that a resumed run repeats it.
         """
@@ -46,40 +46,56 @@ class Algorithm(ABC):
 
 @dataclass(frozen=True)
 class Batch:
-    """B steps of a rollout, in any order."""
+    """B steps of a rollout, in any order; and the U states of the whole rollout."""
 
-    seen_BE: Tensor
-    """What the network's `perceive` makes of the observations."""
+    seen_UE: Tensor
+    """What the network's `perceive` makes of the states."""
+    targets_U: Labels
+    """What they are drawn to."""
+    which_B: Tensor
+    """The state that each step was taken in."""
     actions_B: Tensor
     log_probs_B: Tensor
     values_B: Tensor
     advantages_B: Tensor
     returns_B: Tensor
-    targets: Labels
 
     def __getitem__(self, rows: Tensor) -> "Batch":
         return Batch(
-            self.seen_BE[rows],
+            self.seen_UE,
+            self.targets_U,
+            self.which_B[rows],
             self.actions_B[rows],
             self.log_probs_B[rows],
             self.values_B[rows],
             self.advantages_B[rows],
             self.returns_B[rows],
-            self.targets[rows],
         )
 
+    @property
+    def targets(self) -> Labels:
+        """What the steps' states are drawn to."""
+        return self.targets_U[self.which_B]
 
-def batch_of(network: ActorCritic, rollout: Rollout, targets: Labels, settings: TrainSettings) -> Batch:
+    def judged(self, network: ActorCritic) -> tuple[Tensor, Tensor]:
+        """Logits [B, A] and values [B]; a state in which several of the steps were taken is judged once."""
+        states_V, which_B = torch.unique(self.which_B, return_inverse=True)
+        logits_VA, values_V = network.judge(self.seen_UE[states_V])
+        return logits_VA.index_select(0, which_B), values_V.index_select(0, which_B)
+
+
+def batch_of(network: ActorCritic, rollout: Rollout, targets_U: Labels, settings: TrainSettings) -> Batch:
     """All steps of a rollout, B = T * N, with their advantages and returns."""
     advantages_TN = advantages(rollout, settings.gamma, settings.gae_lambda)
     return Batch(
-        network.perceive(torch.from_numpy(rollout.obs_BK)),
+        network.perceive(torch.from_numpy(rollout.states_UK)),
+        targets_U,
+        torch.from_numpy(rollout.which_TN.ravel()),
         torch.from_numpy(rollout.actions_TN.ravel()),
         torch.from_numpy(rollout.log_probs_TN.ravel()),
         torch.from_numpy(rollout.values_TN.ravel()),
         torch.from_numpy(advantages_TN.ravel()),
         torch.from_numpy((advantages_TN + rollout.values_TN).ravel()),
-        targets,
     )
 
 

@@ -16,35 +16,36 @@ LAYOUT = layout_of("MiniGrid-LavaGapS5-v0")
 B, A = 24, 7
 
 
-def labels_of(rng: np.random.Generator, given: float = 0.6) -> Labels:
+def labels_of(rng: np.random.Generator, size: int, given: float = 0.6) -> Labels:
     """Random labels; an action has probability 0, as one that is fatal, or of no use."""
-    probs_BA = rng.dirichlet(np.full(A, 0.5), B).astype(np.float32)
+    probs_BA = rng.dirichlet(np.full(A, 0.5), size).astype(np.float32)
     probs_BA[:, 2] = 0
     probs_BA /= probs_BA.sum(1, keepdims=True)
-    return Labels(torch.from_numpy(probs_BA), torch.from_numpy(rng.random(B) < given))
+    return Labels(torch.from_numpy(probs_BA), torch.from_numpy(rng.random(size) < given))
 
 
 def batch_of(seed: int, given: float = 0.6) -> tuple[ActorCritic, Batch]:
-    """A network and B steps."""
+    """A network and B steps, some of them taken in the same state."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = ActorCritic(LAYOUT)
     torch.nn.init.normal_(network.actor.weight, std=0.3)
     envs = Environments(LAYOUT, Vocabulary(), B, seed)
-    obs_BK = envs.reset()
+    envs.reset()
     for _ in range(6):
-        obs_BK = envs.step(rng.integers(0, 3, B)).obs_NK
+        states_UK = envs.step(rng.integers(0, 3, B)).obs_NK[: B // 2]
     floats = lambda: torch.from_numpy(rng.normal(size=B).astype(np.float32))  # noqa: E731
     old_log_probs_B = -torch.rand(B) * 2 - 1
     actions_B = torch.from_numpy(rng.integers(0, A, B))
     batch = Batch(
-        network.perceive(torch.from_numpy(obs_BK)),
+        network.perceive(torch.from_numpy(states_UK)),
+        labels_of(rng, len(states_UK), given),
+        torch.from_numpy(rng.integers(0, len(states_UK), B)),
         actions_B,
         old_log_probs_B,
         floats(),
         floats(),
         floats(),
-        labels_of(rng, given),
     )
     return network, batch
 

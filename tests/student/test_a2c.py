@@ -25,7 +25,9 @@ def _settings(**changes: object) -> TrainSettings:
 def _outputs(network: ActorCritic, batch: Batch) -> tuple[list[list[float]], list[float]]:
     """The policy's probabilities and the values, in float64."""
     with torch.no_grad():
-        logits_BA, values_B = (tensor.double().tolist() for tensor in network.judge(batch.seen_BE))
+        logits_BA, values_B = (
+            tensor.double().tolist() for tensor in network.judge(batch.seen_UE[batch.which_B])
+        )
     return [softmax(logits) for logits in logits_BA], values_B
 
 
@@ -79,7 +81,8 @@ def test_an_update_is_one_step_of_rmsprop_on_the_whole_rollout() -> None:
     network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
     envs = Environments(LAYOUT, Vocabulary(), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)
-    labels = Labels(torch.full((128, A), 1 / A), torch.ones(128, dtype=torch.bool))
+    states = len(rollout.states_UK)
+    labels = Labels(torch.full((states, A), 1 / A), torch.ones(states, dtype=torch.bool))
     moved, before = copy.deepcopy(network), rng.bit_generator.state
     figures = A2C(moved, settings).update(rollout, labels, 0.0, rng)
     assert rng.bit_generator.state == before
@@ -98,10 +101,10 @@ def test_updates_move_the_student_towards_the_teacher() -> None:
     algorithm = A2C(network, settings)
     envs = Environments(LAYOUT, Vocabulary(), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)
-    probs_BA = torch.zeros(128, A)
-    probs_BA[:, 1] = 1
-    labels = Labels(probs_BA, torch.ones(128, dtype=torch.bool))
+    probs_UA = torch.zeros(len(rollout.states_UK), A)
+    probs_UA[:, 1] = 1
+    labels = Labels(probs_UA, torch.ones(len(probs_UA), dtype=torch.bool))
     figures = [algorithm.update(rollout, labels, 1.0, rng) for _ in range(40)]
     assert figures[-1]["kl"] < 0.3 * figures[0]["kl"]
-    log_probs_BA = torch.from_numpy(collect(network, envs, rollout.last_obs_NK, 16, rng).log_probs_TNA)
-    assert (log_probs_BA.argmax(2) == 1).all()
+    log_probs_UA = collect(network, envs, rollout.last_obs_NK, 16, rng).log_probs_UA
+    assert (log_probs_UA.argmax(1) == 1).all()

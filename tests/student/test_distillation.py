@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from student.distillation import Labels, Replay, agreement, kl_to_teacher, lambda_at, target_entropy, targets
+from student.distillation import (
+    Labels,
+    Replay,
+    agreement,
+    doubt_at,
+    kl_to_teacher,
+    lambda_at,
+    target_entropy,
+    targets,
+)
 from student.envs import Environments, Vocabulary
 from student.networks import ActorCritic
 from student.settings import TrainSettings
@@ -27,7 +36,7 @@ def test_the_divergence_is_from_the_teacher_to_the_student() -> None:
 
 def test_an_unlabelled_state_has_no_part_in_the_divergence() -> None:
     rng = np.random.default_rng(0)
-    labels, log_probs_BA = labels_of(rng), torch.randn(B, A).log_softmax(1)
+    labels, log_probs_BA = labels_of(rng, B), torch.randn(B, A).log_softmax(1)
     kept = labels[labels.given_B]
     assert float(kl_to_teacher(log_probs_BA, labels)) == pytest.approx(
         float(kl_to_teacher(log_probs_BA[labels.given_B], kept))
@@ -47,7 +56,7 @@ def test_agreement_counts_every_best_action_of_the_teacher() -> None:
 
 def test_hard_targets_are_the_teachers_most_probable_action() -> None:
     probs_BA = torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]])
-    hard = targets(Labels(probs_BA, torch.tensor([True, True, False])), _HARD)
+    hard = targets(Labels(probs_BA, torch.tensor([True, True, False])), _HARD, doubt=0)
     assert hard.probs_BA.tolist()[:2] == [[0, 1, 0], [0, 1, 0]]
     assert hard.given_B.tolist() == [True, True, False]
     log_probs_BA = torch.tensor([[0.25, 0.25, 0.5], [0.3, 0.6, 0.1], [0.8, 0.1, 0.1]]).log()
@@ -60,19 +69,36 @@ def test_the_targets_entropy() -> None:
         torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.3, 0.3, 0.4]]), torch.tensor([True, True, False])
     )
     assert target_entropy(labels) == pytest.approx(math.log(2) / 2)
-    assert target_entropy(targets(labels, _HARD)) == 0
+    assert target_entropy(targets(labels, _HARD, doubt=0)) == 0
     assert math.isnan(target_entropy(Labels(labels.probs_BA, torch.zeros(3, dtype=torch.bool))))
 
 
 def test_sharpened_targets_are_powers_of_the_probabilities() -> None:
     labels = Labels(torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0]]), torch.tensor([True, False]))
-    sharp = targets(labels, TrainSettings(teacher_temperature=0.5))
+    sharp = targets(labels, TrainSettings(teacher_temperature=0.5), doubt=0)
     expected = [p**2 / (0.36 + 0.09 + 0.01) for p in (0.6, 0.3, 0.1)]
     assert sharp.probs_BA[0].tolist() == pytest.approx(expected)
     assert torch.isfinite(sharp.probs_BA).all()
-    tiny = targets(labels, TrainSettings(teacher_temperature=0.001))
+    tiny = targets(labels, TrainSettings(teacher_temperature=0.001), doubt=0)
     assert tiny.probs_BA[0].tolist() == pytest.approx([1, 0, 0])
-    assert targets(labels, TrainSettings(teacher_temperature=1)).probs_BA is labels.probs_BA
+    assert targets(labels, TrainSettings(teacher_temperature=1), doubt=0).probs_BA is labels.probs_BA
+
+
+@pytest.mark.parametrize("settings", [_HARD, TrainSettings(teacher_temperature=0.5)])
+def test_doubt_spreads_its_share_over_all_actions(settings: TrainSettings) -> None:
+    labels = Labels(torch.tensor([[0.6, 0.3, 0.1], [0.0, 0.0, 0.0]]), torch.tensor([True, False]))
+    sure_A = targets(labels, settings, doubt=0).probs_BA[0]
+    doubted = targets(labels, settings, doubt=0.3)
+    assert doubted.probs_BA[0].tolist() == pytest.approx([0.7 * p + 0.1 for p in sure_A.tolist()])
+    assert doubted.given_B.tolist() == [True, False]
+    assert targets(labels, settings, doubt=1).probs_BA[0].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_doubt_grows_with_time_where_the_student_fails() -> None:
+    settings = TrainSettings(doubt=0.4, frames=2000, lambda_schedule="linear", lambda_frames=1000)
+    assert [doubt_at(frames, 0.0, settings) for frames in (0, 500, 1000, 1500)] == [0, 0.2, 0.4, 0.4]
+    assert [doubt_at(500, success, settings) for success in (0.25, 0.5, 1.0)] == [0.1, 0, 0]
+    assert doubt_at(500, 0.0, TrainSettings(preset="paper")) == 0
 
 
 def test_lambda_falls_in_a_line_to_0_within_its_frames() -> None:

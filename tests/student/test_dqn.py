@@ -95,10 +95,11 @@ def test_the_buffer_holds_the_newest_steps_and_none_that_were_cut_off() -> None:
     rollout = collect(network, envs, envs.reset(), 120, rng)
     cut_off = int((rollout.truncated_TN & ~rollout.terminated_TN).sum())
     assert cut_off > 0
-    figures = algorithm.update(rollout, Labels.nothing(480, A), 0.0, rng)
+    figures = algorithm.update(rollout, Labels.nothing(len(rollout.states_UK), A), 0.0, rng)
     assert np.isfinite(list(figures.values())).all()
     buffer = algorithm.state()["buffer"]
     kept = (~rollout.truncated_TN | rollout.terminated_TN).ravel()
-    np.testing.assert_array_equal(buffer["obs"], rollout.obs_BK[kept][-150:])
-    following = np.concatenate([rollout.obs_TNK[1:], rollout.last_obs_NK[None]]).reshape(480, -1)
+    obs_TNK = rollout.states_UK[rollout.which_TN]
+    np.testing.assert_array_equal(buffer["obs"], obs_TNK.reshape(480, -1)[kept][-150:])
+    following = np.concatenate([obs_TNK[1:], rollout.last_obs_NK[None]]).reshape(480, -1)
     np.testing.assert_array_equal(buffer["next_obs"], following[kept][-150:])

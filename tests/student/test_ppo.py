@@ -26,7 +26,9 @@ def _by_hand(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> dict[str, float]:
     with torch.no_grad():
-        logits_BA, values_B = (tensor.double().tolist() for tensor in network.judge(batch.seen_BE))
+        logits_BA, values_B = (
+            tensor.double().tolist() for tensor in network.judge(batch.seen_UE[batch.which_B])
+        )
     probs_BA = [softmax(logits) for logits in logits_BA]
     advantages = batch.advantages_B.double().tolist()
     if settings.normalise_advantages:
@@ -78,10 +80,10 @@ def test_an_update_moves_the_student_towards_the_teacher() -> None:
     algorithm = PPO(network, settings)
     envs = Environments(LAYOUT, Vocabulary(), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)
-    probs_BA = torch.zeros(128, A)
-    probs_BA[:, 1] = 1
-    labels = Labels(probs_BA, torch.ones(128, dtype=torch.bool))
+    probs_UA = torch.zeros(len(rollout.states_UK), A)
+    probs_UA[:, 1] = 1
+    labels = Labels(probs_UA, torch.ones(len(probs_UA), dtype=torch.bool))
     figures = [algorithm.update(rollout, labels, 1.0, rng) for _ in range(10)]
     assert figures[-1]["kl"] < 0.3 * figures[0]["kl"]
-    log_probs_BA = torch.from_numpy(collect(network, envs, rollout.last_obs_NK, 16, rng).log_probs_TNA)
-    assert (log_probs_BA.argmax(2) == 1).all()
+    log_probs_UA = collect(network, envs, rollout.last_obs_NK, 16, rng).log_probs_UA
+    assert (log_probs_UA.argmax(1) == 1).all()

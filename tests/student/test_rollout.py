@@ -23,17 +23,18 @@ def _rollout(
     steps = len(rewards_T)
     column = lambda values: np.array(values, np.float32)[:, None]  # noqa: E731
     flags = lambda at: np.isin(np.arange(steps), at)[:, None]  # noqa: E731
-    nothing = np.zeros((steps, 1, 1), np.uint8)
+    states = np.arange(steps)
     return Rollout(
-        nothing,
+        states[:, None].astype(np.uint8),
+        np.zeros((steps, 1), np.float32),
+        np.array(values_T, np.float32),
+        states[:, None],
         np.zeros((steps, 1), np.int64),
-        column(values_T),
-        column(values_T),
         column(next_values_T),
         column(rewards_T),
         flags(terminated),
         flags(truncated),
-        nothing[0],
+        np.zeros((1, 1), np.uint8),
         [],
     )
 
@@ -94,7 +95,8 @@ def test_a_real_rollout_bootstraps_by_how_each_episode_ended() -> None:
         return seen[-1]
 
     envs.step = recorded  # type: ignore[assignment]
-    rollout = collect(network, envs, envs.reset(), 200, np.random.default_rng(0))
+    asked: list[np.ndarray] = []
+    rollout = collect(network, envs, envs.reset(), 200, np.random.default_rng(0), asked.append)
     kinds = {
         (bool(a), bool(b)) for a, b in zip(rollout.terminated_TN.flat, rollout.truncated_TN.flat, strict=True)
     }
@@ -103,7 +105,12 @@ def test_a_real_rollout_bootstraps_by_how_each_episode_ended() -> None:
         after_N = np.where(step.terminated_N, 0, act(network, step.last_NK)[1])
         np.testing.assert_allclose(rollout.next_values_TN[t], after_N, atol=1e-5)
         if t + 1 < len(seen):
-            np.testing.assert_array_equal(rollout.obs_TNK[t + 1], step.obs_NK)
+            np.testing.assert_array_equal(rollout.states_UK[rollout.which_TN[t + 1]], step.obs_NK)
+    np.testing.assert_array_equal(np.concatenate(asked), rollout.states_UK)
+    assert len({row.tobytes() for row in rollout.states_UK}) == len(rollout.states_UK) < rollout.which_TN.size
+    log_probs_UA, values_U = act(network, rollout.states_UK)
+    np.testing.assert_allclose(rollout.log_probs_UA, log_probs_UA, atol=1e-5)
+    np.testing.assert_allclose(rollout.values_U, values_U, atol=1e-5)
     assert len(rollout.ended) == int((rollout.terminated_TN | rollout.truncated_TN).sum())
     np.testing.assert_array_equal(rollout.last_obs_NK, seen[-1].obs_NK)
 

@@ -81,7 +81,10 @@ def test_what_is_in_force_makes_the_same_settings_again(algo: str) -> None:
             ["--algo", "sac"],
             "--algo (or STUDENT_ALGO): unknown algorithm 'sac': choose one of ppo, a2c, dqn",
         ),
-        (["--preset", "slow"], "--preset (or STUDENT_PRESET): Input should be 'fast' or 'paper', not 'slow'"),
+        (
+            ["--preset", "slow"],
+            "--preset (or STUDENT_PRESET): Input should be 'fast', 'alone' or 'paper', not 'slow'",
+        ),
         (
             ["--algo", "a2c", "--epochs", "2", "--clip", "0.1"],
             "--clip, --epochs: of no meaning to --algo a2c",
