@@ -25,9 +25,7 @@ def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Equation 1 of the paper with A2C's L_RL: the plain policy gradient, nothing clipped; and its terms."""
-    logits_BA, values_B = batch.judged(network)
-    log_probs_BA = logits_BA.log_softmax(1)
-    log_probs_B = log_probs_BA.gather(1, batch.actions_B[:, None]).squeeze(1)
-    policy = -(log_probs_B * scaled_advantages(batch, settings)).mean()
-    value = 0.5 * (values_B - batch.returns_B).square().mean()
-    return equation_1(policy, value, log_probs_BA, batch.targets, teacher_lambda, settings)
+    judged = batch.judged(network)
+    policy = -(judged.log_probs_B * scaled_advantages(batch, settings)).mean()
+    value = 0.5 * (judged.values_B - batch.returns_B).square().mean()
+    return equation_1(policy, value, judged, teacher_lambda, settings)

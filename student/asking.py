@@ -11,7 +11,11 @@ from threading import Thread
 from teacher_server.schemas import Answer, ErrorBody
 
 TOGETHER = 8
-"""Questions in one request, at most. One that leaves alone costs little: its state was just seen."""
+"""Questions in one request, at most. One that leaves alone costs little beside the teacher's time for it."""
+_QUICK_S = 0.01
+"""A teacher that takes less for a question, as one whose answers are stored, is quick."""
+_TOGETHER_IF_QUICK = 64
+"""With a quick teacher a request's own cost counts: it waits for so many questions, or the rollout's end."""
 THREADS = 32
 """Requests under way at once: with few new states in a step, a request holds few questions."""
 _TO_END_S = 0.5
@@ -45,15 +49,25 @@ class Asker:
         self._replies: deque[Reply] = deque()
         self._news: SimpleQueue[None] = SimpleQueue()
         """Not fewer than there are replies; whoever finds none behind one waits for the next."""
+        self._quick = False
+        self._held = 0
+        """Unsent, and no thread was called for them."""
         self._threads: list[Thread] = []
         self.under_way = 0
         """Questions sent whose replies were not taken yet."""
 
     def send(self, rows: Sequence[int]) -> None:
-        """Asks these questions, in this order, as soon as a thread is free."""
+        """Asks these questions, in this order, as soon as a thread is free; a quick teacher at `flush`."""
         self._unsent.extend(rows)
         self.under_way += len(rows)
-        for _ in range(0, len(rows), TOGETHER):
+        self._held += len(rows)
+        if not self._quick or self._held >= _TOGETHER_IF_QUICK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Lets go what is held back to go together."""
+        held, self._held = self._held, 0
+        for _ in range(0, held, TOGETHER):
             self._calls.put(True)
             if len(self._threads) < THREADS:
                 # A daemon: a process that ends does not wait for a teacher that does not answer
@@ -85,8 +99,10 @@ class Asker:
             rows = self._next()
             if rows:
                 outcomes: list[Outcome] | Exception
+                began = time.monotonic()
                 try:
                     outcomes = self._ask(rows)
+                    self._quick = time.monotonic() - began < _QUICK_S * len(rows)
                 except Exception as error:
                     outcomes = error
                 self._replies.append(Reply(rows, outcomes))
@@ -95,7 +111,8 @@ class Asker:
     def _next(self) -> list[int]:
         """What is to be asked in one request; nothing if an earlier one took it along."""
         rows: list[int] = []
+        most = _TOGETHER_IF_QUICK if self._quick else TOGETHER
         with suppress(IndexError):
-            while len(rows) < TOGETHER:
+            while len(rows) < most:
                 rows.append(self._unsent.popleft())
         return rows

@@ -34,15 +34,17 @@ class Labels:
         return cls(torch.zeros(size, actions), torch.zeros(size, dtype=torch.bool))
 
 
-def kl_to_teacher(log_probs_BA: Tensor, labels: Labels) -> Tensor:
+def kl_to_teacher(log_probs_BA: Tensor, labels: Labels, visits_B: Tensor | None = None) -> Tensor:
     """The mean of KL(p || pi) = sum_a p(a) (log p(a) - log pi(a)) over the labelled rows; 0 without any.
 
     Args:
         log_probs_BA: the student's log-probabilities.
         labels: p, the teacher's probabilities; p(a) = 0 adds 0.
+        visits_B: how often each row counts; None: once.
     """
     kl_B = (torch.xlogy(labels.probs_BA, labels.probs_BA) - labels.probs_BA * log_probs_BA).sum(1)
-    return torch.where(labels.given_B, kl_B, 0).sum() / labels.given_B.sum().clamp(min=1)
+    counted_B = labels.given_B.long() if visits_B is None else labels.given_B * visits_B
+    return (counted_B * torch.where(labels.given_B, kl_B, 0)).sum() / counted_B.sum().clamp(min=1)
 
 
 def agreement(log_probs_BA: Tensor, labels: Labels) -> float:

@@ -137,6 +137,7 @@ class LabelTable:
             self._choose(self._unasked(rows_B))
         else:
             self._spend(rows_B, np.ones(len(rows_B)) if scores_B is None else scores_B, frames_left, frames)
+        self._asker.flush()
         self._take_replies()
         while True:
             self._raise_errors()

@@ -31,16 +31,14 @@ def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Equation 1 of the paper with PPO's clipped L_RL, and its terms."""
-    logits_BA, values_B = batch.judged(network)
-    log_probs_BA = logits_BA.log_softmax(1)
-    log_probs_B = log_probs_BA.gather(1, batch.actions_B[:, None]).squeeze(1)
+    judged = batch.judged(network)
     advantages_B = scaled_advantages(batch, settings)
-    ratio_B = (log_probs_B - batch.log_probs_B).exp()
+    ratio_B = (judged.log_probs_B - batch.log_probs_B).exp()
     clipped_B = ratio_B.clamp(1 - settings.clip, 1 + settings.clip)
     policy = -torch.minimum(ratio_B * advantages_B, clipped_B * advantages_B).mean()
-    errors_B = (values_B - batch.returns_B).square()
+    errors_B = (judged.values_B - batch.returns_B).square()
     if settings.clip_values:
-        near_B = batch.values_B + (values_B - batch.values_B).clamp(-settings.clip, settings.clip)
+        near_B = batch.values_B + (judged.values_B - batch.values_B).clamp(-settings.clip, settings.clip)
         errors_B = torch.maximum(errors_B, (near_B - batch.returns_B).square())
     value = 0.5 * errors_B.mean()
-    return equation_1(policy, value, log_probs_BA, batch.targets, teacher_lambda, settings)
+    return equation_1(policy, value, judged, teacher_lambda, settings)

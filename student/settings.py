@@ -161,8 +161,8 @@ class TrainSettings(BaseSettings):
         ge=0,
         le=1,
         description="share of the targets that is spread over all actions where no episode succeeds though"
-        " the teacher's time is over; less before, and none where half of them succeed. A student that is sure of"
-        " a wrong teacher's mistakes never finds out about them",
+        " the teacher's time is over; less before, and none where half of them succeed. A student that is"
+        " sure of a wrong teacher's mistakes never finds out about them",
     )
     replay_ratio: float = _by_preset(
         fast=32.0,
@@ -203,8 +203,10 @@ class TrainSettings(BaseSettings):
         ge=1,
         description="steps in each environment between updates",
     )
-    epochs: int = Field(
-        default=4,
+    epochs: int = _by_preset(
+        fast=_Of({"": 3, "dqn": 4}),
+        alone=4,
+        paper=4,
         ge=1,
         description="PPO: passes over a rollout in one update; DQN: as many steps on its buffer",
         json_schema_extra=_only("ppo dqn"),

@@ -72,16 +72,34 @@ class Batch:
             self.returns_B[rows],
         )
 
-    @property
-    def targets(self) -> Labels:
-        """What the steps' states are drawn to."""
-        return self.targets_U[self.which_B]
-
-    def judged(self, network: ActorCritic) -> tuple[Tensor, Tensor]:
-        """Logits [B, A] and values [B]; a state in which several of the steps were taken is judged once."""
-        states_V, which_B = torch.unique(self.which_B, return_inverse=True)
+    def judged(self, network: ActorCritic) -> "Judged":
+        """What a network says of the steps' states, each judged once."""
+        states_V, which_B, visits_V = torch.unique(self.which_B, return_inverse=True, return_counts=True)
         logits_VA, values_V = network.judge(self.seen_UE[states_V])
-        return logits_VA.index_select(0, which_B), values_V.index_select(0, which_B)
+        log_probs_VA = logits_VA.log_softmax(1)
+        taken_B = which_B * logits_VA.shape[1] + self.actions_B
+        return Judged(
+            log_probs_VA.flatten().index_select(0, taken_B),
+            values_V.index_select(0, which_B),
+            log_probs_VA,
+            self.targets_U[states_V],
+            visits_V,
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a network says of B steps, taken in V states."""
+
+    log_probs_B: Tensor
+    """Of the actions taken."""
+    values_B: Tensor
+    log_probs_VA: Tensor
+    """Of all actions, in each of the states."""
+    targets_V: Labels
+    """What the states are drawn to."""
+    visits_V: Tensor
+    """Steps taken in each of them."""
 
 
 def batch_of(network: ActorCritic, rollout: Rollout, targets_U: Labels, settings: TrainSettings) -> Batch:
@@ -107,19 +125,15 @@ def scaled_advantages(batch: Batch, settings: TrainSettings) -> Tensor:
 
 
 def equation_1(
-    policy: Tensor,
-    value: Tensor,
-    log_probs_BA: Tensor,
-    targets: Labels,
-    teacher_lambda: float,
-    settings: TrainSettings,
+    policy: Tensor, value: Tensor, judged: Judged, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_RL + lambda * KL(teacher || student): equation 1 of the paper, and its terms by their figures' names.
 
-    L_RL is an algorithm's policy loss and value loss, and the entropy bonus.
+    L_RL is an algorithm's policy loss and value loss, and the entropy bonus. All are means over steps.
     """
-    entropy = -(log_probs_BA.exp() * log_probs_BA).sum(1).mean()
-    kl = kl_to_teacher(log_probs_BA, targets)
+    entropies_V = -(judged.log_probs_VA.exp() * judged.log_probs_VA).sum(1)
+    entropy = (judged.visits_V * entropies_V).sum() / len(judged.values_B)
+    kl = kl_to_teacher(judged.log_probs_VA, judged.targets_V, judged.visits_V)
     total = (
         policy
         + settings.value_coefficient * value

@@ -46,7 +46,9 @@ def test_the_loss_is_equation_1(seed: int, teacher_lambda: float, normalise: boo
     for b in range(B):
         policy -= np.log(probs_BA[b][int(batch.actions_B[b])]) * advantages[b] / B
         value += 0.5 * (values_B[b] - float(batch.returns_B[b])) ** 2 / B
-    expected = equation_1_by_hand(policy, value, probs_BA, batch.targets, teacher_lambda, settings)
+    expected = equation_1_by_hand(
+        policy, value, probs_BA, batch.targets_U[batch.which_B], teacher_lambda, settings
+    )
     assert total.item() == pytest.approx(expected.pop("total"), rel=1e-4, abs=1e-5)
     for name, figure in expected.items():
         assert float(parts[name]) == pytest.approx(figure, rel=1e-4, abs=1e-5), name
@@ -66,8 +68,8 @@ def test_the_gradient_is_the_policy_gradients(teacher_lambda: float) -> None:
     policy_A = (batch.advantages_B.double().numpy()[:, None] * (probs_BA - taken_BA)).mean(0)
     entropy_B1 = -(probs_BA * np.log(probs_BA)).sum(1, keepdims=True)
     entropy_A = -(probs_BA * (np.log(probs_BA) + entropy_B1)).mean(0)
-    given_B = batch.targets.given_B.numpy()
-    kl_A = (probs_BA - batch.targets.probs_BA.double().numpy())[given_B].mean(0)
+    given_B = batch.targets_U[batch.which_B].given_B.numpy()
+    kl_A = (probs_BA - batch.targets_U[batch.which_B].probs_BA.double().numpy())[given_B].mean(0)
     expected_A = policy_A - settings.entropy_coefficient * entropy_A + teacher_lambda * kl_A
     np.testing.assert_allclose(network.actor.bias.grad, expected_A, rtol=1e-3, atol=1e-5)
     expected = settings.value_coefficient * (values_B - batch.returns_B.double().numpy()).mean()

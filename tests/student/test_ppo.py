@@ -44,7 +44,9 @@ def _by_hand(
             near = old + min(max(values_B[b] - old, -settings.clip), settings.clip)
             error = max(error, (near - target) ** 2)
         value += 0.5 * error / B
-    return equation_1_by_hand(policy, value, probs_BA, batch.targets, teacher_lambda, settings)
+    return equation_1_by_hand(
+        policy, value, probs_BA, batch.targets_U[batch.which_B], teacher_lambda, settings
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
