@@ -1,0 +1,39 @@
+"""Prints what the project needs, for pip, from pyproject.toml in the working directory.
+
+    python3 requirements.py EXTRA...        the dependencies, and those of the extras
+    python3 requirements.py --constraints   the tested versions, or those that are installed here already
+
+So the images install dependencies before the project's code is copied, and a change of code costs
+seconds. What an image brings along, such as vLLM and all that it is built against, stays as it is.
+"""
+
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> None:
+    """Prints one requirement or constraint a line."""
+    if arguments == ["--constraints"]:
+        lines = _constraints(Path("constraints.txt").read_text().splitlines())
+    else:
+        project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+        extras = project["optional-dependencies"]
+        lines = [*project["dependencies"], *(line for extra in arguments for line in extras[extra])]
+    print("\n".join(lines))
+
+
+def _constraints(tested: list[str]) -> list[str]:
+    here = {_name(each.name): f"{each.name}=={each.version}" for each in metadata.distributions()}
+    pins = [line for line in tested if "==" in line and _name(line.split("==")[0]) not in here]
+    return [*here.values(), *pins]
+
+
+def _name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

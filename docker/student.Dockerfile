@@ -1,0 +1,42 @@
+# The student: training, evaluation, sweeps, reports, and TensorBoard.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS dependencies
+# Where PyTorch's CPU builds are, for those who want no CUDA: see docs/deploy.md
+ARG PIP_EXTRA_INDEX_URL=
+RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --upgrade pip hatchling \
+    && python3 -m venv --without-pip /opt/student
+WORKDIR /build
+COPY docker/requirements.py pyproject.toml constraints.txt ./
+RUN python3 requirements.py student export > needed.txt \
+    && /opt/build/bin/pip --python /opt/student/bin/python install --no-cache-dir --no-compile \
+        --constraint constraints.txt --requirement needed.txt
+
+FROM dependencies AS code
+COPY README.md LICENSE ./
+COPY gridworld gridworld
+COPY prompts prompts
+COPY student student
+COPY teacher_server teacher_server
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
+    && /opt/build/bin/pip --python /opt/student/bin/python install --no-cache-dir --no-deps \
+        --target /opt/lvlm2p wheels/*.whl
+
+FROM ${PYTHON_IMAGE}
+RUN useradd --uid 2000 --gid 0 --no-create-home --home-dir /tmp student \
+    && install -d -o 2000 -g 0 /runs
+COPY --from=dependencies /opt/student /opt/student
+COPY --from=code /opt/lvlm2p /opt/lvlm2p
+ENV PATH=/opt/lvlm2p/bin:/opt/student/bin:${PATH} \
+    PYTHONPATH=/opt/lvlm2p \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    MPLCONFIGDIR=/tmp/matplotlib
+WORKDIR /runs
+USER 2000:0
+LABEL org.opencontainers.image.title="lvlm2p student" \
+    org.opencontainers.image.description="Trains small agents with reinforcement learning and a teacher's advice" \
+    org.opencontainers.image.licenses="MIT"
+ENTRYPOINT ["student"]
+CMD ["--help"]

@@ -1,0 +1,53 @@
+# The teacher. On a Python image instead of vLLM's it serves the embedded teacher: compose.cpu.yml.
+ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
+
+FROM ${VLLM_IMAGE} AS code
+ARG PIP_EXTRA_INDEX_URL=
+RUN python3 -m pip install --no-cache-dir hatchling
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY gridworld gridworld
+COPY prompts prompts
+COPY student student
+COPY teacher_server teacher_server
+RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
+    && python3 -m pip install --no-cache-dir --no-deps --target /opt/lvlm2p wheels/*.whl
+
+FROM ${VLLM_IMAGE}
+ARG PIP_EXTRA_INDEX_URL=
+WORKDIR /tmp/requirements
+COPY docker/requirements.py pyproject.toml constraints.txt ./
+RUN python3 requirements.py --constraints > here.txt \
+    && python3 requirements.py teacher > needed.txt \
+    && if python3 -c "import vllm" 2> /dev/null; then echo "qwen-vl-utils" >> needed.txt; fi \
+    && python3 -m pip install --no-cache-dir --constraint here.txt --requirement needed.txt \
+    && rm -rf /tmp/requirements
+# vLLM's image is made for users of group 0
+RUN getent passwd 2000 || useradd --uid 2000 --gid 0 --no-create-home --home-dir /tmp teacher; \
+    install -d -o 2000 -g 0 /var/lib/teacher /var/cache/teacher
+COPY --from=code /opt/lvlm2p /opt/lvlm2p
+ENV PATH=/opt/lvlm2p/bin:${PATH} \
+    PYTHONPATH=/opt/lvlm2p \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    XDG_CACHE_HOME=/var/cache/teacher \
+    VLLM_CACHE_ROOT=/var/cache/teacher/vllm \
+    TRITON_CACHE_DIR=/var/cache/teacher/triton \
+    TORCHINDUCTOR_CACHE_DIR=/var/cache/teacher/inductor \
+    HF_HUB_OFFLINE=1 \
+    TRANSFORMERS_OFFLINE=1 \
+    VLLM_NO_USAGE_STATS=1 \
+    DO_NOT_TRACK=1 \
+    TEACHER_HOST=0.0.0.0 \
+    TEACHER_PORT=8000 \
+    TEACHER_STORE=/var/lib/teacher/answers.sqlite3
+WORKDIR /var/lib/teacher
+USER 2000:0
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=5s --retries=3 --start-period=15m \
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+LABEL org.opencontainers.image.title="lvlm2p teacher" \
+    org.opencontainers.image.description="Asks a local vision-language model what it would do in a grid world, over HTTP" \
+    org.opencontainers.image.licenses="MIT"
+ENTRYPOINT ["teacher"]
+CMD ["serve"]

@@ -1,0 +1,129 @@
+"""The project as its users start it: `docker compose` with the images built from this checkout."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+GPU = "-f docker-compose.yml"
+CPU = f"{GPU} -f docker/compose.cpu.yml"
+VLLM_CPU = f"{GPU} -f docker/compose.vllm-cpu.yml"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says why these tests do not run where there is no Docker."""
+    ours = [item for item in items if item.get_closest_marker("docker")]
+    if ours and not docker_info():
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason="no Docker engine answers here"))
+
+
+def docker_info() -> str:
+    """What Docker says of itself; nothing where there is none."""
+    if shutil.which("docker") is None:
+        return ""
+    done = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+class Stack:
+    """A compose project with a name, ports and an .env of its own, whose `variables` may be changed."""
+
+    def __init__(self, name: str, files: str, folder: Path, **variables: str) -> None:
+        self._name, self._files, self._env_file = name, files, folder / "env"
+        self.teacher_port, self.tensorboard_port = _free_port(), _free_port()
+        self.variables = {
+            "TEACHER_PORT": str(self.teacher_port),
+            "TENSORBOARD_PORT": str(self.tensorboard_port),
+            "STUDENT_PROGRESS": "false",
+            **variables,
+        }
+
+    @property
+    def url(self) -> str:
+        """The teacher's address, as published by the gateway."""
+        return f"http://127.0.0.1:{self.teacher_port}"
+
+    def __call__(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Runs `docker compose`; nothing is raised where it fails."""
+        self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self.variables.items()))
+        chosen = ["-p", self._name, "--env-file", str(self._env_file), *self._files.split()]
+        return subprocess.run(
+            ["docker", "compose", "--ansi", "never", *chosen, *arguments],
+            cwd=_ROOT,
+            env=os.environ | {"ENV_FILE": str(self._env_file)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def do(self, *arguments: str, timeout: float = 600) -> str:
+        """Runs `docker compose`, which has to succeed; what it printed."""
+        done = self(*arguments, timeout=timeout)
+        assert done.returncode == 0, f"docker compose {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def up(self, *arguments: str) -> None:
+        """Starts everything, or what is named; returns when what others depend on is healthy."""
+        self.do("up", "--detach", "--no-build", *arguments)
+
+    def run_ended(self) -> int:
+        """Waits for the student's end; its exit code."""
+        return int(self("wait", "student", timeout=300).stdout.strip() or -1)
+
+    def summary(self, run: str) -> dict[str, Any]:
+        """A run's summary.json, read from the volume."""
+        cat = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "cat", "student")
+        summary: dict[str, Any] = json.loads(self.do(*cat, f"/runs/{run}/summary.json"))
+        return summary
+
+    def state(self, service: str) -> dict[str, Any]:
+        """What `docker compose ps` says of a service's container."""
+        (line,) = self.do("ps", "--all", "--format", "json", service).splitlines()
+        state: dict[str, Any] = json.loads(line)
+        return state
+
+    def python(self, service: str, code: str) -> str:
+        """What a piece of Python prints inside a service's container."""
+        return self.do("exec", "-T", service, "python3", "-c", code).strip()
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Asks again until it is so, and takes a refused connection for a no."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < end, f"waited for {what} in vain"
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def stack(name: str, files: str, folder: Path, **variables: str) -> Iterator[Stack]:
+    """A stack whose images are built from this checkout, and of which nothing is left in the end."""
+    made = Stack(name, files, folder, **variables)
+    made.do("down", "--volumes", "--remove-orphans")
+    made.do("build", timeout=1500)
+    try:
+        yield made
+    finally:
+        made.do("down", "--volumes", "--remove-orphans", "--timeout", "20")

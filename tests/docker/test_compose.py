@@ -1,0 +1,149 @@
+"""`docker compose up` without a GPU and without weights: the tests are a user's day, in this order."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.docker.conftest import CPU, Stack, stack, wait_for
+from tests.questions import distinct_questions
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+
+_KEY = "a-key-of-the-tests"
+_HEADERS = {"Authorization": f"Bearer {_KEY}"}
+_OUTSIDE = """
+import os, socket
+def tries(what, attempt):
+    try:
+        attempt()
+    except OSError as error:
+        print(what, "failed")
+    else:
+        print(what, "worked")
+tries("name", lambda: socket.getaddrinfo("pypi.org", 443))
+for address in ("1.1.1.1", "8.8.8.8"):
+    for port in (53, 443):
+        tries("address", lambda: socket.create_connection((address, port), timeout=2))
+tries("root", lambda: open("/written", "w"))
+tries("code", lambda: open("/opt/lvlm2p/written", "w"))
+print("user", os.getuid())
+"""
+
+
+@pytest.fixture(scope="module")
+def cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("cpu")
+    key = folder / "key"
+    key.write_text(f"{_KEY}\n")
+    for path in (folder, *folder.parents[:2], key):
+        path.chmod(0o755)  # the containers' user reads it
+    variables = {"STUDENT_FRAMES": "8192", "STUDENT_RUN": "first", "API_KEY_FILE": str(key)}
+    yield from stack("lvlm2p-test-cpu", CPU, folder, **variables)
+
+
+def test_up_trains_a_student_and_publishes_the_teacher_and_tensorboard(cpu: Stack) -> None:
+    cpu.up()
+    for service in ("teacher", "gateway"):
+        assert cpu.state(service)["Health"] == "healthy"
+    assert httpx.get(f"{cpu.url}/teacher").status_code == 401
+    teacher = httpx.get(f"{cpu.url}/teacher", headers=_HEADERS).json()
+    assert teacher["kind"] == "planner"
+    question = distinct_questions(1)[0].model_dump(mode="json")
+    answer = httpx.post(f"{cpu.url}/policy", json=question, headers=_HEADERS, timeout=30).json()
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert cpu.run_ended() == 0
+    summary = cpu.summary("first")
+    assert summary["success"] >= 0.9
+    assert summary["questions"] > 0
+    assert summary["teacher"] == teacher["identity"]
+    wait_for(lambda: cpu.state("tensorboard")["Health"] == "healthy", "TensorBoard")
+    runs = f"http://127.0.0.1:{cpu.tensorboard_port}/data/runs"
+    wait_for(lambda: "first/tensorboard" in httpx.get(runs).json(), "the run's charts", 30)
+
+
+@pytest.mark.parametrize("service", ["teacher", "tensorboard"])  # the second is the student's image
+def test_nothing_gets_out_and_nothing_can_be_changed(cpu: Stack, service: str) -> None:
+    said = cpu.python(service, _OUTSIDE).splitlines()
+    assert said == ["name failed", *["address failed"] * 4, "root failed", "code failed", "user 2000"]
+
+
+def test_only_this_machine_is_published_to(cpu: Stack) -> None:
+    published = cpu.do("ps", "--format", "{{.Ports}}").split()
+    hosts = {each.rpartition(":")[0] for each in ",".join(published).split(",") if "->" in each}
+    assert hosts == {"127.0.0.1"}
+
+
+def test_a_second_up_asks_nothing_new(cpu: Stack) -> None:
+    cpu.do("down")
+    cpu.variables["STUDENT_RUN"] = "second"
+    cpu.up()
+    assert cpu.run_ended() == 0
+    first, second = cpu.summary("first"), cpu.summary("second")
+    assert second["questions"] == 0
+    assert second["store_hits"] == first["questions"] + first["store_hits"]
+    assert second["sampled"] == first["sampled"]
+
+
+def test_a_run_that_is_complete_is_left_as_it_is(cpu: Stack) -> None:
+    before = cpu.summary("second")
+    cpu.up()
+    assert cpu.run_ended() == 0
+    assert cpu.summary("second") == before
+
+
+def test_a_stop_saves_the_run_and_the_next_up_goes_on(cpu: Stack) -> None:
+    """It ends as the run that nobody stopped."""
+    cpu.variables |= {"STUDENT_RUN": "stopped"}
+    cpu.up()
+    begun = ("exec", "-T", "student", "test", "-s", "/runs/stopped/metrics.jsonl")
+    wait_for(lambda: cpu(*begun).returncode == 0, "the run's beginning", 60)
+    cpu.do("stop", "student")
+    assert cpu.state("student")["ExitCode"] == 130
+    assert "interrupted after" in cpu.do("logs", "student")
+    cpu.up()
+    assert cpu.run_ended() == 0
+    assert cpu.summary("stopped")["sampled"] == cpu.summary("first")["sampled"]
+
+
+def test_several_teachers_share_the_questions(cpu: Stack) -> None:
+    cpu.up("--wait", "--scale", "teacher=2", "teacher", "gateway")
+    count = (
+        "import urllib.request; print(sum(float(line.split()[-1]) for line in urllib.request.urlopen("
+        "'http://127.0.0.1:8000/metrics').read().decode().splitlines()"
+        " if line.startswith('teacher_seconds_count')))"
+    )
+
+    def served(index: int) -> float:
+        return float(cpu.do("exec", "-T", "--index", str(index), "teacher", "python3", "-c", count))
+
+    questions = distinct_questions(40, seed=4)
+    with httpx.Client(headers=_HEADERS, timeout=30) as http:
+
+        def both_serve() -> bool:
+            for question in questions:
+                http.post(f"{cpu.url}/policy", json=question.model_dump(mode="json")).raise_for_status()
+            return served(1) > 0 and served(2) > 0
+
+        wait_for(both_serve, "both teachers to answer", 60)
+
+
+def test_a_teacher_that_stops_answers_what_it_has_begun(cpu: Stack) -> None:
+    cpu.variables |= {"TEACHER_DELAY_MS": "3000"}
+    cpu.up("--wait", "--scale", "teacher=1", "teacher", "gateway")
+    question = distinct_questions(1, seed=5)[0].model_dump(mode="json")
+    pending = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
+    with ThreadPoolExecutor() as pool:
+        url = f"{cpu.url}/policy"
+        asked = pool.submit(lambda: httpx.post(url, json=question, headers=_HEADERS, timeout=30))
+        wait_for(lambda: "teacher_pending 1.0" in cpu.python("teacher", pending), "the question", 20)
+        cpu.do("stop", "teacher")
+        assert asked.result().status_code == 200
+    assert cpu.state("teacher")["ExitCode"] == 0
+
+
+def test_without_a_key_all_may_ask(cpu: Stack) -> None:
+    del cpu.variables["API_KEY_FILE"], cpu.variables["TEACHER_DELAY_MS"]
+    cpu.up("--wait", "teacher", "gateway")
+    assert httpx.get(f"{cpu.url}/teacher").status_code == 200

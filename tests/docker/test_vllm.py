@@ -1,0 +1,80 @@
+"""A checkpoint under vLLM on the CPU, through the gateway, and its swap while a student learns."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from teacher_server.prompts import SETS
+from tests.checkpoints import make_checkpoint
+from tests.docker.conftest import VLLM_CPU, Stack, stack, wait_for
+from tests.questions import distinct_questions
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints, and the prompt set `minigrid` with room for what random weights write."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("one", "two")):
+        make_checkpoint(folder / name, seed=seed)
+    settings = shutil.copytree(SETS / "minigrid", folder / "patient") / "set.toml"
+    settings.write_text(re.sub(r"(analysis_max_tokens) = \d+", r"\1 = 900", settings.read_text()))
+    for path in (folder, *folder.parents[:2], *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vllm(models: Path) -> Iterator[Stack]:
+    yield from stack(
+        "lvlm2p-test-vllm",
+        VLLM_CPU,
+        models,
+        VLLM_IMAGE="vllm/vllm-openai:v0.32.0",
+        MODELS_DIR=str(models),
+        TEACHER_MODEL="one",
+        TEACHER_PROMPTS="/models/patient",
+        TEACHER_DTYPE="float32",
+        TEACHER_MAX_MODEL_LEN="16384",
+        TEACHER_KV_CACHE_GIB="1",
+        TEACHER_MIN_LABEL_MASS="0",  # random weights hardly ever mean to answer with a label
+        STUDENT_FRAMES="64",
+        STUDENT_ENVIRONMENTS="4",
+        STUDENT_ROLLOUT_STEPS="4",
+        STUDENT_EVALUATION_EPISODES="1",
+        STUDENT_ALLOW_TEACHER_CHANGE="true",
+    )
+
+
+def _identity(stack: Stack) -> str:
+    identity: str = httpx.get(f"{stack.url}/teacher", timeout=30).raise_for_status().json()["identity"]
+    return identity
+
+
+def test_the_checkpoint_answers_through_the_gateway(vllm: Stack) -> None:
+    vllm.up("--wait", "teacher", "gateway")
+    question = distinct_questions(1)[0].model_dump(mode="json")
+    reply = httpx.post(f"{vllm.url}/policy", json=question, timeout=120)
+    assert reply.status_code == 200, reply.text
+    answer = reply.json()
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert answer["analysis"]
+    assert answer["teacher"] == _identity(vllm)
+
+
+def test_a_swapped_checkpoint_goes_on_teaching_the_student_that_waits(vllm: Stack) -> None:
+    first = _identity(vllm)
+    vllm.up("student")
+    begun = ("exec", "-T", "student", "test", "-s", "/runs/student/metrics.jsonl")
+    wait_for(lambda: vllm(*begun).returncode == 0 or vllm.state("student")["State"] != "running", "a rollout")
+    assert vllm.state("student")["State"] == "running"
+    vllm.variables["TEACHER_MODEL"] = "two"
+    vllm.up("--no-deps", "teacher")
+    assert vllm.run_ended() == 0
+    assert _identity(vllm) != first
+    assert vllm.summary("student")["teacher"] == _identity(vllm)
