@@ -28,7 +28,7 @@ _TOGETHER = 64
 """Points of a curve resampled at once: bounds the memory."""
 _TELLS_NOTHING_APART = {
     *("env", "algo", "seed", "out", "resume", "progress", "threads", "checkpoint_every"),
-    *("teacher", "teacher_wait_s", "allow_teacher_change"),
+    *("teacher", "teacher_key_file", "teacher_wait_s", "allow_teacher_change"),
 }
 """Settings in which arms may differ that are compared in another one; a teacher counts by its identity."""
 

@@ -35,7 +35,9 @@ VERSION = 1
 GIVEN = "given"
 """What an arm calls the teacher whose address the command gives, and its folder's name."""
 
-_THE_SWEEPS_OWN = {"env", "algo", "seed", "teacher", "out", "resume", "threads", "progress"}
+_THE_SWEEPS_OWN = {
+    *("env", "algo", "seed", "teacher", "teacher_key_file", "out", "resume", "go_on", "threads", "progress")
+}
 """Settings of a run that a plan's tables of settings cannot hold."""
 _SETTINGS = {
     name.replace("-", "_"): field.alias or key
@@ -55,6 +57,9 @@ class SweepSettings(BaseSettings):
     out: Path = Field(description="the sweep's folder; made if it is not there, gone on with if it is")
     teacher: Annotated[str, AfterValidator(checked_url)] | None = Field(
         default=None, description=f'address of the teacher that arms with teacher = "{GIVEN}" learn from'
+    )
+    teacher_key_file: Path | None = Field(
+        default=None, description="a file that holds the key which the teacher at --teacher asks for"
     )
     teacher_wait_s: float = Field(
         default=60.0,
@@ -126,7 +131,7 @@ def _teacher(teacher: Any) -> Any:
         isinstance(value, bool | int | float | str) for value in teacher.values()
     ):
         flags = {key.replace("_", "-"): value for key, value in teacher.items()}
-        ours = sorted(flags.keys() & {"store", "host", "port"})
+        ours = sorted(flags.keys() & {"store", "host", "port", "api-key-file"})
         if ours:
             raise ValueError(f"{', '.join(ours)} is the sweep's own; take it away")
         return flags

@@ -38,7 +38,7 @@ class Run:
         Raises:
             BadRun: the folder holds a run already, or cannot be written.
         """
-        if (folder / "config.json").exists():
+        if cls.is_in(folder):
             raise BadRun(
                 f"{folder} holds a run already: go on with --resume {folder}, or choose another --out"
             )
@@ -48,6 +48,11 @@ class Run:
         except OSError as error:
             raise BadRun(f"cannot write to {folder}: {error.strerror}") from error
         return cls(folder)
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether a run was begun there."""
+        return (folder / "config.json").exists()
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -139,11 +144,63 @@ class Run:
             )
         return state
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return bool(self._checkpoints())
+
+    def clear(self) -> None:
+        """Takes away what was begun, so that it can begin anew; config.json goes last.
+
+        Raises:
+            BadRun: the folder holds a checkpoint, or something that is no run's; all is left as it is.
+        """
+        paths = [path for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+        others = [path for path in paths if not _is_of_a_start(path.relative_to(self.folder))]
+        if others:
+            raise BadRun(
+                f"{self.folder} has no checkpoint yet and cannot begin anew, because {min(others)} is no"
+                " file of a run's start: take it away, or choose another --out"
+            )
+        try:
+            for path in sorted(paths, key=lambda path: path.name == "config.json"):
+                path.unlink()
+        except OSError as error:
+            raise BadRun(f"cannot write to {self.folder}: {error.strerror}") from error
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the run came to; None before its end.
+
+        Raises:
+            BadRun: summary.json cannot be read.
+        """
+        path = self.folder / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text())
+            summary["frames"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadRun(f"{path} cannot be read as a run's summary: {error}") from error
+        return summary
+
     def summarise(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("*.pt"))
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Whether a run, or the sweep that began it, writes this file before the first checkpoint."""
+    match path.parts:
+        case [name]:
+            return name.removesuffix(".part") in ("config.json", "metrics.jsonl", "error.txt")
+        case ["checkpoints", name]:
+            return name.endswith(".part")
+        case ["tensorboard", name]:
+            return name.startswith("events.out.tfevents.")
+    return False
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,11 +12,12 @@ from student.evaluate import Policy, animate, evaluate
 from student.exported import open_exported
 from student.labels import LabelTable
 from student.networks import ActorCritic
+from student.resuming import load_settings
 from student.rollout import act
 from student.runs import BadRun, Run
 from student.settings import EvaluateSettings, TrainSettings, is_address
-from student.trainer import load_settings
 from teacher_server.client import TeacherClient, TeacherError
+from teacher_server.keys import read_key
 
 _EPISODES_SHOWN = 4
 
@@ -25,7 +26,7 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
     """Reports of held-out episodes, with sampled and with the most probable actions.
 
     Raises:
-        CannotStart: the folder or file holds no student, or one of another environment.
+        CannotStart: the folder or file holds no student, or one of another environment; or no key.
         TeacherError: the teacher cannot be asked, or does not answer for a state.
     """
     if is_address(settings.policy):
@@ -110,7 +111,8 @@ def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
     if settings.env is None:
         raise BadRun("a teacher can play any environment: choose one with --env")
     layout, vocabulary = layout_of(settings.env), Vocabulary()
-    client = TeacherClient(settings.policy, deadline_s=settings.teacher_wait_s)
+    key = read_key(settings.teacher_key_file)
+    client = TeacherClient(settings.policy, deadline_s=settings.teacher_wait_s, key=key)
     labels = LabelTable(layout, vocabulary, client, task=settings.task)
 
     def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -74,6 +74,14 @@ _TASK = (
     " whose key is found by itself"
 )
 
+_KeyFile = Annotated[
+    Path | None,
+    Field(description="a file that holds the key which the teacher asks for (its --api-key-file)"),
+]
+_WaitS = Annotated[
+    float, Field(ge=0, description="seconds to wait for a teacher that is away before giving up")
+]
+
 
 def _config(command: str) -> SettingsConfigDict:
     return SettingsConfigDict(
@@ -115,8 +123,14 @@ class TrainSettings(BaseSettings):
     out: Path = Field(default=Path("runs/student"), description="the run's folder; made if it is not there")
     resume: Path | None = Field(
         default=None,
-        description="go on with the run in this folder; --teacher, --frames, --teacher-wait-s, --threads,"
-        " --allow-teacher-change and --progress may be told anew",
+        description="go on with the run in this folder; --teacher, --teacher-key-file, --teacher-wait-s,"
+        " --allow-teacher-change, --frames, --threads and --progress may be told anew",
+    )
+    go_on: bool = Field(
+        default=False,
+        exclude=True,
+        description="go on with the run in --out if there is one, as --resume does, and do nothing if it is"
+        " complete: for whatever starts the same command again",
     )
     seed: int = Field(default=1, ge=0, description="of everything random in the run")
     frames: int = _by_preset(
@@ -174,9 +188,8 @@ class TrainSettings(BaseSettings):
     replay_rate: float = Field(
         default=1e-3, gt=0, description="learning rate of replay, by an Adam of its own"
     )
-    teacher_wait_s: float = Field(
-        default=300.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
-    )
+    teacher_key_file: _KeyFile = None
+    teacher_wait_s: _WaitS = 300.0
     allow_teacher_change: bool = Field(
         default=False, description="go on when the teacher is not the one that the run began with"
     )
@@ -291,6 +304,12 @@ class TrainSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _one_way_on(self) -> Self:
+        if self.go_on and self.resume is not None:
+            raise ValueError("--go-on: not together with --resume; it goes on with the run in --out")
+        return self
+
+    @model_validator(mode="after")
     def _with_a_task(self) -> Self:
         if self.teacher != "none" or self.task is not None:
             task_key(self.env, self.task)
@@ -347,9 +366,8 @@ class EvaluateSettings(BaseSettings):
     seed: int = Field(default=1, ge=0, description="of the sampled actions")
     gif: Path | None = Field(default=None, description="write an animation of the first episodes here")
     out: Path | None = Field(default=None, description="write the report here as JSON as well")
-    teacher_wait_s: float = Field(
-        default=60.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
-    )
+    teacher_key_file: _KeyFile = None
+    teacher_wait_s: _WaitS = 60.0
 
     @model_validator(mode="after")
     def _with_a_task(self) -> Self:
@@ -375,6 +393,5 @@ class ExportSettings(BaseSettings):
     questions: int = Field(
         default=30, ge=1, description="states to ask the teacher about that its store cannot answer"
     )
-    teacher_wait_s: float = Field(
-        default=60.0, ge=0, description="seconds to wait for a teacher that is away before giving up"
-    )
+    teacher_key_file: _KeyFile = None
+    teacher_wait_s: _WaitS = 60.0

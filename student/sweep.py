@@ -18,6 +18,7 @@ from student.teachers import TeacherDidNotStart, served_teacher
 from student.workers import LocalWorkers, Task, Workers, locked, score_teacher, train_run
 from teacher_server.client import TeacherClient
 from teacher_server.command_line import CannotStart
+from teacher_server.keys import read_key
 
 _ATTEMPTS = 2
 """How often a task may cost its worker's life before it is given up."""
@@ -33,6 +34,7 @@ class Interrupted(Exception):
 class _Teacher:
     name: str
     address: str
+    key_file: Path | None
     identity: str
 
 
@@ -176,11 +178,14 @@ def _start_teachers(
                 address = stack.enter_context(served_teacher(files[0], flags, files[1]))
             except TeacherDidNotStart as error:
                 raise CannotStart(f"arms.{arm}.teacher: {error}") from error
+            key_file = None
         else:
             assert settings.teacher is not None
-            address = settings.teacher
-        with TeacherClient(address, deadline_s=settings.teacher_wait_s) as client:
-            teachers[name] = _Teacher(name, address, client.teacher().identity)
+            address, key_file = settings.teacher, settings.teacher_key_file
+        key, wait_s = read_key(key_file), settings.teacher_wait_s
+        with TeacherClient(address, deadline_s=wait_s, key=key) as client:
+            identity = client.teacher().identity
+        teachers[name] = _Teacher(name, address, key_file and key_file.absolute(), identity)
         _check_identity(teachers[name], folder)
     return teachers
 
@@ -207,6 +212,7 @@ def _scores(
             if not (of_its_own / f"{env}.json").exists():
                 what = {
                     "address": teacher.address,
+                    "key_file": teacher.key_file,
                     "identity": teacher.identity,
                     "env": env,
                     "task": plan.settings_of(arm, plan.algos[0], env).task,
@@ -219,10 +225,11 @@ def _run_task(
     settings: SweepSettings, plan: Plan, run: PlannedRun, teachers: dict[str, _Teacher], folder: Path
 ) -> Task:
     name = plan.arms[run.arm].teacher_name
+    teacher = teachers[name] if name else None
     own = {
         "seed": run.seed,
-        "teacher": teachers[name].address if name else "none",
-        "out": str(folder / "runs" / run.name),
+        "teacher": teacher.address if teacher else "none",
+        "teacher_key_file": teacher.key_file if teacher else None,
         "threads": settings.threads,
         "progress": False,
     }

@@ -29,14 +29,13 @@ from student.envs import Environments, EpisodeState, Vocabulary, layout_of
 from student.evaluate import Evaluation, evaluate
 from student.labels import LabelTable
 from student.networks import ActorCritic
+from student.resuming import resumed
 from student.rollout import Rollout, act, collect
-from student.runs import BadRun, Run
+from student.runs import Run
 from student.settings import TrainSettings
 from teacher_server.client import TeacherClient, TeacherError
-from teacher_server.command_line import flag_of
+from teacher_server.keys import read_key
 
-_ON_RESUME = {"resume", "teacher", "frames", "teacher_wait_s", "allow_teacher_change", "progress", "threads"}
-"""What may be told anew when a run is resumed; the rest is the run's own."""
 _RECENT = 100
 """Training episodes over which success and return are averaged."""
 
@@ -58,50 +57,28 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
     Raises:
         BadRun: the folder cannot be used.
+        BadKeyFile: the file of the teacher's key holds none.
         TeacherError: the teacher cannot be used from the start.
         Stopped: interrupted, or the teacher was lost, after a checkpoint was written.
     """
-    if settings.resume is None:
-        return _Trainer(settings, None).run_to_end()
-    run = Run.open(settings.resume)
-    return _Trainer(_resumed(run, settings), run).run_to_end()
+    if settings.resume is not None:
+        run = Run.open(settings.resume)
+        return _Trainer(resumed(run, settings), run).run_to_end()
+    if settings.go_on and Run.is_in(settings.out):
+        return _go_on(settings)
+    return _Trainer(settings, None).run_to_end()
 
 
-def _resumed(run: Run, given: TrainSettings) -> TrainSettings:
-    settings = load_settings(run)
-    told = {name: getattr(given, name) for name in given.model_fields_set}
-    if told.get("algo", settings.algo) != settings.algo:
-        raise BadRun(
-            f"{run.folder} learns by {settings.algo} and cannot go on by {given.algo}; start a new run with"
-            " another --out"
-        )
-    changed = {name for name, value in told.items() if value != getattr(settings, name)}
-    fixed = sorted(flag_of(TrainSettings, name) for name in changed - _ON_RESUME)
-    if fixed:
-        raise BadRun(
-            f"{', '.join(fixed)} cannot be changed when a run is resumed; start a new one with another --out"
-        )
-    if settings.lambda_schedule == "linear" and not settings.lambda_frames and "frames" in changed:
-        raise BadRun(
-            "--frames cannot be changed when a run with --lambda-schedule linear and no --lambda-frames is"
-            " resumed: its lambda falls"
-            f" to 0 over {settings.frames} frames"
-        )
-    return settings.model_copy(update=told)
-
-
-def load_settings(run: Run) -> TrainSettings:
-    """The settings that a run was made with.
-
-    Raises:
-        BadRun: they are not those of this version.
-    """
-    stored = run.config["settings"]
-    try:
-        return TrainSettings.model_validate(stored)
-    except ValueError as error:
-        lines = " ".join(str(error).split("\n")[1:3])
-        raise BadRun(f"{run.folder}/config.json is not of this version: {lines}") from error
+def _go_on(given: TrainSettings) -> dict[str, Any]:
+    """As far as told, with the run in --out; what it holds is kept, unless it has no checkpoint yet."""
+    run = Run.open(given.out)
+    settings, summary = resumed(run, given), run.summary()
+    if summary is not None and summary["frames"] >= settings.frames:
+        return summary
+    if run.has_checkpoint:
+        return _Trainer(settings, run).run_to_end()
+    run.clear()
+    return _Trainer(settings, None).run_to_end()
 
 
 class _Trainer:
@@ -262,13 +239,13 @@ class _Trainer:
 
     def _label_table(self, state: dict[str, Any] | None) -> LabelTable | None:
         if self.settings.teacher == "none":
-            if state is not None and state["labels"] is not None:
-                raise BadRun("the run learns from a teacher; resume it with --teacher ADDRESS")
             return None
         labels = state["labels"] if state else None
-        if state is not None and labels is None:
-            raise BadRun("the run learns without a teacher and cannot take one on when it is resumed")
-        client = TeacherClient(self.settings.teacher, deadline_s=self.settings.teacher_wait_s)
+        client = TeacherClient(
+            self.settings.teacher,
+            deadline_s=self.settings.teacher_wait_s,
+            key=read_key(self.settings.teacher_key_file),
+        )
         identity = labels["identity"] if labels else None
         table = LabelTable(
             self.layout,

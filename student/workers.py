@@ -3,7 +3,6 @@
 import fcntl
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -28,8 +27,6 @@ from teacher_server.command_line import CannotStart
 
 TEACHER_EPISODES = 200
 """Episodes that show how good a teacher is."""
-_ON_RESUME = ("teacher", "threads", "progress")
-"""Settings of the sweep that a run takes anew when it goes on; the others are the run's own."""
 _ORPHANS_S = 10
 """Seconds that the workers of a killed sweep are waited for."""
 
@@ -86,20 +83,16 @@ def train_run(folder: Path, settings: dict[str, Any]) -> None:
     """Trains a run to its end, from its last checkpoint if it has one.
 
     Args:
-        settings: all of TrainSettings, `out` being the folder.
+        settings: all of TrainSettings but `out`, which is the folder.
     """
-    if any((folder / "checkpoints").glob("*.pt")):
-        train(TrainSettings(resume=folder, **{name: settings[name] for name in _ON_RESUME}))
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        train(TrainSettings.model_validate(settings))
+    train(TrainSettings.model_validate({**settings, "out": folder, "go_on": True}))
 
 
 def score_teacher(folder: Path, settings: dict[str, Any]) -> None:
     """Writes down how a teacher plays: what `student evaluate` reports, and who it is.
 
     Args:
-        settings: address, env, task, identity, wait_s.
+        settings: address, key_file, env, task, identity, wait_s.
     """
     report = score(
         EvaluateSettings(
@@ -107,6 +100,7 @@ def score_teacher(folder: Path, settings: dict[str, Any]) -> None:
             env=settings["env"],
             task=settings["task"],
             episodes=TEACHER_EPISODES,
+            teacher_key_file=settings["key_file"],
             teacher_wait_s=settings["wait_s"],
         )
     )

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from teacher_server.answers import AnswerStore
+from teacher_server.keys import KeyGuard, read_key
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import (
     Answer,
@@ -56,9 +57,11 @@ def create_app(settings: Settings) -> FastAPI:
     """The service; `app.state.teaching` is its `State`.
 
     Raises:
+        BadKeyFile: the file of the key holds none.
         CannotTeach: there cannot be a teacher as the settings ask for it.
         StoreError: the answer store cannot be used.
     """
+    key = read_key(settings.api_key_file)
     teacher = choose_teacher(settings)
     store = AnswerStore(settings.store) if settings.store else None
     if store is not None:
@@ -76,6 +79,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.teaching = State(settings, teacher, store, metrics, service)
     app.include_router(_router)
     app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
+    if key is not None:
+        app.add_middleware(KeyGuard, key=key)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_crash)
@@ -118,14 +123,18 @@ def _or_error(value: Any, validate: ValidatorFunctionWrapHandler) -> Question | 
     return question
 
 
+_KEYLESS: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorAnswer, "description": "The teacher has a key, and the request does not bear it."}
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {
+    **_KEYLESS,
     413: {"model": ErrorAnswer, "description": "The body or the picture is too large."},
     422: {"model": ErrorAnswer, "description": "Something in the question is wrong; `field` says what."},
     502: {"model": ErrorAnswer, "description": "The teacher's answer could not be read: `raw` holds it."},
     503: {"model": ErrorAnswer, "description": "Not ready or overloaded; Retry-After says how long."},
     504: {"model": ErrorAnswer, "description": "The teacher did not answer in time."},
 }
-_BATCH_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (413, 422, 503)}
+_BATCH_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 413, 422, 503)}
 
 _router = APIRouter()
 
@@ -158,7 +167,7 @@ async def policy_batch(
     )
 
 
-@_router.get("/teacher")
+@_router.get("/teacher", responses=_KEYLESS)
 async def teacher(request: Request) -> TeacherInfo:
     """Who answers: the identity and everything in it."""
     teacher = _teaching(request).teacher

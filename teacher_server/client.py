@@ -12,6 +12,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from teacher_server.keys import is_key
 from teacher_server.schemas import (
     Answer,
     Answered,
@@ -78,6 +79,7 @@ class TeacherClient:
         deadline_s: float = 600.0,
         batch_size: int = 64,
         stop: threading.Event | None = None,
+        key: str | None = None,
     ) -> None:
         """Connects to nothing yet.
 
@@ -86,15 +88,20 @@ class TeacherClient:
             deadline_s: seconds that one request is tried for.
             batch_size: questions in one request.
             stop: when it is set, waiting ends with `Interrupted`; `close` sets it.
+            key: what the teacher's --api-key-file holds; None: it asks for none.
 
         Raises:
-            ValueError: the url is no http or https address.
+            ValueError: the url is no http or https address, or the key cannot be one.
         """
+        if key is not None and not is_key(key):
+            raise ValueError("the teacher's key is no line of printable ASCII characters")
         self.url = checked_url(url)
         self._deadline_s, self._batch_size = deadline_s, batch_size
         self._stop = stop or threading.Event()
         # trust_env: a teacher is asked directly, whatever proxy the shell is set to
         self._http = httpx.Client(base_url=self.url, trust_env=False)
+        self._keyed = key is not None
+        self._headers = _HEADERS | ({"Authorization": f"Bearer {key}"} if self._keyed else {})
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
 
@@ -121,7 +128,7 @@ class TeacherClient:
         Raises:
             TeacherUnavailable: not within the deadline.
             Interrupted: `stop` was set.
-            TeacherError: what answers is not a teacher.
+            TeacherError: what answers is not a teacher, or wants another key.
         """
         return self._retried(lambda left_s: self._request(TeacherInfo, "GET", "/teacher", left_s))
 
@@ -209,7 +216,7 @@ class TeacherClient:
         told: dict[str, Any] = {"trace": self._on_event}
         try:
             reply = self._http.request(
-                method, path, content=body, headers=_HEADERS, timeout=timeout, extensions=told
+                method, path, content=body, headers=self._headers, timeout=timeout, extensions=told
             )
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise _TryAgain(f"{type(error).__name__}: {error}") from error
@@ -220,6 +227,9 @@ class TeacherClient:
                 return model.model_validate_json(reply.content)
             except ValidationError as error:
                 raise TeacherError(f"{self.url} does not answer as a teacher does: {error}") from error
+        if reply.status_code == httpx.codes.UNAUTHORIZED:
+            wants = "another key than the one it was given" if self._keyed else "a key"
+            raise TeacherError(f"{self.url} wants {wants}: give a file that holds it with --teacher-key-file")
         try:
             refusal = ErrorAnswer.model_validate_json(reply.content).error
         except ValidationError:

@@ -26,6 +26,7 @@ def serve(settings: Settings) -> int:
         The exit code: 0, or 1 if the teacher could not start or is gone.
 
     Raises:
+        BadKeyFile: the file of the key holds none.
         CannotListen: the address is taken or is not ours.
         CannotTeach: there cannot be a teacher as the settings ask for it.
         StoreError: the answer store cannot be used.

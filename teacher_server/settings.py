@@ -112,6 +112,11 @@ class Settings(EngineSettings, BaseSettings):
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0: any free one")
+    api_key_file: Path | None = Field(
+        default=None,
+        description="a file that holds the key which requests to /policy, /policy/batch and /teacher have to"
+        " bear, as Authorization: Bearer KEY; an empty file asks for no key",
+    )
     concurrency: int = Field(default=64, ge=1, description="questions that the teacher works on at once")
     max_pending: int = Field(
         default=4096, ge=1, description="questions in the service at once; further ones get 503"

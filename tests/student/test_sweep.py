@@ -72,6 +72,8 @@ def _write(folder: Path, *changes: tuple[str, str], text: str = _PLAN) -> Path:
         ('teacher = "none"', 'teacher = "http://x"', 'arms.alone.teacher: write "none", "given" or flags'),
         ("noise = 0.1", 'store = "x"', "arms.taught.teacher: store is the sweep's own"),
         ("[arms.alone]", '[arms."a/b"]', 'arms."a/b": String should match'),
+        ("noise = 0.1", 'api_key_file = "x"', "arms.taught.teacher: api-key-file is the sweep's own"),
+        ("frames = 1500", "go-on = true", "settings: 'go-on' is the sweep's own"),
         ("seeds = 2", "seeds = []", "seeds: write how many, or a list of at least one, not []"),
         ("seeds = 2", "seeds = 0", "seeds: write how many"),
         ("seeds = 2", "seeds = [1, 2, 1]", "seeds: 1 stands there more than once"),

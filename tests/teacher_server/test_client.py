@@ -164,7 +164,7 @@ def test_what_may_pass_is_tried_again(serve: Serve, trouble: Reply) -> None:
     assert len(server.times) == 3
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 500, 502])
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 500, 502])
 def test_what_stays_wrong_fails_at_once(serve: Serve, status: int) -> None:
     server = serve(_error(status))
     with TeacherClient(server.url, deadline_s=60) as client:
@@ -174,6 +174,17 @@ def test_what_stays_wrong_fails_at_once(serve: Serve, status: int) -> None:
             client.ask_batch([_question()])
     assert caught.value.error.status == status
     assert len(server.times) == 2
+
+
+@pytest.mark.parametrize("reply", [_error(401), Reply(401, b"a proxy's page")])
+def test_a_key_that_is_wanted_is_asked_for_at_once(serve: Serve, reply: Reply) -> None:
+    server = serve(reply)
+    with (
+        TeacherClient(server.url, deadline_s=60, key="k") as client,
+        pytest.raises(TeacherError, match=r"wants another key than the one it was given: .*key-file"),
+    ):
+        client.ask_batch([_question()])
+    assert len(server.times) == 1
 
 
 @pytest.mark.parametrize("reply", [Reply(200, {"hello": "world"}), Reply(404, b"<h1>Not found</h1>")])

@@ -1,0 +1,69 @@
+"""The key that a teacher's requests have to bear: where it is read from, and who checks it."""
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teacher_server.command_line import CannotStart
+from teacher_server.schemas import ErrorAnswer, ErrorBody
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+_GUARDED = ("/policy", "/teacher")
+"""How the paths begin that need the key; health, metrics and documentation are open."""
+
+
+class BadKeyFile(CannotStart):
+    """A file that no key can be read from, and what to do."""
+
+
+def read_key(path: Path | None) -> str | None:
+    """The key in a file, without white space around it; None without a file, or where it is empty.
+
+    Raises:
+        BadKeyFile: it cannot be read, or holds something else than one line of printable ASCII.
+    """
+    if path is None:
+        return None
+    try:
+        key = path.read_bytes().decode("latin-1").strip(" \t\r\n")
+    except OSError as error:
+        raise BadKeyFile(
+            f"cannot read the key in {path}: {error.strerror}; give a file that holds it"
+        ) from error
+    if key and not is_key(key):
+        raise BadKeyFile(f"{path} holds no key: write one line of printable ASCII characters into it")
+    return key or None
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be a key: one line of printable ASCII, not empty, no space at its ends."""
+    return bool(text) and text.isascii() and text.isprintable() and text == text.strip()
+
+
+class KeyGuard:
+    """Answers 401 to requests without the key, before their bodies are read."""
+
+    def __init__(self, app: "ASGIApp", key: str) -> None:
+        self._app, self._key = app, key.encode()
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
+            await self._app(scope, receive, send)
+            return
+        told = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = told.partition(b" ")
+        if scheme.lower() == b"bearer" and secrets.compare_digest(key.strip(), self._key):
+            await self._app(scope, receive, send)
+            return
+        what = "the request bears another key than this teacher's" if told else "this teacher asks for a key"
+        reason = f"{what}: send the header Authorization: Bearer KEY, KEY being what --api-key-file holds"
+        body = ErrorAnswer(error=ErrorBody(status=401, reason=reason)).model_dump_json().encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"www-authenticate", b"Bearer"),
+        ]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
