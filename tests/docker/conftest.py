@@ -79,7 +79,8 @@ class Stack:
 
     def run_ended(self) -> int:
         """Waits for the student's end; its exit code."""
-        return int(self("wait", "student", timeout=300).stdout.strip() or -1)
+        wait_for(lambda: self.state("student")["State"] == "exited", "the student's end", 300)
+        return int(self.state("student")["ExitCode"])
 
     def summary(self, run: str) -> dict[str, Any]:
         """A run's summary.json, read from the volume."""
@@ -105,7 +106,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -
         try:
             if condition():
                 return
-        except httpx.HTTPError:
+        except httpx.TransportError:
             pass
         assert time.monotonic() < end, f"waited for {what} in vain"
         time.sleep(0.2)
