@@ -43,7 +43,8 @@ def vllm(models: Path) -> Iterator[Stack]:
         TEACHER_MAX_MODEL_LEN="16384",
         TEACHER_KV_CACHE_GIB="1",
         TEACHER_MIN_LABEL_MASS="0",  # random weights hardly ever mean to answer with a label
-        STUDENT_FRAMES="64",
+        STUDENT_FRAMES="160",
+        STUDENT_LOG_EVERY="16",
         STUDENT_ENVIRONMENTS="4",
         STUDENT_ROLLOUT_STEPS="4",
         STUDENT_EVALUATION_EPISODES="1",
