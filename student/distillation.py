@@ -132,24 +132,26 @@ class Replay:
     def learn(
         self,
         obs_MK: NDArray[np.uint8],
-        targets_M: Labels,
+        labels: Labels,
         frames: int,
         teacher_lambda: float,
         rng: np.random.Generator,
+        doubt: float = 0.0,
     ) -> float:
         """As many gradient steps as the frames just played call for; the mean KL, nan without a step.
 
         Args:
-            targets_M: what M states are drawn to; those not given are left out.
+            labels: of M states, of which those not given are left out.
+            doubt: see `targets`.
         """
         share = teacher_lambda / self._settings.teacher_lambda if self._settings.teacher_lambda else 0.0
         self._due += self._settings.replay_ratio * frames * share / REPLAY_BATCH
         steps, self._due = divmod(self._due, 1)
-        given_G = targets_M.given_B.nonzero().squeeze(1)
+        given_G = labels.given_B.nonzero().squeeze(1)
         if not steps or not len(given_G):
             return float("nan")
         seen_GE = self._network.perceive(torch.from_numpy(obs_MK[given_G.numpy()]))
-        targets_G = targets_M[given_G]
+        targets_G = targets(labels[given_G], self._settings, doubt)
         divergences = []
         for rows_B in torch.from_numpy(rng.integers(0, len(given_G), (int(steps), REPLAY_BATCH))):
             logits_BA, _ = self._network.judge(seen_GE[rows_B])

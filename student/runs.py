@@ -72,13 +72,7 @@ class Run:
         Raises:
             BadRun: config.json cannot be read.
         """
-        path = self.folder / "config.json"
-        try:
-            config: dict[str, Any] = json.loads(path.read_text())
-            config["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadRun(f"{path} cannot be read as a run's settings: {error}") from error
-        return config
+        return self._read("config.json", "settings", needed="settings")
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged, a dictionary an update, oldest first."""
@@ -174,18 +168,22 @@ class Run:
         Raises:
             BadRun: summary.json cannot be read.
         """
-        path = self.folder / "summary.json"
-        if not path.exists():
+        if not (self.folder / "summary.json").exists():
             return None
-        try:
-            summary: dict[str, Any] = json.loads(path.read_text())
-            summary["frames"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadRun(f"{path} cannot be read as a run's summary: {error}") from error
-        return summary
+        return self._read("summary.json", "summary", needed="frames")
 
     def summarise(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
+
+    def _read(self, name: str, what: str, needed: str) -> dict[str, Any]:
+        """A JSON file of the run, with at least one key that is needed."""
+        path = self.folder / name
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+            content[needed]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadRun(f"{path} cannot be read as a run's {what}: {error}") from error
+        return content
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("*.pt"))

@@ -153,8 +153,7 @@ class _Trainer:
         size = rollout.actions_TN.size
         if self.labels is not None and settings.replay_ratio:
             obs_MK, stored = self.labels.stored()
-            drawn_to_M = targets(stored, settings, doubt)
-            figures["replay_kl"] = self.replay.learn(obs_MK, drawn_to_M, size, teacher_lambda, self.rng)
+            figures["replay_kl"] = self.replay.learn(obs_MK, stored, size, teacher_lambda, self.rng, doubt)
         self.obs_NK = rollout.last_obs_NK
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
         took = time.perf_counter() - began

@@ -1,11 +1,20 @@
-"""What a running teacher says of itself: whether it is ready, and its metrics."""
+"""Waiting for what is to come, and what a running teacher says of itself: readiness, metrics."""
 
 import re
 import time
+from collections.abc import Callable
 
 import httpx
 
 from tests.conftest import TeacherProcess
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    """Returns when it is so; fails if that takes longer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited for {what} in vain"
+        time.sleep(0.01)
 
 
 def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:

@@ -5,13 +5,14 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from tests import waiting
 
 _ROOT = Path(__file__).parents[2]
 GPU = "-f docker-compose.yml"
@@ -101,15 +102,14 @@ class Stack:
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
     """Asks again until it is so, and takes a refused connection for a no."""
-    end = time.monotonic() + seconds
-    while True:
+
+    def holds() -> object:
         try:
-            if condition():
-                return
+            return condition()
         except httpx.TransportError:
-            pass
-        assert time.monotonic() < end, f"waited for {what} in vain"
-        time.sleep(0.2)
+            return False
+
+    waiting.wait_for(holds, what, seconds)
 
 
 def _free_port() -> int:

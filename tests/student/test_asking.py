@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from student.trainer import train
 from teacher_server.client import TeacherClient, TeacherUnavailable
 from teacher_server.command_line import parse
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.waiting import metric
+from tests.waiting import metric, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -68,17 +69,13 @@ def _learn(table: LabelTable, rollout_TNK: np.ndarray, **spending: Any) -> torch
     return table.look_up(_flat(rollout_TNK), **spending).given_B
 
 
+_until = partial(wait_for, seconds=20)
+
+
 def _assert_same_labels(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name in ("keys", "probabilities", "status"):
         assert torch.equal(one[name], other[name]), name
     assert (one["asked"], one["store_hits"]) == (other["asked"], other["store_hits"])
-
-
-def _until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {what} in vain"
-        time.sleep(0.02)
 
 
 def test_what_is_learnt_does_not_hang_on_when_answers_come(teacher_process: StartTeacher) -> None:

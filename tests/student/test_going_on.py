@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,7 +18,7 @@ from student.cli import main
 from student.settings import TrainSettings
 from teacher_server.command_line import BadSetting, parse
 from tests.conftest import StartTeacher
-from tests.waiting import metric
+from tests.waiting import metric, wait_for
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 _SMALL = (
@@ -50,13 +48,6 @@ def _refused(*arguments: str) -> str:
     (line,) = err.getvalue().splitlines()
     assert out.getvalue() == ""
     return line
-
-
-def _wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {what} in vain"
-        time.sleep(0.02)
 
 
 def _content(folder: Path) -> dict[Path, bytes]:
@@ -103,7 +94,7 @@ def test_the_same_command_comes_to_the_same_end_and_then_does_nothing(
     for number in (signal.SIGTERM, signal.SIGKILL):
         before = set(parts.glob("checkpoints/*.pt"))
         process = _start(*again)
-        _wait_for(lambda before=before: bool(set(parts.glob("checkpoints/*.pt")) - before), "a checkpoint")
+        wait_for(lambda before=before: bool(set(parts.glob("checkpoints/*.pt")) - before), "a checkpoint")
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)

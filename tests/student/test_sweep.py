@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 
 from student.cli import main
 from student.plans import BadPlan, differences, read_plan, stored_plan, teacher_name
+from tests.waiting import wait_for
 
 _ENV = "MiniGrid-LavaGapS5-v0"
 _PLAN = f"""
@@ -186,13 +187,6 @@ def _summaries(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {what} in vain"
-        time.sleep(0.01)
-
-
 def _descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
@@ -236,13 +230,13 @@ def test_a_killed_sweep_leaves_nobody_behind_and_goes_on_to_the_same_results(
 ) -> None:
     plan, out = _write(tmp_path), tmp_path / "out"
     process = _start(plan, out)
-    _wait_for(lambda: any(out.glob("runs/taught/*/*/*/checkpoints/*.pt")), "a checkpoint")
+    wait_for(lambda: any(out.glob("runs/taught/*/*/*/checkpoints/*.pt")), "a checkpoint")
     helpers = _descendants(process.pid)
     assert len(helpers) >= 4  # two workers, the teacher and who watches over it
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     again = _start(plan, out)
-    _wait_for(lambda: not any(map(_alive, helpers)), "the helpers' end", 10)
+    wait_for(lambda: not any(map(_alive, helpers)), "the helpers' end", 10)
     unfinished = len(_summaries(out))
     said, errors = again.communicate(timeout=100)
     assert again.returncode == 0, errors
@@ -258,11 +252,11 @@ def test_a_killed_worker_costs_one_attempt_and_an_interrupted_sweep_goes_on(
     alone = _PLAN.split("[arms.taught]", maxsplit=1)[0]
     plan, out = _write(tmp_path, ("seeds = 2", "seeds = 5"), text=alone), tmp_path / "out"
     process = _start(plan, out, "--jobs", "1")
-    _wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
+    wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
     # beside it runs what multiprocessing keeps for itself
     (worker,) = (each for each in _descendants(process.pid) if "spawn_main" in " ".join(each.cmdline()))
     worker.kill()
-    _wait_for(lambda: _summaries(out), "the first run's end")
+    wait_for(lambda: _summaries(out), "the first run's end")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -369,7 +363,7 @@ def test_the_same_sweep_on_a_ray_cluster(whole: Path, tmp_path: Path, ray_addres
     """Interrupted there, and taken to its end here and there: the results are those of local processes."""
     plan, out = _write(tmp_path), tmp_path / "out"
     process = _start(plan, out, "--ray", ray_address)
-    _wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
+    wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import StartTeacher, TeacherProcess
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -100,13 +100,6 @@ def _assert_equal(a: Any, b: Any) -> None:
         assert a == b
 
 
-def _wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {what} in vain"
-        time.sleep(0.02)
-
-
 def _asked(url: str) -> int:
     match = re.search(r'questions_total\{[^}]*"asked"\} (\S+)', httpx.get(f"{url}/metrics").text)
     return int(float(match[1])) if match else 0
@@ -154,7 +147,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         _train(parts, *flags, "--frames", "2500")
     else:
         process = _start("train", *_SMALL, "--out", str(parts), *flags, "--frames", "6000")
-        _wait_for(lambda: any(parts.glob("checkpoints/*1*.pt")), "a checkpoint")
+        wait_for(lambda: any(parts.glob("checkpoints/*1*.pt")), "a checkpoint")
         process.send_signal(getattr(signal, how))
         _, err = process.communicate(timeout=60)
         if how == "SIGTERM":
@@ -174,7 +167,7 @@ def test_the_student_waits_for_a_killed_teacher_and_loses_no_label(
     teacher, run = teacher_process("--delay-ms", "30", "--concurrency", "2"), tmp_path / "run"
     process = _start("train", *_SMALL, "--out", str(run), "--teacher", teacher.url, "--frames", "2000")
     for _ in range(3):
-        _wait_for(lambda: _asked(teacher.url) >= 8, "8 questions")
+        wait_for(lambda: _asked(teacher.url) >= 8, "8 questions")
         teacher.kill()
         time.sleep(0.5)
         assert process.poll() is None
@@ -193,7 +186,7 @@ def test_a_teacher_gone_for_good_stops_the_run_which_can_be_resumed(
     teacher = teacher_process("--delay-ms", "20", "--concurrency", "2")
     flags = ("--teacher", teacher.url, "--frames", "2000")
     process = _start("train", *_SMALL, "--out", str(run), *flags, "--teacher-wait-s", "1")
-    _wait_for(lambda: _asked(teacher.url) >= 30, "30 questions")
+    wait_for(lambda: _asked(teacher.url) >= 30, "30 questions")
     teacher.kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3
