@@ -1,9 +1,11 @@
-"""Clients that go away in mid-answer, and an engine that dies: nothing goes on in the engine for nobody."""
+"""Clients that go away in mid-answer, an engine that dies, and what runs beside it."""
 
 import asyncio
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 
 import httpx
@@ -65,8 +67,6 @@ def test_clients_that_go_away_free_the_engine(slow_teacher: TeacherProcess) -> N
 
 
 def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherProcess) -> None:
-    # Many at once: around a lone request vLLM's processes spin so tightly that on two cores nothing else
-    # runs until it is answered, this test included
     questions = distinct_questions(32, seed=8)
 
     async def ask_and_kill() -> list[httpx.Response]:
@@ -86,6 +86,21 @@ def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherP
         assert "gone" in reply.json()["error"]["reason"]
     assert slow_teacher.process.wait(60) == 1
     assert "teacher: error: the teacher is gone" in slow_teacher.stderr
+
+
+def test_vllm_leaves_other_programs_their_turn_on_cpus() -> None:
+    found_in_every_process = (
+        "import vllm.distributed.utils as waiting; from vllm.plugins import load_general_plugins;"
+        "load_general_plugins(); print('yields', waiting.USE_SCHED_YIELD)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", found_in_every_process],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "yields False" in said.stdout
 
 
 def _in_engine(teacher: TeacherProcess) -> float:
