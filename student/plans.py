@@ -25,8 +25,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.tasks import task_key
-from student.algorithms import ALGORITHMS
-from student.settings import EnvId, TrainSettings
+from student.settings import AlgorithmName, EnvId, TrainSettings
 from teacher_server.client import checked_url
 from teacher_server.command_line import CannotStart, flags_and_variables, mistakes
 
@@ -120,12 +119,6 @@ def _seeds(seeds: Any) -> Any:
     return seeds
 
 
-def _known_algorithm(name: str) -> str:
-    if name not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")
-    return name
-
-
 def _teacher(teacher: Any) -> Any:
     if isinstance(teacher, dict) and all(
         isinstance(value, bool | int | float | str) for value in teacher.values()
@@ -145,7 +138,6 @@ def _teacher(teacher: Any) -> Any:
 Settings = Annotated[dict[str, Any], BeforeValidator(_named)]
 Teacher = Annotated[str | dict[str, bool | int | float | str], BeforeValidator(_teacher)]
 """The flags of a `teacher serve` that the sweep starts; none; or the one whose address is given."""
-Algorithm = Annotated[str, AfterValidator(_known_algorithm)]
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """It is a folder's name too."""
 
@@ -208,7 +200,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     envs: Annotated[list[EnvId], Field(min_length=1), AfterValidator(_distinct)]
-    algos: Annotated[list[Algorithm], Field(min_length=1), AfterValidator(_distinct)]
+    algos: Annotated[list[AlgorithmName], Field(min_length=1), AfterValidator(_distinct)]
     seeds: Annotated[
         list[Annotated[int, Field(ge=0)]],
         BeforeValidator(_seeds),

@@ -48,6 +48,9 @@ def _algorithm(name: str) -> str:
     return name
 
 
+AlgorithmName = Annotated[str, AfterValidator(_algorithm)]
+
+
 class _Of(dict[str, object]):
     """A default for each algorithm; that of "" for those that are not named."""
 
@@ -106,7 +109,7 @@ class TrainSettings(BaseSettings):
         default="MiniGrid-LavaGapS6-v0",
         description="a registered id of MiniGrid's kind; package.module:Some-Env-v0 imports the module first",
     )
-    algo: Annotated[str, AfterValidator(_algorithm)] = Field(
+    algo: AlgorithmName = Field(
         default="ppo", description=f"the algorithm to learn by: {' or '.join(ALGORITHMS)}"
     )
     preset: Literal["fast", "alone", "paper"] = Field(

@@ -17,6 +17,7 @@ from typing import IO, Any, Literal, Protocol
 
 from tqdm import tqdm
 
+from gridworld.environments import in_a_line
 from student.plans import ignore_variables
 from student.runs import write_json
 from student.scoring import score
@@ -121,20 +122,16 @@ def attempt(task: Task) -> Outcome:
         with _used(task.sweep):
             task.do(task.folder, task.settings)
     except Stopped as error:
-        return Outcome("stopped" if error.exit_code == 130 else "failed", _one_line(error))
+        return Outcome("stopped" if error.exit_code == 130 else "failed", in_a_line(error))
     except (CannotStart, TeacherError) as error:
-        return Outcome("failed", _one_line(error))
+        return Outcome("failed", in_a_line(error))
     except Exception as error:
         with suppress(OSError):
             task.folder.mkdir(parents=True, exist_ok=True)
             (task.folder / "error.txt").write_text(traceback.format_exc())
-        return Outcome("failed", f"{type(error).__name__}: {_one_line(error)}")
+        return Outcome("failed", f"{type(error).__name__}: {in_a_line(error)}")
     (task.folder / "error.txt").unlink(missing_ok=True)
     return Outcome("done")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager

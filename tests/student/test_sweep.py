@@ -87,7 +87,7 @@ def _write(folder: Path, *changes: tuple[str, str], text: str = _PLAN) -> Path:
             "baseline: no arm 'none'; the plan's arms are alone, taught",
         ),
         ("LavaGapS5", "LavaGapS50", "envs.0: unknown environment 'MiniGrid-LavaGapS50-v0'"),
-        ('"ppo"', '"sac"', "algos.0: unknown algorithm 'sac': choose from ppo, a2c, dqn"),
+        ('"ppo"', '"sac"', "algos.0: unknown algorithm 'sac': choose one of ppo, a2c, dqn"),
         ('"ppo"', '"ppo", "a2c"', None),
         ("[settings]", '[env."MiniGrid-Fetch-5x5-N2-v0"]\nframes = 1\n[settings]', "envs does not list it"),
         ("[settings]", "[algo.ppo]\nepochs = 0\n[settings]", "algo.ppo.epochs: Input should be greater than"),
