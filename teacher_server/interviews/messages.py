@@ -44,7 +44,7 @@ class MessageInterviewer:
     def script(self, conversation: Conversation) -> "MessageScript":
         """The conversation as messages, its examples' pictures in it."""
         pictures = iter([_example_url(picture) for picture in conversation.pictures])
-        opening = tuple(_with_pictures(message, pictures) for message in conversation.opening)
+        opening = tuple(with_pictures(message, pictures) for message in conversation.opening)
         return MessageScript(self, opening, conversation.question, conversation.followup)
 
     async def close(self) -> None:
@@ -122,8 +122,8 @@ class MessageInterview:
             EngineError: the server failed.
         """
         script = self.script
-        url = await asyncio.to_thread(_data_url, self.picture)
-        messages = (*script.opening, _with_pictures(script.question, iter([url])))
+        url = await asyncio.to_thread(data_url, self.picture)
+        messages = (*script.opening, with_pictures(script.question, iter([url])))
         said = await script.interviewer.write(messages, decoding)
         answer = {"role": "assistant", "content": [{"type": "text", "text": said.text}]}
         return said, MessageFollowUp(script.interviewer, (*messages, answer, script.followup))
@@ -188,8 +188,8 @@ def _by_id(reply: Reply, ids: Mapping[str, int]) -> LabelScores:
     return LabelScores({action: scores[token_id] for action, token_id in ids.items()})
 
 
-def _with_pictures(message: Message, urls: Iterator[str]) -> Message:
-    """A message as OpenAI's API takes it."""
+def with_pictures(message: Message, urls: Iterator[str]) -> Message:
+    """A message as OpenAI's API takes it, with pictures where it has places for them."""
     return {
         "role": message["role"],
         "content": [
@@ -199,11 +199,12 @@ def _with_pictures(message: Message, urls: Iterator[str]) -> Message:
     }
 
 
-def _data_url(picture: PreparedPicture) -> str:
+def data_url(picture: PreparedPicture) -> str:
+    """A picture as a PNG file in an address."""
     file = io.BytesIO()
     picture.image.save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-_example_url = lru_cache(maxsize=256)(_data_url)
+_example_url = lru_cache(maxsize=256)(data_url)
 """All conversations about a task have the same examples."""
