@@ -19,6 +19,10 @@ from teacher_server.prompts import Conversation, Message
 _MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 """How marks of chat templates look: <|im_end|>, <image>, [INST]. A server does not say which are its own."""
 
+_NONE = -9999.0
+"""What vLLM 0.32 fills a list with that is too short: it is, for all that were computed together with a
+request for the scores of named tokens."""
+
 
 @dataclass(frozen=True, eq=False)
 class MessageInterviewer:
@@ -166,17 +170,16 @@ def among_most_probable(shown: Sequence[Token], labels: Mapping[str, str]) -> La
     Raises:
         EngineError: nothing is shown.
     """
-    if not shown:
+    scores = {each.token: each.logprob for each in shown if each.logprob > _NONE}
+    if not scores:
         raise EngineError("the server gave no log-probabilities; --readout numbers does without")
-    scores = {each.token: each.logprob for each in shown}
     least = math.exp(min(scores.values()))
     known = {action: scores[label] for action, label in labels.items() if label in scores}
     at_most = {}
     for action, label in labels.items():
         if action not in known:
             begun = (math.exp(s) for token, s in scores.items() if token and label.startswith(token))
-            most = least + math.fsum(begun)
-            at_most[action] = math.log(most) if most > 0 else -math.inf
+            at_most[action] = math.log(least + math.fsum(begun))
     return LabelScores(known, at_most)
 
 

@@ -25,7 +25,7 @@ Resolve = Callable[..., None]
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """resolve([addresses], [addresses], ...): what a name stands for at the first look, the second and so on."""
+    """resolve([addresses], [addresses], ...): what a name stands for, look by look."""
     real = socket.getaddrinfo
 
     def stand_for(*looks: Sequence[str]) -> None:
