@@ -1,9 +1,10 @@
 """Real HTTP servers that say what a test tells them to."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -76,3 +77,6 @@ def http_server(answer: Callable[[Asked], Answer]) -> Iterator[HttpServer]:
         finally:
             server.shutdown()
             thread.join()
+            for asked in served.asked:  # connections that are kept alive would be answered on
+                with suppress(OSError):
+                    asked.handler.connection.shutdown(socket.SHUT_RDWR)

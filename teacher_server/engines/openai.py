@@ -127,7 +127,6 @@ class ChatServer:
             max_keepalive_connections=self._connections,
             keepalive_expiry=_KEEP_ALIVE_S,
         )
-        self._recognising = asyncio.Lock()
         self._client = httpx.AsyncClient(
             transport=PrivateTransport(
                 httpx.AsyncHTTPTransport(limits=limits, trust_env=False), self._allow_host

@@ -173,14 +173,19 @@ def among_most_probable(shown: Sequence[Token], labels: Mapping[str, str]) -> La
     scores = {each.token: each.logprob for each in shown if each.logprob > _NONE}
     if not scores:
         raise EngineError("the server gave no log-probabilities; --readout numbers does without")
-    least = math.exp(min(scores.values()))
     known = {action: scores[label] for action, label in labels.items() if label in scores}
     at_most = {}
     for action, label in labels.items():
         if action not in known:
-            begun = (math.exp(s) for token, s in scores.items() if token and label.startswith(token))
-            at_most[action] = math.log(least + math.fsum(begun))
+            begun = [score for token, score in scores.items() if token and label.startswith(token)]
+            at_most[action] = _log_of_sum([min(scores.values()), *begun])
     return LabelScores(known, at_most)
+
+
+def _log_of_sum(scores: Sequence[float]) -> float:
+    """Of what these are the logarithms of."""
+    most = max(scores)
+    return most + math.log(math.fsum(math.exp(score - most) for score in scores))
 
 
 def _by_id(reply: Reply, ids: Mapping[str, int]) -> LabelScores:
