@@ -21,6 +21,7 @@ _BUSY_FOR_S = 30.0
 """How long a server may go on saying that it is too busy."""
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=5)
 _BUSY = (429, 503)
+_KEYLESS = (401, 403)
 
 
 class CannotAttach(Exception):
@@ -253,7 +254,8 @@ class ChatServer:
             to = response.headers.get("Location", "elsewhere")
             raise Refused(f"{url} sends on to {to}, and that is not followed: give the address itself")
         if response.is_client_error:
-            raise Refused(f"the server at {self.url} refuses: {said}")
+            key = "; its key is given by --openai-key-file" if response.status_code in _KEYLESS else ""
+            raise Refused(f"the server at {self.url} refuses: {said}{key}")
         raise EngineError(f"the server at {self.url} failed: {said}")
 
     def _lost(self, error: httpx.RequestError) -> NoReturn:

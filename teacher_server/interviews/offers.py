@@ -60,9 +60,11 @@ async def offers_of(server: ChatServer, labels: Mapping[str, str]) -> Offers:
         labels: action -> label.
 
     Raises:
-        EngineError: the server does not answer.
+        EngineError: the server does not answer, or refuses whatever it is asked.
     """
     neutral = await _takes(server, max_tokens=1, **_NEUTRAL) is not None
+    if not neutral:
+        await server.complete(messages=_SMALL_TALK, max_tokens=1)
     constraint = None
     for name, told in _CONSTRAINTS.items():
         if (name != "grammar" or find_spec("xgrammar")) and await _obeys(server, told(_ODD)):

@@ -35,7 +35,7 @@ from tests.waiting import wait_for, wait_until_ready
 
 pytestmark = [
     pytest.mark.operate,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-operate"),
 ]
 
@@ -93,7 +93,7 @@ def attached(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A teacher that reads labels."""
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*_flags(room), "--min-label-mass", "0")
-        wait_until_ready(teacher)
+        wait_until_ready(teacher, 600)
         yield teacher
 
 
@@ -228,7 +228,7 @@ def test_the_most_probable_tokens_alone_say_nothing_wrong(
 def test_numbers(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> None:
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*_flags(room), "--readout", "numbers", "--sum-tolerance", "0.5")
-        wait_until_ready(teacher)
+        wait_until_ready(teacher, 600)
         outcomes = _ask(teacher, distinct_questions(40, seed=7))
     answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     for outcome in outcomes:

@@ -59,7 +59,14 @@ class _Server:
 
     def _complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         held = "structured_outputs" in body or "response_format" in body
-        for name in ("top_k", "structured_outputs", "response_format", "logprob_token_ids", "logprobs"):
+        for name in (
+            "messages",
+            "top_k",
+            "structured_outputs",
+            "response_format",
+            "logprob_token_ids",
+            "logprobs",
+        ):
             if name in body and f"refuses {name}" in self.lacks:
                 return 400, _RECORDED["refused"]
         about_a_picture = "image_url" in json.dumps(body["messages"])
@@ -186,6 +193,11 @@ def test_a_server_without_log_probabilities_is_good_for_numbers(lacks: set[str])
     with pytest.raises(CannotTeach, match="gives no log-probabilities; or take --readout numbers"):
         _checkpoint(_Server(lacks))
     assert "label_scores" not in _checkpoint(_Server(lacks), readout="numbers")
+
+
+def test_a_server_that_refuses_whatever_it_is_asked() -> None:
+    with pytest.raises(CannotTeach, match="refuses: 400: Requested sample logprobs of 21"):
+        _checkpoint(_Server({"refuses messages"}), readout="numbers")
 
 
 def test_labels_of_several_tokens_are_refused() -> None:

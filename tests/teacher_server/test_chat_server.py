@@ -54,7 +54,7 @@ def test_a_server_that_is_too_busy_is_asked_again() -> None:
     [
         (lambda _: (400, {"error": {"message": "too\nlong"}}), Refused, "refuses: 400: too long"),
         (lambda _: (422, {"detail": "what?"}), Refused, "refuses: 422"),
-        (lambda _: (401, b"no"), Refused, "refuses: 401: no"),
+        (lambda _: (401, b"no"), Refused, "refuses: 401: no; its key is given by --openai-key-file"),
         (lambda _: (500, {"error": "it broke"}), EngineError, "failed: 500: it broke"),
         (lambda _: (200, b"<html>"), EngineError, "something else than JSON"),
         (lambda _: (200, {"choices": []}), EngineError, "no chat completion: choices"),
