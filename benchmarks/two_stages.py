@@ -15,8 +15,6 @@ shortened, so that an analysis has about as many tokens as a worked example's, 1
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 import math
 import os
@@ -38,12 +36,14 @@ from teacher_server.checkpoint import read_checkpoint
 from teacher_server.engines import Decoding, PreparedPicture, Prompt
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.images import decode, from_base64
-from teacher_server.prompts import Message, PromptSet, load_prompt_set
+from teacher_server.interviews.messages import data_url, with_pictures
+from teacher_server.prompts import PromptSet, load_prompt_set
 from teacher_server.readout import numbers_schema
 from teacher_server.schemas import Question
 from teacher_server.settings import EngineSettings, Readout
 from tests.checkpoints import make_checkpoint
 from tests.questions import distinct_questions
+from tests.stock import stock_flags
 
 _WARM_UP = 8
 """Questions before any is timed."""
@@ -257,12 +257,12 @@ class _Stock:
         conversation = prompts.conversation(
             task=question.task, mission=question.mission, actions=actions, readout="numbers"
         )
-        pictures = iter([*conversation.pictures, _prepared(prompts, question)])
-        messages = [_openai(m, pictures) for m in [*conversation.opening, conversation.question]]
+        pictures = map(data_url, [*conversation.pictures, _prepared(prompts, question)])
+        messages = [with_pictures(m, pictures) for m in [*conversation.opening, conversation.question]]
         analysis, finish, tokens = self._complete(messages, prompts.schema, prompts.analysis_max_tokens)
         if finish != "stop":
             return False, 0
-        messages += [{"role": "assistant", "content": analysis}, _openai(conversation.followup, pictures)]
+        messages += [{"role": "assistant", "content": analysis}, conversation.followup]
         _, finish, more = self._complete(messages, numbers_schema(actions), prompts.numbers_max_tokens)
         return finish == "stop", tokens + more
 
@@ -286,25 +286,6 @@ def prompts_actions(prompts: PromptSet, question: Question) -> tuple[str, ...]:
     return tuple(action for action in question.actions if action in prompts.tasks[question.task])
 
 
-def _openai(message: Message, pictures: Iterator[PreparedPicture]) -> dict[str, Any]:
-    """A message with its pictures in it, as OpenAI's API takes them."""
-    return {
-        "role": message["role"],
-        "content": [
-            {"type": "image_url", "image_url": {"url": _data_url(next(pictures))}}
-            if part["type"] == "image"
-            else part
-            for part in message["content"]
-        ],
-    }
-
-
-def _data_url(picture: PreparedPicture) -> str:
-    file = io.BytesIO()
-    picture.image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def _start_teacher(stack: ExitStack, arguments: argparse.Namespace, readout: Readout) -> Callable[[], str]:
     flags = ["--model", str(arguments.model), "--prompts", arguments.prompts, "--readout", readout]
     flags += ["--dtype", arguments.dtype, "--max-model-len", str(arguments.max_model_len)]
@@ -317,14 +298,16 @@ def _start_teacher(stack: ExitStack, arguments: argparse.Namespace, readout: Rea
 @contextmanager
 def _stock_server(arguments: argparse.Namespace, prompts: PromptSet) -> Iterator[str]:
     pictures = max(len(_conversation(prompts, task).pictures) for task in prompts.tasks) + 1
-    limit = {"image": {"count": pictures, "width": 1120, "height": 1120}, "video": 0}
-    command = [str(BIN / "vllm"), "serve", str(arguments.model), "--port", "18765"]
-    command += ["--dtype", arguments.dtype, "--max-model-len", str(arguments.max_model_len)]
-    command += ["--generation-config", "vllm", "--limit-mm-per-prompt", json.dumps(limit)]
-    command += ["--kv-cache-memory-bytes", str(int(arguments.kv_cache_gib * 2**30))]
-    command += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
-    command += [] if arguments.graphs else ["--enforce-eager"]
-    with running(command) as process:
+    flags = stock_flags(
+        arguments.model,
+        pictures=pictures,
+        dtype=arguments.dtype,
+        max_model_len=arguments.max_model_len,
+        kv_cache_gib=arguments.kv_cache_gib,
+    )
+    flags += ["--port", "18765", "--generation-config", "vllm"]
+    flags += [] if arguments.graphs else ["--enforce-eager"]
+    with running([str(BIN / "vllm"), *flags]) as process:
         url = "http://127.0.0.1:18765"
         wait_for(f"{url}/health", process)
         yield url
