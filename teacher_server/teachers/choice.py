@@ -12,6 +12,7 @@ from teacher_server.checkpoint import (
     memory_problems,
     read_checkpoint,
 )
+from teacher_server.checkpoint.memory import Hardware, MemoryNeed
 from teacher_server.engines import ChatEngine
 from teacher_server.prompts import BadPromptSet, Conversation, PromptSet, load_prompt_set
 from teacher_server.settings import Settings
@@ -25,8 +26,14 @@ class CannotTeach(Exception):
     """The settings ask for a teacher that there cannot be; the message says everything that is wrong."""
 
 
-def choose_teacher(settings: Settings) -> Teacher:
+def choose_teacher(
+    settings: Settings, *, check_memory: bool = True, leaving: Settings | None = None
+) -> Teacher:
     """The teacher, not started yet: nothing large is loaded.
+
+    Args:
+        check_memory: whether there has to be memory for it.
+        leaving: of a teacher with a checkpoint that is loaded now and is closed before this one is started.
 
     Raises:
         CannotTeach: the checkpoint, the prompt set or the machine does not allow it.
@@ -36,23 +43,23 @@ def choose_teacher(settings: Settings) -> Teacher:
     if settings.teacher == "uniform":
         return UniformTeacher()
     try:
-        return _prompted(settings)
+        return _prompted(settings, check_memory, leaving)
     except (BadCheckpoint, BadChatTemplate) as error:
         raise CannotTeach(f"--model {settings.model}: {error}") from error
     except BadPromptSet as error:
         raise CannotTeach(str(error)) from error
 
 
-def _prompted(settings: Settings) -> PromptedTeacher:
+def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) -> PromptedTeacher:
     if settings.model is None:
         raise CannotTeach("--teacher prompted needs --model, the folder of a Qwen2.5-VL checkpoint")
     prompts = load_prompt_set(settings.prompts)
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
-    problems = [
-        *label_problems(checkpoint, prompts.labels),
-        *memory_problems(checkpoint, settings, settings.engine),
-    ]
+    problems = label_problems(checkpoint, prompts.labels)
+    if check_memory:
+        left = _memory_need(leaving) if leaving else None
+        problems += memory_problems(checkpoint, settings, settings.engine, leaving=left)
     if problems:
         raise CannotTeach("; ".join(problems))
     try:
@@ -92,6 +99,13 @@ def _prompted(settings: Settings) -> PromptedTeacher:
             f" --max-model-len {settings.max_model_len}: raise it, or take a prompt set with fewer examples"
         )
     return teacher
+
+
+def _memory_need(settings: Settings) -> MemoryNeed | None:
+    if settings.model is None:
+        return None
+    checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
+    return checkpoint.memory_need(settings, settings.engine, Hardware.here(settings, settings.engine))
 
 
 def _reading(settings: Settings, prompts: PromptSet) -> ReadingOut:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+from numpy.typing import NDArray
 
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
@@ -23,6 +24,7 @@ from teacher_server.engines import (
     Generated,
     PreparedPicture,
     Prompt,
+    TakesOver,
 )
 from teacher_server.preparation import visual_tokens
 from teacher_server.prompts import PromptSet
@@ -121,7 +123,7 @@ class PromptedTeacher:
     @property
     def longest(self) -> int:
         """Tokens of the longest conversation about a picture of 16 x 16 tiles, answers included."""
-        picture = self._prompts.preparation.prepare(draw(_room(16)))
+        picture = self._prompts.preparation.prepare(draw(room(16)))
         scripts = [self._script(task, "", actions) for task, actions in self.tasks.items()]
         return max(
             len(script.opening)
@@ -139,9 +141,41 @@ class PromptedTeacher:
             CannotLoad, EngineError: there is no engine, or it does not generate.
         """
         await self._engine.start()
-        observations = [
-            Observation(draw(_room(5)), "", task, actions) for task, actions in self.tasks.items()
-        ]
+        await self._ask_first_questions()
+
+    async def replace(self, old: "PromptedTeacher", *, in_place: bool = False) -> bool:
+        """Starts instead of a teacher that nobody asks any more, and that is closed.
+
+        Args:
+            in_place: load the weights into its running engine, where that can be.
+
+        Returns:
+            Whether they were.
+
+        Raises:
+            CannotLoad, EngineError: there is no engine, or it does not generate.
+        """
+        taken = in_place and isinstance(self._engine, TakesOver) and await self._engine.take_over(old._engine)
+        if not taken:
+            await old.close()
+            await self._engine.start()
+        await self._ask_first_questions()
+        return taken
+
+    async def label_scores(self, picture: NDArray[np.uint8]) -> tuple[float, ...]:
+        """Natural log-probabilities of the first task's labels after a picture and an empty analysis.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        task, actions = next(iter(self.tasks.items()))
+        script = self._script(task, "", actions)
+        pictures = (*script.pictures, self._prompts.preparation.prepare(picture))
+        prompt = Prompt(script.opening, pictures).then(script.followup)
+        return await self._engine.score(prompt, [self._label_ids[action] for action in actions])
+
+    async def _ask_first_questions(self) -> None:
+        observations = [Observation(draw(room(5)), "", task, actions) for task, actions in self.tasks.items()]
         for outcome in await asyncio.gather(*map(self.answer, observations), return_exceptions=True):
             if isinstance(outcome, UnreadableAnswer) and outcome.fault == "engine":
                 raise EngineError(f"the engine does not answer: {outcome}")
@@ -280,9 +314,10 @@ def _seed_of(seed: int, prompt: Prompt) -> int:
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4])
 
 
-def _room(side: int) -> View:
-    """Something to try a model with: an agent, a goal and four walls."""
+def room(side: int, ahead: int = EMPTY) -> View:
+    """Something to try a model with: an agent, a goal and four walls; `ahead` is the cell in front of it."""
     cells_HW = np.full((side, side), code("wall", "grey"), np.uint8)
     cells_HW[1:-1, 1:-1] = EMPTY
     cells_HW[-2, -2] = code("goal", "green")
+    cells_HW[1, 2] = ahead
     return View(cells_HW, 1, 1, 0)
