@@ -59,10 +59,10 @@ class Swapper:
             raise CannotSwap(409, f"another swap is going on ({host.state}): wait for its end")
         host.state = "checking"
         work = host.begin(self._swap(host.teacher, wanted))
-        await asyncio.wait([work])  # unlike awaiting it, this leaves it alone when it is cancelled itself
-        if work.cancelled():
-            raise CannotSwap(503, "the service is stopping")
-        return work.result()
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:  # by the server, when its time to stop is over
+            raise CannotSwap(503, "the service is stopping") from None
 
     async def _swap(self, old: PromptedTeacher, wanted: Swap) -> Swapped:
         host, steps = self._host, _Steps(self._host)

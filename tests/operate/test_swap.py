@@ -177,17 +177,23 @@ class Crowd:
                         self.failures.append(reply.text)
 
 
+@pytest.fixture(scope="module")
+def teacher(start: StartPrompted, models: Path) -> Iterator[TeacherProcess]:
+    """Serves `one`, and later `two`."""
+    teacher = start(models / "one")
+    yield teacher
+    teacher.end()
+
+
 def test_a_swap_under_load_gives_no_wrong_answer_and_loses_no_question(
-    start: StartPrompted, models: Path
+    start: StartPrompted, models: Path, teacher: TeacherProcess
 ) -> None:
     questions = distinct_questions(48, seed=11)
-    expected: dict[str, list[Answer]] = {}
-    for name in ("two", "one"):  # each from an engine that was just started
-        teacher = start(models / name)
-        expected[_identity(teacher)] = _answers(teacher, questions)
-        if name == "two":
-            teacher.end()
-    two, one = expected
+    other = start(models / "two")
+    one, two = _identity(teacher), _identity(other)
+    # Each from an engine that was just started
+    expected = {one: _answers(teacher, questions), two: _answers(other, questions)}
+    other.end()
     apart = sorted(_difference(a, b) for a, b in zip(expected[one], expected[two], strict=True))
     assert apart[len(apart) // 4] > 10 * _ROUNDING  # else the one's answers could pass for the other's
 
@@ -218,9 +224,8 @@ def test_a_swap_under_load_gives_no_wrong_answer_and_loses_no_question(
 
 
 def test_the_canary_stops_bad_weights_and_the_one_before_answers_as_before(
-    start: StartPrompted, models: Path, tmp_path: Path
+    teacher: TeacherProcess, models: Path, tmp_path: Path
 ) -> None:
-    teacher = start(models / "one")
     identity, questions = _identity(teacher), distinct_questions(8, seed=12)
     before = _one_by_one(teacher, questions)
     for spoil, status, reason in (
@@ -228,7 +233,7 @@ def test_the_canary_stops_bad_weights_and_the_one_before_answers_as_before(
         (NOT_NUMBERS, 502, "not numbers"),
         (BLIND, 502, "does not tell two pictures apart that differ in one tile"),
     ):
-        error = _refused(_swap(teacher, _spoilt(models / "two", tmp_path, spoil)))
+        error = _refused(_swap(teacher, _spoilt(models / "one", tmp_path, spoil)))
         assert error.status == status
         assert reason in error.reason
         assert _identity(teacher) == identity
@@ -236,7 +241,6 @@ def test_the_canary_stops_bad_weights_and_the_one_before_answers_as_before(
         assert _one_by_one(teacher, questions) == before
         shutil.rmtree(tmp_path / "spoilt")
     assert metric(teacher, "teacher_swaps_total", outcome="went_back") == 2
-    teacher.end()
 
 
 @pytest.fixture(scope="module")
