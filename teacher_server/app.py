@@ -183,7 +183,10 @@ async def teacher(request: Request) -> TeacherInfo:
 async def checkpoint(request: Request) -> Hosted:
     """Which checkpoint is served, and what goes on."""
     host = _teaching(request).host
-    return Hosted(state=host.state, identity=host.teacher.identity, model=host.settings.model)
+    model = host.settings.model
+    return Hosted(
+        state=host.state, identity=host.teacher.identity, model=None if model is None else model.absolute()
+    )
 
 
 @_router.post("/admin/checkpoint", response_model=Swapped, responses=_SWAP_ERRORS)

@@ -66,7 +66,7 @@ def _swap(http: httpx.Client, wanted: Swap) -> int:
     asked: Future[httpx.Response] = Future()
     # A daemon: who interrupts this does not wait for the teacher, which goes on by itself
     Thread(target=_post, args=(http, wanted, asked), daemon=True).start()
-    _show_progress(http, asked)
+    touched = _show_progress(http, asked)
     try:
         reply = asked.result()
     except httpx.HTTPError as error:
@@ -74,7 +74,7 @@ def _swap(http: httpx.Client, wanted: Swap) -> int:
         return fail("teacher swap", why, 1)
     if reply.status_code != httpx.codes.OK:
         reason = _reason(reply)
-        if reply.status_code in _NOTHING_TOUCHED:
+        if reply.status_code in _NOTHING_TOUCHED and not touched:
             raise CannotStart(reason)
         return fail("teacher swap", reason, 1)
     swapped = Swapped.model_validate_json(reply.content)
@@ -87,8 +87,12 @@ def _swap(http: httpx.Client, wanted: Swap) -> int:
     return 0
 
 
-def _show_progress(http: httpx.Client, asked: "Future[httpx.Response]") -> None:
-    """Prints each state that the teacher goes through, until the swap is answered."""
+def _show_progress(http: httpx.Client, asked: "Future[httpx.Response]") -> bool:
+    """Prints each state that the teacher goes through, until the swap is answered.
+
+    Returns:
+        Whether it was seen to do more than to check.
+    """
     shown = "ready"
     while not wait([asked], timeout=_LOOK_EVERY_S).done:
         try:
@@ -98,6 +102,7 @@ def _show_progress(http: httpx.Client, asked: "Future[httpx.Response]") -> None:
         if state != shown and not asked.done():
             print(f"{state} ...", flush=True)
             shown = state
+    return shown not in ("ready", "checking")
 
 
 def _post(http: httpx.Client, wanted: Swap, asked: "Future[httpx.Response]") -> None:

@@ -75,7 +75,7 @@ class Swapper:
         finally:
             if host.state == "checking":
                 host.state = "ready"
-        if new.identity == old.identity and after.model == before.model:
+        if new.identity == old.identity and before.model and wanted.model == before.model.absolute():
             self._metrics.swaps.labels("unchanged").inc()
             return Swapped(old=old.identity, new=new.identity, how="served already", seconds=steps.end())
 

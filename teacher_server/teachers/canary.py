@@ -10,8 +10,8 @@ from teacher_server.schemas import Sight
 from teacher_server.teachers import Observation, UnreadableAnswer
 from teacher_server.teachers.prompted import PromptedTeacher, room
 
-_LEAST_APART = 1e-3
-"""Nats. Rounding alone makes up to 1e-5 in float32."""
+_LEAST_APART = 1e-4
+"""Nats. Rounding makes up to 1e-5 of it in float32."""
 _TIMES_REPEAT = 3.0
 _TOLERANCE = 1e-3
 
@@ -24,7 +24,7 @@ async def tell_apart(teacher: PromptedTeacher) -> Sight:
     """Asks a started teacher about a room, and about the same room with lava in front of the agent.
 
     The labels' log-probabilities are read straight after the picture, twice for each. They have to be those
-    of probabilities, and between the pictures they have to differ by more than 0.001 nats and three times as
+    of probabilities, and between the pictures they have to differ by more than 0.0001 nats and three times as
     much as between two askings about one picture: that is what rounding makes. This asks no more of the
     weights than that what is in the picture reaches the labels, which random ones do too. Whole answers are
     asked for as well, and counted where they can be read.
