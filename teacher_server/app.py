@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from teacher_server.answers import AnswerStore
-from teacher_server.keys import KeyGuard, read_key
+from teacher_server.hosting import Host, NotReady
+from teacher_server.keys import ADMINISTRATION, QUESTIONS, KeyGuard, read_key
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import (
     Answer,
@@ -27,12 +28,15 @@ from teacher_server.schemas import (
     ErrorBody,
     Failed,
     Health,
+    Hosted,
     Question,
+    Swap,
+    Swapped,
     TeacherInfo,
 )
 from teacher_server.service import Outcome, Service
 from teacher_server.settings import Settings
-from teacher_server.teachers import Teacher
+from teacher_server.swapping import CannotSwap, Swapper
 from teacher_server.teachers.choice import choose_teacher
 
 _RETRY_SOON = {"Retry-After": "1"}
@@ -40,49 +44,48 @@ _GONE = 499
 """The status of a request whose client went away; nobody reads it."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
-    """What the routes share; `failure` is why there is no teacher: it could not start, or is gone."""
+    """What the routes share."""
 
     settings: Settings
-    teacher: Teacher
+    host: Host
     store: AnswerStore | None
     metrics: Metrics
     service: Service
-    ready: bool = False
-    failure: str | None = None
+    swapper: Swapper
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The service; `app.state.teaching` is its `State`.
 
     Raises:
-        BadKeyFile: the file of the key holds none.
+        BadKeyFile: the file of a key holds none.
         CannotTeach: there cannot be a teacher as the settings ask for it.
         StoreError: the answer store cannot be used.
     """
-    key = read_key(settings.api_key_file)
+    key, admin_key = read_key(settings.api_key_file), read_key(settings.admin_key_file)
     teacher = choose_teacher(settings)
     store = AnswerStore(settings.store) if settings.store else None
-    if store is not None:
-        store.register(teacher.identity, teacher.description)
     metrics = Metrics()
-    service = Service(
-        teacher, store, metrics, settings, on_gone=lambda why: _end(app.state.teaching, f"is gone: {why}")
-    )
+    # Ends the process: whatever watches over it is to start another
+    host = Host(teacher, settings, store, metrics, on_end=lambda: signal.raise_signal(signal.SIGTERM))
     app = FastAPIOffline(
         title="A teacher",
         description="Asks a teacher what it would do in a picture of a grid world.",
         redoc_url=None,
         lifespan=_lifespan,
     )
-    app.state.teaching = State(settings, teacher, store, metrics, service)
+    service = Service(host, store, metrics, settings)
+    app.state.teaching = State(settings, host, store, metrics, service, Swapper(host, metrics))
     app.include_router(_router)
     app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
+    app.add_middleware(KeyGuard, key=admin_key, paths=ADMINISTRATION, flag="--admin-key-file")
     if key is not None:
-        app.add_middleware(KeyGuard, key=key)
+        app.add_middleware(KeyGuard, key=key, paths=QUESTIONS, flag="--api-key-file")
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(NotReady, _on_not_ready)
     app.add_exception_handler(Exception, _on_crash)
     return app
 
@@ -90,29 +93,11 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     teaching: State = app.state.teaching
-    starting = asyncio.create_task(_start(teaching))
+    teaching.host.start()
     yield
-    teaching.ready = False
-    starting.cancel()
-    await teaching.teacher.close()
+    await teaching.host.close()
     if teaching.store is not None:
         await teaching.store.close()
-
-
-async def _start(teaching: State) -> None:
-    """Starts the teacher while the service lives already; ends the process if that fails."""
-    try:
-        await teaching.teacher.start()
-    except Exception as error:
-        _end(teaching, f"could not start: {error}")
-    else:
-        teaching.ready = True
-
-
-def _end(teaching: State, why: str) -> None:
-    """Ends the process: whatever watches over it is to start another."""
-    teaching.ready, teaching.failure = False, why
-    signal.raise_signal(signal.SIGTERM)
 
 
 def _or_error(value: Any, validate: ValidatorFunctionWrapHandler) -> Question | ErrorBody:
@@ -133,6 +118,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     502: {"model": ErrorAnswer, "description": "The teacher's answer could not be read: `raw` holds it."},
     503: {"model": ErrorAnswer, "description": "Not ready or overloaded; Retry-After says how long."},
     504: {"model": ErrorAnswer, "description": "The teacher did not answer in time."},
+}
+_UNADMITTED: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorAnswer, "description": "The request does not bear the admin key."},
+    403: {"model": ErrorAnswer, "description": "The teacher has no admin key, so nobody may."},
+}
+_SWAP_ERRORS: dict[int | str, dict[str, Any]] = {
+    **_UNADMITTED,
+    409: {"model": ErrorAnswer, "description": "It cannot be swapped now; nothing was touched."},
+    422: {"model": ErrorAnswer, "description": "It cannot be served here; nothing was touched."},
+    500: {"model": ErrorAnswer, "description": "Neither it nor the one before can be loaded: the end."},
+    502: {"model": ErrorAnswer, "description": "It was loaded and is no good: the one before answers again."},
+    503: {"model": ErrorAnswer, "description": "There is no teacher yet; nothing was touched."},
 }
 _BATCH_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 413, 422, 503)}
 
@@ -170,14 +167,35 @@ async def policy_batch(
 @_router.get("/teacher", responses=_KEYLESS)
 async def teacher(request: Request) -> TeacherInfo:
     """Who answers: the identity and everything in it."""
-    teacher = _teaching(request).teacher
+    host = _teaching(request).host
+    teacher = host.teacher
     return TeacherInfo(
         identity=teacher.identity,
         kind=teacher.kind,
         description=teacher.description,
         hosting=teacher.hosting,
         tasks=teacher.tasks,
+        state=host.state,
     )
+
+
+@_router.get("/admin/checkpoint", responses=_UNADMITTED)
+async def checkpoint(request: Request) -> Hosted:
+    """Which checkpoint is served, and what goes on."""
+    host = _teaching(request).host
+    model = host.settings.model
+    return Hosted(
+        state=host.state, identity=host.teacher.identity, model=None if model is None else model.absolute()
+    )
+
+
+@_router.post("/admin/checkpoint", response_model=Swapped, responses=_SWAP_ERRORS)
+async def swap(request: Request, wanted: Swap) -> Response:
+    """Serves another checkpoint from now on; answers when that one does, or the one before does again."""
+    try:
+        return _json(await _teaching(request).swapper.swap(wanted))
+    except CannotSwap as refusal:
+        return _error(refusal.error)
 
 
 @_router.get("/livez")
@@ -189,8 +207,8 @@ async def livez() -> Health:
 @_router.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "Not ready."}})
 async def readyz(request: Request) -> Health:
     """Whether the teacher can answer."""
-    _ready(request)
-    return Health(status="ready")
+    with _teaching(request).host.lease():
+        return Health(status="ready")
 
 
 @_router.get("/metrics", response_class=Response)
@@ -204,16 +222,9 @@ def _teaching(request: Request) -> State:
     return state
 
 
-def _ready(request: Request) -> State:
-    teaching = _teaching(request)
-    if not teaching.ready:
-        raise HTTPException(503, "the teacher is not ready", headers=_RETRY_SOON)
-    return teaching
-
-
 async def _answers(request: Request, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
     """The outcomes; the work on them is cancelled when the client goes away."""
-    answering = asyncio.ensure_future(_ready(request).service.answer(questions))
+    answering = asyncio.ensure_future(_teaching(request).service.answer(questions))
     gone = asyncio.ensure_future(request.receive())  # the body is read: all that can come is the end
     try:
         await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -268,6 +279,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _error(ErrorBody(status=error.status_code, reason=error.detail), error.headers)
+
+
+async def _on_not_ready(_: Request, error: Exception) -> Response:
+    return _error(ErrorBody(status=503, reason=str(error), retry_after=1.0))
 
 
 async def _on_crash(_: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ _USAGE = """usage: teacher [--version] COMMAND ...
 commands:
   serve      answer questions over HTTP; `teacher serve --help` lists the settings
   check      examine a checkpoint's folder: can it be served here, offline?
+  swap       have a running teacher serve another checkpoint, without a restart
   prompts    list the prompt sets, or show what a model gets to see
 """
 
@@ -39,6 +40,12 @@ def _check(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _swap(arguments: Sequence[str]) -> int:
+    from teacher_server.swap import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
 def _prompts(arguments: Sequence[str]) -> int:
     from teacher_server.show import main  # noqa: PLC0415
 
@@ -48,5 +55,6 @@ def _prompts(arguments: Sequence[str]) -> int:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "check": _check,
+    "swap": _swap,
     "prompts": _prompts,
 }

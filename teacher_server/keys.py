@@ -1,4 +1,4 @@
-"""The key that a teacher's requests have to bear: where it is read from, and who checks it."""
+"""The keys that a teacher's requests have to bear: where they are read from, and who checks them."""
 
 import secrets
 from pathlib import Path
@@ -10,8 +10,9 @@ from teacher_server.schemas import ErrorAnswer, ErrorBody
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-_GUARDED = ("/policy", "/teacher")
-"""How the paths begin that need the key; health, metrics and documentation are open."""
+QUESTIONS = ("/policy", "/teacher")
+ADMINISTRATION = ("/admin",)
+"""How the paths begin that need a key of their own; health, metrics and documentation are open."""
 
 
 class BadKeyFile(CannotStart):
@@ -43,27 +44,42 @@ def is_key(text: str) -> bool:
 
 
 class KeyGuard:
-    """Answers 401 to requests without the key, before their bodies are read."""
+    """Answers 401 to requests without the key, before their bodies are read.
 
-    def __init__(self, app: "ASGIApp", key: str) -> None:
-        self._app, self._key = app, key.encode()
+    Args:
+        key: None: nobody is let in, and gets 403.
+        paths: how the paths begin that need it.
+        flag: of the file that holds it.
+    """
+
+    def __init__(self, app: "ASGIApp", key: str | None, paths: tuple[str, ...], flag: str) -> None:
+        self._app, self._paths, self._flag = app, paths, flag
+        self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
-            await self._app(scope, receive, send)
-            return
-        told = dict(scope["headers"]).get(b"authorization", b"")
+        if scope["type"] == "http" and scope["path"].startswith(self._paths):
+            refusal = self._refusal(dict(scope["headers"]).get(b"authorization", b""))
+            if refusal is not None:
+                await _refuse(refusal, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, told: bytes) -> ErrorBody | None:
+        if self._key is None:
+            reason = f"this teacher has no key for it: start it with {self._flag} FILE"
+            return ErrorBody(status=403, reason=reason)
         scheme, _, key = told.partition(b" ")
         if scheme.lower() == b"bearer" and secrets.compare_digest(key.strip(), self._key):
-            await self._app(scope, receive, send)
-            return
+            return None
         what = "the request bears another key than this teacher's" if told else "this teacher asks for a key"
-        reason = f"{what}: send the header Authorization: Bearer KEY, KEY being what --api-key-file holds"
-        body = ErrorAnswer(error=ErrorBody(status=401, reason=reason)).model_dump_json().encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"www-authenticate", b"Bearer"),
-        ]
-        await send({"type": "http.response.start", "status": 401, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        header = f"send the header Authorization: Bearer KEY, KEY being what {self._flag} holds"
+        return ErrorBody(status=401, reason=f"{what}: {header}")
+
+
+async def _refuse(error: ErrorBody, send: "Send") -> None:
+    body = ErrorAnswer(error=error).model_dump_json().encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -6,11 +6,13 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     disable_created_metrics,
     generate_latest,
 )
 
 from teacher_server.schemas import Stages
+from teacher_server.teachers import Teacher
 
 # They would be a second series for each, with the time of its first count
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -58,6 +60,19 @@ class Metrics:
         self.store_failures = Counter(
             "teacher_store_failures", "Store look-ups and writes that failed.", registry=self.registry
         )
+
+        self.swaps = Counter(
+            "teacher_swaps",
+            "Swaps of the checkpoint by outcome: swapped, unchanged (it was served already), refused (nothing"
+            " had been touched), went_back (the one before serves again), lost (nor could that be loaded).",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._teacher = Info("teacher", "Who answers now, or answered last.", registry=self.registry)
+
+    def serving(self, teacher: Teacher) -> None:
+        """Notes who answers from now on."""
+        self._teacher.info({"identity": teacher.identity, "kind": teacher.kind})
 
     def stage_seconds(self, stages: Stages) -> None:
         """Counts the time of both stages of an answer."""

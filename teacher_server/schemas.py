@@ -6,9 +6,18 @@ import base64
 import math
 import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 """MiniGrid's seven actions, in the order of its action numbers."""
@@ -17,6 +26,9 @@ MAX_MISSION = 512
 """Characters."""
 
 Stage = Literal["both", "analysis"]
+
+HostState = Literal["starting", "ready", "checking", "draining", "loading", "trying", "going back", "gone"]
+"""What goes on behind the service: questions are answered while it is ready, or checks a new checkpoint."""
 
 
 def _known_actions(actions: tuple[str, ...]) -> tuple[str, ...]:
@@ -165,6 +177,63 @@ class TeacherInfo(BaseModel):
         default={}, description="where and by what it runs, which changes no answer"
     )
     tasks: dict[str, tuple[str, ...]] = Field(description="the tasks it knows and their useful actions")
+    state: HostState = Field(
+        default="ready", description="ready; what goes on while it starts or is exchanged"
+    )
+
+
+class Swap(BaseModel):
+    """Which checkpoint is to be served from now on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(description="its folder on the teacher's machine, from the root: /models/NAME")
+    digest: str | None = Field(
+        default=None, description="the digest that it has to have; `teacher check` prints it"
+    )
+    in_place: bool = Field(
+        default=False,
+        description="vllm: load weights of the same shapes into the running engine, where that can be",
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _is_absolute(cls, model: Path) -> Path:
+        if not model.is_absolute() or "\0" in str(model):
+            raise ValueError(f"a folder on the teacher's machine, from the root, not {str(model)!r}")
+        return model
+
+
+class Sight(BaseModel):
+    """How a checkpoint told two pictures apart that differ in one tile."""
+
+    model_config = ConfigDict(frozen=True)
+
+    apart: float = Field(description="largest difference of a label's log-probability, in nats")
+    repeat: float = Field(description="the same between two askings about one picture")
+    readable: int = Field(description="of the two pictures, those with a whole answer that could be read")
+
+
+class Swapped(BaseModel):
+    """A swap that came about."""
+
+    model_config = ConfigDict(frozen=True)
+
+    old: str = Field(description="the identity that answered before")
+    new: str = Field(description="the identity that answers now")
+    how: Literal["new engine", "in place", "served already"]
+    seconds: dict[str, float] = Field(description="of each step, in order")
+    sight: Sight | None = Field(default=None, description="None where nothing was loaded")
+
+
+class Hosted(BaseModel):
+    """What goes on, and which checkpoint answers, or answered last."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: HostState
+    identity: str
+    model: Path | None = Field(description="None for a teacher without a checkpoint")
 
 
 class Health(BaseModel):

@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from teacher_server.answers import AnswerStore, Key, StoreError
+from teacher_server.hosting import Host
 from teacher_server.images import BadPicture, decode, from_base64
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
@@ -32,9 +33,10 @@ Outcome = Answer | ErrorBody
 
 @dataclass(frozen=True)
 class _Inquiry:
-    """A question and the key of its answer; equal ones in flight are asked once."""
+    """A question, who is to answer it, and the key of the answer; equal ones in flight are asked once."""
 
     question: Question
+    teacher: Teacher
     key: Key
 
     @property
@@ -53,26 +55,13 @@ class _Flight:
 
 
 class Service:
-    """Answers questions with a teacher, and remembers the answers in a store, if there is one.
+    """Answers questions with the teacher that a host lends, and remembers the answers if there is a store."""
 
-    Args:
-        on_gone: called when the teacher is found to be gone.
-    """
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        store: AnswerStore | None,
-        metrics: Metrics,
-        settings: Settings,
-        *,
-        on_gone: Callable[[TeacherGone], None] = lambda why: None,
-    ) -> None:
-        self._teacher = teacher
+    def __init__(self, host: Host, store: AnswerStore | None, metrics: Metrics, settings: Settings) -> None:
+        self._host = host
         self._store = store
         self._metrics = metrics
         self._settings = settings
-        self._on_gone = on_gone
         self._places = asyncio.Semaphore(settings.concurrency)
         self._flights: dict[tuple[Key, Stage], _Flight] = {}
         self._pending = 0
@@ -84,22 +73,26 @@ class Service:
 
         An error among the questions is one that could not be read, and stays as it is. Cancelling
         this stops those askings of the teacher that no other request waits for.
+
+        Raises:
+            NotReady: there is no teacher to ask now.
         """
-        admitted = min(len(questions), self._settings.max_pending - self._pending)
-        self._pending += admitted
-        try:
-            outcomes = await self._answer(questions[:admitted])
-        finally:
-            self._pending -= admitted
+        with self._host.lease() as teacher:
+            admitted = min(len(questions), self._settings.max_pending - self._pending)
+            self._pending += admitted
+            try:
+                outcomes = await self._answer(teacher, questions[:admitted])
+            finally:
+                self._pending -= admitted
         outcomes += [self._overloaded()] * (len(questions) - admitted)
         for outcome in outcomes:
             if isinstance(outcome, ErrorBody):
                 self._metrics.failures.labels(str(outcome.status)).inc()
         return outcomes
 
-    async def _answer(self, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
+    async def _answer(self, teacher: Teacher, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
         began = time.perf_counter()
-        inquiries = [self._inquiry(q) if isinstance(q, Question) else q for q in questions]
+        inquiries = [_inquiry(teacher, q) if isinstance(q, Question) else q for q in questions]
         # From the look-up to joining there is no await: what is not stored yet is still in flight
         stored = self._look_up(i for i in inquiries if isinstance(i, _Inquiry))
         ways: list[Outcome | _Flight] = []
@@ -128,18 +121,6 @@ class Service:
             else outcome
             for outcome in outcomes
         ]
-
-    def _inquiry(self, question: Question) -> _Inquiry | ErrorBody:
-        if question.task not in self._teacher.tasks:
-            known = ", ".join(self._teacher.tasks)
-            reason = f"this teacher does not know {question.task!r}; it knows {known}"
-            return ErrorBody(status=422, field="task", reason=reason)
-        try:
-            digest = hashlib.sha256(from_base64(question.image)).digest()
-        except BadPicture as error:
-            return ErrorBody(status=422, field="image", reason=str(error))
-        identity = self._teacher.identity
-        return _Inquiry(question, Key(identity, digest, question.mission, question.task, question.actions))
 
     def _look_up(self, inquiries: Iterable[_Inquiry]) -> dict[Key, Answer]:
         if self._store is None:
@@ -200,11 +181,11 @@ class Service:
                 picture = await asyncio.to_thread(decode, file, max_pixels=limit)
                 laps.end("picture")
                 self._metrics.questions.labels("asked").inc()
-                given = await self._teacher.answer(
+                given = await inquiry.teacher.answer(
                     Observation(picture, question.mission, question.task, question.actions, question.stage)
                 )
                 laps.end("teacher")
-            answer = self._read(given, question, laps.milliseconds)
+            answer = _read(given, inquiry, laps.milliseconds)
             self._metrics.stage_seconds(answer.stages)
             if question.stage == "both" and self._store is not None:
                 await self._put(self._store, inquiry.key, answer)
@@ -218,35 +199,12 @@ class Service:
             self._metrics.unreadable.labels(error.stage, error.fault).inc()
             return ErrorBody(status=502, reason=str(error), raw=error.raw)
         except TeacherGone as error:
-            self._on_gone(error)
+            self._host.end(f"is gone: {error}")
             return ErrorBody(status=502, reason=str(error))
         except Exception:
             _log.exception("the teacher failed on a question")
             return ErrorBody(status=500, reason="the teacher failed on this question; its log says why")
         return answer
-
-    def _read(self, given: TeacherAnswer, question: Question, milliseconds: dict[str, float]) -> Answer:
-        """The answer on the wire.
-
-        Raises:
-            UnreadableAnswer: it holds no distribution over the actions asked.
-        """
-        raw = given.action.text if given.action else given.analysis.text
-        probabilities = given.probabilities if question.stage == "both" else None
-        if question.stage == "both" and tuple(probabilities or ()) != question.actions:
-            raise UnreadableAnswer(f"it is not about the actions {', '.join(question.actions)}", raw)
-        try:
-            return Answer(
-                probabilities=probabilities,
-                action=max(probabilities, key=probabilities.__getitem__) if probabilities else None,
-                analysis=given.analysis.text,
-                stages=Stages(analysis=given.analysis, action=given.action),
-                teacher=self._teacher.identity,
-                stored=False,
-                milliseconds=milliseconds,
-            )
-        except ValidationError as error:
-            raise UnreadableAnswer(error.errors()[0]["msg"], raw) from error
 
     async def _put(self, store: AnswerStore, key: Key, answer: Answer) -> None:
         try:
@@ -264,6 +222,44 @@ class Service:
             reason=f"{self._settings.max_pending} questions are being answered already; ask again later",
             retry_after=_RETRY_AFTER_S,
         )
+
+
+def _inquiry(teacher: Teacher, question: Question) -> _Inquiry | ErrorBody:
+    if question.task not in teacher.tasks:
+        known = ", ".join(teacher.tasks)
+        reason = f"this teacher does not know {question.task!r}; it knows {known}"
+        return ErrorBody(status=422, field="task", reason=reason)
+    try:
+        digest = hashlib.sha256(from_base64(question.image)).digest()
+    except BadPicture as error:
+        return ErrorBody(status=422, field="image", reason=str(error))
+    key = Key(teacher.identity, digest, question.mission, question.task, question.actions)
+    return _Inquiry(question, teacher, key)
+
+
+def _read(given: TeacherAnswer, inquiry: _Inquiry, milliseconds: dict[str, float]) -> Answer:
+    """The answer on the wire.
+
+    Raises:
+        UnreadableAnswer: it holds no distribution over the actions asked.
+    """
+    question = inquiry.question
+    raw = given.action.text if given.action else given.analysis.text
+    probabilities = given.probabilities if question.stage == "both" else None
+    if question.stage == "both" and tuple(probabilities or ()) != question.actions:
+        raise UnreadableAnswer(f"it is not about the actions {', '.join(question.actions)}", raw)
+    try:
+        return Answer(
+            probabilities=probabilities,
+            action=max(probabilities, key=probabilities.__getitem__) if probabilities else None,
+            analysis=given.analysis.text,
+            stages=Stages(analysis=given.analysis, action=given.action),
+            teacher=inquiry.teacher.identity,
+            stored=False,
+            milliseconds=milliseconds,
+        )
+    except ValidationError as error:
+        raise UnreadableAnswer(error.errors()[0]["msg"], raw) from error
 
 
 @dataclass

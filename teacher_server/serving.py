@@ -41,9 +41,9 @@ def serve(settings: Settings) -> int:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
         )
-        _Server(config, f"listening on {_url(listener)} as {teaching.teacher.identity}").run([listener])
-    if teaching.failure is not None:
-        print(f"teacher: error: the teacher {teaching.failure}", file=sys.stderr)
+        _Server(config, f"listening on {_url(listener)} as {teaching.host.teacher.identity}").run([listener])
+    if teaching.host.failure is not None:
+        print(f"teacher: error: the teacher {teaching.host.failure}", file=sys.stderr)
         return 1
     return 0
 

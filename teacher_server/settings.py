@@ -132,6 +132,11 @@ class Settings(EngineSettings, BaseSettings):
         description="a file that holds the key which requests to /policy, /policy/batch and /teacher have to"
         " bear, as Authorization: Bearer KEY; an empty file asks for no key",
     )
+    admin_key_file: Path | None = Field(
+        default=None,
+        description="a file that holds the key which requests to /admin have to bear, as `teacher swap` does;"
+        " without it, or where it is empty, there is no /admin",
+    )
     concurrency: int = Field(default=64, ge=1, description="questions that the teacher works on at once")
     max_pending: int = Field(
         default=4096, ge=1, description="questions in the service at once; further ones get 503"

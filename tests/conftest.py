@@ -29,7 +29,7 @@ class TeacherProcess:
         self._log = folder / "stderr.txt"
         self._arguments = arguments
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("TEACHER_")} | env
-        self._env.setdefault("TEACHER_STORE", str(folder / "answers.sqlite3"))
+        self.store = Path(self._env.setdefault("TEACHER_STORE", str(folder / "answers.sqlite3")))
         self._start("0")
 
     def _start(self, port: str) -> None:

@@ -25,7 +25,7 @@ from teacher_server.checkpoint.dimensions import (
 )
 from teacher_server.checkpoint.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, Unusable, unusable
 from teacher_server.checkpoint.memory import Engine, Hardware, MemoryNeed, memory_need, need_problems
-from teacher_server.checkpoint.weights import DTYPES, Tensor, read_weights
+from teacher_server.checkpoint.weights import DTYPES, INDEX, Tensor, read_weights
 from teacher_server.readout import single_token_problems
 from teacher_server.settings import EngineSettings
 
@@ -82,6 +82,14 @@ class Checkpoint:
         """
         return self._digest
 
+    def differs_in_weights_alone(self, other: "Checkpoint") -> bool:
+        """Whether all other files of the two that can change an answer are the same, byte for byte."""
+        return self._besides_weights() == other._besides_weights()
+
+    def _besides_weights(self) -> dict[str, bytes]:
+        weights = {*(path.name for path in self.weights), INDEX}
+        return {path.name: path.read_bytes() for path in self.files if path.name not in weights}
+
     @cached_property
     def _digest(self) -> str:
         try:
@@ -134,9 +142,17 @@ def label_problems(checkpoint: Checkpoint, labels: Mapping[str, str]) -> list[st
     return single_token_problems(labels, pieces, "this checkpoint")
 
 
-def memory_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:
-    """Why it cannot be served on this machine as asked, and what to do."""
+def memory_problems(
+    checkpoint: Checkpoint, settings: EngineSettings, engine: Engine, *, leaving: MemoryNeed | None = None
+) -> list[str]:
+    """Why it cannot be served on this machine as asked, and what to do.
+
+    Args:
+        leaving: what takes memory now and is closed before.
+    """
     hardware = Hardware.here(settings, engine)
+    if leaving is not None:
+        hardware = hardware.without(leaving)
     need = checkpoint.memory_need(settings, engine, hardware)
     return need_problems(need, checkpoint.dimensions, settings, engine, hardware)
 

@@ -4,8 +4,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,12 @@ class Place:
     total: int | None
     free: int | None
 
+    def with_free(self, freed: Mapping[str, int]) -> "Place":
+        """With so many more bytes free, by its name; never more than there are in all."""
+        if self.free is None or self.total is None:
+            return self
+        return replace(self, free=min(self.total, self.free + freed.get(self.name, 0)))
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -41,6 +47,12 @@ class Hardware:
         """Looks for GPUs only where the engine would use one."""
         on_cpu = engine == "transformers" and settings.device == "cpu"
         return Hardware(machine_memory(), None if on_cpu else gpu_memory())
+
+    def without(self, leaving: "MemoryNeed") -> "Hardware":
+        """As it will be when what takes this memory is closed; an estimate, since none is measured."""
+        freed = {place.name: leaving.taken(place) for place in leaving.places}
+        gpus = None if self.gpus is None else tuple(place.with_free(freed) for place in self.gpus)
+        return Hardware(self.machine.with_free(freed), gpus)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,12 @@ class MemoryNeed:
         """Bytes that may be taken of a place."""
         if self.share is None or place.total is None:
             return place.free
+        return int(place.total * self.share)
+
+    def taken(self, place: Place) -> int:
+        """Bytes that serving takes of a place."""
+        if self.share is None or place.total is None:
+            return self.total
         return int(place.total * self.share)
 
     def __str__(self) -> str:

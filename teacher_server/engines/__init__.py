@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -103,3 +103,18 @@ class ChatEngine(Protocol):
 
     async def close(self) -> None:
         """Frees what `start` took."""
+
+
+@runtime_checkable
+class TakesOver(Protocol):
+    """An engine that can load its weights into another one's running process."""
+
+    async def take_over(self, other: ChatEngine) -> bool:
+        """Starts in the place of another engine that nobody asks any more, and that has nothing left then.
+
+        Returns:
+            False where that cannot be: then nothing was touched.
+
+        Raises:
+            CannotLoad: it failed on the way. Neither engine can be asked; this one is to be closed.
+        """

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import vllm.distributed.utils
 from vllm import AsyncEngineArgs, SamplingParams
@@ -14,7 +15,15 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from teacher_server.checkpoint import Checkpoint
-from teacher_server.engines import CannotLoad, Decoding, EngineDead, EngineError, Generated, Prompt
+from teacher_server.engines import (
+    CannotLoad,
+    ChatEngine,
+    Decoding,
+    EngineDead,
+    EngineError,
+    Generated,
+    Prompt,
+)
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.settings import EngineSettings
 
@@ -83,6 +92,47 @@ class VllmEngine:
             raise CannotLoad(
                 f"vLLM cannot serve {self._checkpoint.folder}: {why[0]}; its log says more"
             ) from error
+
+    async def take_over(self, other: ChatEngine) -> bool:
+        """Loads the weights into another engine's process, and forgets all that was cached there.
+
+        It can be where nothing but the weights differs. vLLM's CPU build keeps a copy of an output layer that
+        is tied to the embedding, and would go on with the old one.
+
+        Returns:
+            False where that cannot be: then nothing was touched.
+
+        Raises:
+            CannotLoad: vLLM failed on the way. Neither engine can be asked; this one is to be closed.
+        """
+        if not (isinstance(other, VllmEngine) and other._engine and self._fits_into(other)):
+            return False
+        engine, self._numbers = other._engine, other._numbers
+        self._engine, other._engine = engine, None
+        try:
+            await engine.pause_generation(mode="wait")
+            await engine.collective_rpc(
+                "reload_weights", kwargs={"weights_path": str(self._checkpoint.folder)}
+            )
+            await engine.reset_mm_cache()
+            await engine.reset_encoder_cache()
+            if not await engine.reset_prefix_cache():
+                raise CannotLoad("vLLM does not forget the prefixes that it has cached")
+            await engine.resume_generation()
+        except Exception as error:
+            raise CannotLoad(f"vLLM cannot take the weights of {self._checkpoint.folder}: {error}") from error
+        return True
+
+    def _fits_into(self, other: "VllmEngine") -> bool:
+        mine, others = self._checkpoint, other._checkpoint
+        return (
+            replace(self._arguments, model=other._arguments.model) == other._arguments
+            and self._arguments.data_parallel_size == 1
+            and self._arguments.load_format != "dummy"
+            and not mine.dimensions.tied
+            and "quantization_config" not in mine.config
+            and mine.differs_in_weights_alone(others)
+        )
 
     async def generate(self, prompt: Prompt, decoding: Decoding) -> Generated:
         """Goes on with a prompt. Cancelling this frees its place in the engine.

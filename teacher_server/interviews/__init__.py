@@ -61,6 +61,9 @@ class Interview(Protocol):
             EngineError: the engine failed.
         """
 
+    def unanalysed(self) -> FollowUp:
+        """The conversation that goes on from an analysis that says nothing."""
+
 
 class Script(Protocol):
     """A conversation but for the picture that it is about."""
@@ -80,6 +83,16 @@ class Interviewer(Protocol):
 
         Raises:
             CannotLoad, EngineError: there is none.
+        """
+
+    async def take_over(self, other: "Interviewer") -> bool:
+        """Starts in the place of another one that nobody asks any more, and that has nothing left then.
+
+        Returns:
+            False where that cannot be: then nothing was touched.
+
+        Raises:
+            CannotLoad: it failed on the way. Neither can be asked; this one is to be closed.
         """
 
     def mark_in(self, text: str) -> str | None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from teacher_server.engines import Decoding, EngineError, PreparedPicture
 from teacher_server.engines.openai import ChatServer, Reply, Token
-from teacher_server.interviews import LabelScores, Said
+from teacher_server.interviews import Interviewer, LabelScores, Said
 from teacher_server.interviews.offers import Offers, scores_by_id, scoring_by_id
 from teacher_server.prompts import Conversation, Message
 
@@ -39,6 +39,10 @@ class MessageInterviewer:
     async def start(self) -> None:
         """Opens the connections."""
         await self.server.start()
+
+    async def take_over(self, _: Interviewer) -> bool:
+        """False: what the server serves is its own affair."""
+        return False
 
     def mark_in(self, text: str) -> str | None:
         """The first thing in a text that looks like a mark of a chat template."""
@@ -125,12 +129,21 @@ class MessageInterview:
         Raises:
             EngineError: the server failed.
         """
-        script = self.script
-        url = await asyncio.to_thread(data_url, self.picture)
-        messages = (*script.opening, with_pictures(script.question, iter([url])))
-        said = await script.interviewer.write(messages, decoding)
-        answer = {"role": "assistant", "content": [{"type": "text", "text": said.text}]}
-        return said, MessageFollowUp(script.interviewer, (*messages, answer, script.followup))
+        messages = await asyncio.to_thread(self._messages)
+        said = await self.script.interviewer.write(messages, decoding)
+        return said, self._followup(messages, said.text)
+
+    def unanalysed(self) -> "MessageFollowUp":
+        """The second question after an empty answer to the first."""
+        return self._followup(self._messages(), "")
+
+    def _messages(self) -> tuple[Message, ...]:
+        question = with_pictures(self.script.question, iter([data_url(self.picture)]))
+        return (*self.script.opening, question)
+
+    def _followup(self, messages: tuple[Message, ...], analysis: str) -> "MessageFollowUp":
+        answer = {"role": "assistant", "content": [{"type": "text", "text": analysis}]}
+        return MessageFollowUp(self.script.interviewer, (*messages, answer, self.script.followup))
 
 
 @dataclass(frozen=True, eq=False)

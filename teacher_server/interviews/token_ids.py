@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from teacher_server.chat import ChatFormat
-from teacher_server.engines import ChatEngine, Decoding, Generated, PreparedPicture, Prompt
-from teacher_server.interviews import LabelScores, Said
+from teacher_server.engines import ChatEngine, Decoding, Generated, PreparedPicture, Prompt, TakesOver
+from teacher_server.interviews import Interviewer, LabelScores, Said
 from teacher_server.preparation import visual_tokens
 from teacher_server.prompts import Conversation
 
@@ -29,6 +29,18 @@ class TokenInterviewer:
             CannotLoad: it cannot be loaded as asked.
         """
         await self.engine.start()
+
+    async def take_over(self, other: Interviewer) -> bool:
+        """Loads the weights into another one's running engine, where both engines can do that.
+
+        Returns:
+            False where that cannot be: then nothing was touched.
+
+        Raises:
+            CannotLoad: it failed on the way. Neither can be asked; this one is to be closed.
+        """
+        can = isinstance(other, TokenInterviewer) and isinstance(self.engine, TakesOver)
+        return can and await self.engine.take_over(other.engine)
 
     def mark_in(self, text: str) -> str | None:
         """The first special token in a text."""
@@ -88,6 +100,10 @@ class TokenInterview:
         generated = await interviewer.engine.generate(self.prompt, decoding)
         further = self.prompt.then((*generated.token_ids, *self.script.followup))
         return _said(generated), TokenFollowUp(interviewer, further)
+
+    def unanalysed(self) -> "TokenFollowUp":
+        """The second question after the first, with no analysis between them."""
+        return TokenFollowUp(self.script.interviewer, self.prompt.then(self.script.followup))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from teacher_server.checkpoint import (
     memory_problems,
     read_checkpoint,
 )
+from teacher_server.checkpoint.memory import Hardware, MemoryNeed
 from teacher_server.engines import ChatEngine
 from teacher_server.engines.openai import CannotAttach
 from teacher_server.interviews.token_ids import TokenInterviewer
@@ -28,8 +29,14 @@ class CannotTeach(Exception):
     """The settings ask for a teacher that there cannot be; the message says everything that is wrong."""
 
 
-def choose_teacher(settings: Settings) -> Teacher:
+def choose_teacher(
+    settings: Settings, *, check_memory: bool = True, leaving: Settings | None = None
+) -> Teacher:
     """The teacher, not started yet: nothing large is loaded.
+
+    Args:
+        check_memory: whether there has to be memory for it.
+        leaving: of a teacher with a checkpoint that is loaded now and is closed before this one is started.
 
     Raises:
         CannotTeach: the checkpoint, the prompt set or the machine does not allow it.
@@ -39,7 +46,7 @@ def choose_teacher(settings: Settings) -> Teacher:
     if settings.teacher == "uniform":
         return UniformTeacher()
     try:
-        return _prompted(settings)
+        return _prompted(settings, check_memory, leaving)
     except CannotAttach as error:
         raise CannotTeach(f"--engine openai: {error}") from error
     except (BadCheckpoint, BadChatTemplate) as error:
@@ -48,7 +55,7 @@ def choose_teacher(settings: Settings) -> Teacher:
         raise CannotTeach(str(error)) from error
 
 
-def _prompted(settings: Settings) -> PromptedTeacher:
+def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) -> PromptedTeacher:
     if settings.engine == "openai":
         return attach(settings, load_prompt_set(settings.prompts))
     if settings.model is None:
@@ -56,10 +63,10 @@ def _prompted(settings: Settings) -> PromptedTeacher:
     prompts = load_prompt_set(settings.prompts)
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
-    problems = [
-        *label_problems(checkpoint, prompts.labels),
-        *memory_problems(checkpoint, settings, settings.engine),
-    ]
+    problems = label_problems(checkpoint, prompts.labels)
+    if check_memory:
+        left = _memory_need(leaving) if leaving else None
+        problems += memory_problems(checkpoint, settings, settings.engine, leaving=left)
     if problems:
         raise CannotTeach("; ".join(problems))
     try:
@@ -111,6 +118,13 @@ def _longest(interviewer: TokenInterviewer, prompts: PromptSet, readout: Readout
     return (
         questions + prompts.analysis_max_tokens + (prompts.numbers_max_tokens if readout == "numbers" else 1)
     )
+
+
+def _memory_need(settings: Settings) -> MemoryNeed | None:
+    if settings.model is None:
+        return None
+    checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
+    return checkpoint.memory_need(settings, settings.engine, Hardware.here(settings, settings.engine))
 
 
 def _vllm(checkpoint: Checkpoint, settings: Settings, prompts: PromptSet) -> ChatEngine:

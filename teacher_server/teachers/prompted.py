@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import jsonschema
 import numpy as np
+from numpy.typing import NDArray
 
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
@@ -122,6 +123,39 @@ class PromptedTeacher:
             CannotLoad, EngineError: there is no engine, or it does not generate.
         """
         await self._interviewer.start()
+        await self._ask_first_questions()
+
+    async def replace(self, old: "PromptedTeacher", *, in_place: bool = False) -> bool:
+        """Starts instead of a teacher that nobody asks any more, and that is closed.
+
+        Args:
+            in_place: load the weights into its running engine, where that can be.
+
+        Returns:
+            Whether they were.
+
+        Raises:
+            CannotLoad, EngineError: there is no engine, or it does not generate.
+        """
+        taken = in_place and await self._interviewer.take_over(old._interviewer)
+        if not taken:
+            await old.close()
+            await self._interviewer.start()
+        await self._ask_first_questions()
+        return taken
+
+    async def label_scores(self, picture: NDArray[np.uint8]) -> tuple[float, ...]:
+        """Natural log-probabilities of the first task's labels after a picture and an empty analysis.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        task, actions = next(iter(self.tasks.items()))
+        interview = self._script(task, "", actions).about(self._prompts.preparation.prepare(picture))
+        scores = await interview.unanalysed().score(actions)
+        return tuple(scores.known[action] for action in actions)
+
+    async def _ask_first_questions(self) -> None:
         observations = [Observation(draw(room(5)), "", task, actions) for task, actions in self.tasks.items()]
         for outcome in await asyncio.gather(*map(self.answer, observations), return_exceptions=True):
             if isinstance(outcome, UnreadableAnswer) and outcome.fault == "engine":
@@ -267,9 +301,10 @@ def _seed_of(seed: int, interview: Interview) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {interview.key}".encode()).digest()[:4])
 
 
-def room(side: int) -> View:
-    """Something to try a model with: an agent, a goal and four walls."""
+def room(side: int, ahead: int = EMPTY) -> View:
+    """Something to try a model with: an agent, a goal and four walls; `ahead` is the cell in front of it."""
     cells_HW = np.full((side, side), code("wall", "grey"), np.uint8)
     cells_HW[1:-1, 1:-1] = EMPTY
     cells_HW[-2, -2] = code("goal", "green")
+    cells_HW[1, 2] = ahead
     return View(cells_HW, 1, 1, 0)

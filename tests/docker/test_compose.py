@@ -80,6 +80,12 @@ def test_only_this_machine_is_published_to(cpu: Stack) -> None:
     assert hosts == {"127.0.0.1"}
 
 
+def test_the_gateway_passes_no_administration_on(cpu: Stack) -> None:
+    refused = httpx.post(f"{cpu.url}/admin/checkpoint", json={"model": "/models/any"}, headers=_HEADERS)
+    assert refused.status_code == 403
+    assert "gateway" in refused.json()["error"]["reason"]
+
+
 def test_a_second_up_asks_nothing_new(cpu: Stack) -> None:
     cpu.do("down")
     cpu.variables["STUDENT_RUN"] = "second"

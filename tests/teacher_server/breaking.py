@@ -88,3 +88,21 @@ def in_place_of(name: str, put: Callable[[Path], object]) -> Break:
         put(folder / name)
 
     return replace
+
+
+def _lose_sight(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if name.startswith("visual.")]:
+        del tensors[name]
+
+
+def _go_blind(tensors: dict[str, np.ndarray]) -> None:
+    for name, tensor in tensors.items():
+        if name.startswith("visual."):
+            tensor.fill(0)
+
+
+NOT_NUMBERS = change_tensors(lambda tensors: tensors["model.norm.weight"].fill(np.nan))
+BLIND = change_tensors(_go_blind)
+"""The vision weights are all zero, as a merge that left them out may leave them."""
+WITHOUT_VISION = change_tensors(_lose_sight)
+"""The vision weights are not in the file."""

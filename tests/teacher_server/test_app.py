@@ -169,7 +169,7 @@ def test_before_it_is_ready_it_lives_and_says_so(tmp_path: Path, question: dict[
 
 def test_a_fault_of_ours_is_500_and_tells_nothing(tmp_path: Path) -> None:
     async def ask(app: FastAPI) -> None:
-        app.state.teaching.teacher = None
+        app.state.teaching.host.teacher = None
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             reply = await http.get("/teacher")

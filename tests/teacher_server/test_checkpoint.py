@@ -296,6 +296,20 @@ def test_digest_follows_nothing_else(folder: Path, tmp_path: Path) -> None:
     assert checkpoint.digest() == before
 
 
+def test_what_differs_in_weights_alone(folder: Path, tmp_path: Path) -> None:
+    one = read_checkpoint(folder)
+    for name, alone in ((WEIGHTS, True), ("tokenizer.json", False), ("preprocessor_config.json", False)):
+        copy = Path(shutil.copytree(folder, tmp_path / f"without {name}"))
+        if name == WEIGHTS:
+            change_tensors(lambda tensors: tensors["model.norm.weight"].fill(2))(copy)
+            split(copy)
+        else:
+            (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
+        other = read_checkpoint(copy)
+        assert other.digest() != one.digest()
+        assert other.differs_in_weights_alone(one) is alone
+
+
 def test_digest_of_a_file_that_went_away(folder: Path) -> None:
     checkpoint = read_checkpoint(folder)
     (folder / WEIGHTS).unlink()

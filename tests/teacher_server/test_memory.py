@@ -105,6 +105,27 @@ def test_a_gpu_that_others_use(large: Checkpoint) -> None:
     assert _need(large, _gpus(1, free=40), "transformers")[1] == []
 
 
+def test_what_is_closed_before_leaves_its_memory(large: Checkpoint) -> None:
+    served, problems = _need(large, _gpus(2, free=79))
+    assert problems == []
+    taken = _gpus(2, free=6)
+    (problem,) = _need(large, taken)[1]
+    assert "6.0 GiB are free" in problem
+    later = taken.without(served)
+    assert [place.free for place in later.gpus or ()] == [78 * GIB, 6 * GIB]
+    assert later.machine == taken.machine
+    assert _need(large, later)[1] == []
+    # Others have taken of the GPU meanwhile
+    assert _need(large, _gpus(1, free=2).without(_need(large, _gpus(1, free=75))[0]))[1] == []
+    assert _gpus(1, free=79).without(served).gpus == (Place("GPU 0", 80 * GIB, 80 * GIB),)
+
+    on_machine, _ = _need(large, Hardware(_MACHINE, None), engine="transformers", device="cpu")
+    full = Hardware(Place("this machine", 64 * GIB, 3 * GIB), None)
+    assert full.without(on_machine).machine.free == 3 * GIB + on_machine.total
+    unknown = Hardware(Place("this machine", None, None), None)
+    assert unknown.without(on_machine) == unknown
+
+
 def test_too_few_gpus(large: Checkpoint) -> None:
     _, problems = _need(large, _gpus(2), tensor_parallel_size=2, data_parallel_size=2)
     assert "torch sees 2" in problems[0]

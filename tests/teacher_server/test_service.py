@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from teacher_server.answers import AnswerStore
+from teacher_server.hosting import Host
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, StageReport
 from teacher_server.service import Outcome, Service
@@ -92,9 +93,10 @@ class House:
     def __init__(self, path: Path, script: Callable[[Observation], TeacherAnswer], **settings: Any) -> None:
         self.teacher = ScriptedTeacher(script)
         self.store = AnswerStore(path)
-        self.store.register(self.teacher.identity, self.teacher.description)
         self.metrics = Metrics()
-        self.service = Service(self.teacher, self.store, self.metrics, Settings(**settings))
+        self.host = Host(self.teacher, Settings(**settings), self.store, self.metrics)
+        self.host.start()
+        self.service = Service(self.host, self.store, self.metrics, Settings(**settings))
 
     async def ask(self, *questions: Question) -> list[Outcome]:
         return await self.service.answer(questions)
@@ -124,6 +126,8 @@ def run(tmp_path: Path) -> Run:
     ) -> None:
         async def whole() -> None:
             house = House(tmp_path / "answers.sqlite3", script, **settings)
+            while not house.host.ready:
+                await asyncio.sleep(0)
             await asyncio.wait_for(test(house), 30)
             assert house.count("teacher_pending") == 0
             assert house.count("teacher_in_flight") == 0

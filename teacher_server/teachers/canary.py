@@ -1,0 +1,69 @@
+"""Two pictures that differ in one tile: whoever sees must tell them apart."""
+
+import math
+from collections.abc import Sequence
+from itertools import starmap
+
+from gridworld.pictures import draw
+from gridworld.views import code
+from teacher_server.schemas import Sight
+from teacher_server.teachers import Observation, UnreadableAnswer
+from teacher_server.teachers.prompted import PromptedTeacher, room
+
+_LEAST_APART = 1e-4
+"""Nats. Rounding makes up to 1e-5 of it in float32."""
+_TIMES_REPEAT = 3.0
+_TOLERANCE = 1e-3
+
+
+class Blind(Exception):
+    """A checkpoint that does not see, or whose scores are no probabilities; the message says which."""
+
+
+async def tell_apart(teacher: PromptedTeacher) -> Sight:
+    """Asks a started teacher about a room, and about the same room with lava in front of the agent.
+
+    The labels' log-probabilities are read straight after the picture, twice for each. They have to be those
+    of probabilities, and between the pictures they have to differ by more than 0.0001 nats and three times as
+    much as between two askings about one picture: that is what rounding makes. This asks no more of the
+    weights than that what is in the picture reaches the labels, which random ones do too. Whole answers are
+    asked for as well, and counted where they can be read.
+
+    Raises:
+        Blind: it failed.
+        EngineError: the engine failed.
+    """
+    pictures = [draw(room(5)), draw(room(5, ahead=code("lava", "red")))]
+    task, actions = next(iter(teacher.tasks.items()))
+    readable = 0
+    for picture in pictures:
+        try:
+            await teacher.answer(Observation(picture, "", task, actions))
+            readable += 1
+        except UnreadableAnswer as unreadable:
+            if unreadable.fault in ("engine", "scores"):
+                raise Blind(f"asked about a picture, it gives no answer: {unreadable}") from unreadable
+    # One after the other, so that all are computed alike
+    first, second = [[await teacher.label_scores(picture) for picture in pictures] for _ in range(2)]
+    for scores in (*first, *second):
+        _check(scores)
+    apart = min(starmap(_difference, (first, second)))
+    repeat = max(map(_difference, first, second))
+    if not apart > max(_LEAST_APART, _TIMES_REPEAT * repeat):
+        raise Blind(
+            "it does not tell two pictures apart that differ in one tile: its scores differ by"
+            f" {apart:.2g} nats, and by {repeat:.2g} when it is asked twice about one picture; do its vision"
+            " weights belong to it?"
+        )
+    return Sight(apart=apart, repeat=repeat, readable=readable)
+
+
+def _check(scores: Sequence[float]) -> None:
+    if not all(map(math.isfinite, scores)):
+        raise Blind("its scores are not numbers: look at the weights, and at --dtype")
+    if math.fsum(map(math.exp, scores)) > 1 + _TOLERANCE:
+        raise Blind(f"its scores are no log-probabilities: {list(scores)}")
+
+
+def _difference(one: Sequence[float], other: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
