@@ -9,6 +9,8 @@ _USAGE = """usage: teacher [--version] COMMAND ...
 commands:
   serve      answer questions over HTTP; `teacher serve --help` lists the settings
   check      examine a checkpoint's folder: can it be served here, offline?
+  score      how good a running teacher is: as a policy, against the planner, stage by stage
+  compare    put scored or running teachers side by side, on one page
   prompts    list the prompt sets, or show what a model gets to see
 """
 
@@ -45,8 +47,22 @@ def _prompts(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _score(arguments: Sequence[str]) -> int:
+    from teacher_server.score.commands import score  # noqa: PLC0415
+
+    return score(arguments)
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from teacher_server.score.commands import compare  # noqa: PLC0415
+
+    return compare(arguments)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "check": _check,
+    "score": _score,
+    "compare": _compare,
     "prompts": _prompts,
 }
