@@ -173,13 +173,16 @@ class Mistake(_Figures):
 
 
 class TaskScore(_Figures):
-    """All figures of one environment; what the teacher's answers do not allow is None."""
+    """All figures of one environment; what the teacher's answers do not allow is None.
+
+    A teacher that answers about none of the states is not played.
+    """
 
     env: str
     task: str
     states: int
-    sampled: Played
-    argmax: Played
+    sampled: Played | None
+    argmax: Played | None
     chance: Played
     agreement: Agreement | None
     perception: Perception | None

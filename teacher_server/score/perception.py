@@ -110,12 +110,13 @@ def _view_as_said(said: Said, scene: Scene) -> View:
     sought = int(cells_HW[scene.targets[0]])
     hazards = {cell: int(cells_HW[cell]) for cell in scene.hazards}
     behind = code("wall", "grey") if scene.task == "go_to_door" else EMPTY
-    for cell in (*scene.targets, *hazards):
+    # An analysis names one target: where there are several alike, the others stay if it is one of them
+    for cell in (*(scene.targets if target not in scene.targets else ()), *hazards):
         cells_HW[cell] = behind
-    if int(cells_HW[here]) != EMPTY or here in said.hazards:
-        raise CannotDescribe("agent where it cannot stand")
     if here == target:
         raise CannotDescribe("agent on the target")
+    if int(cells_HW[here]) != EMPTY or here in said.hazards:
+        raise CannotDescribe("agent where it cannot stand")
     if target in said.hazards:
         raise CannotDescribe("target where a hazard is")
     for cell in said.hazards:

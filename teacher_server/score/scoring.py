@@ -13,7 +13,7 @@ from teacher_server.command_line import CannotStart
 from teacher_server.keys import read_key
 from teacher_server.score import measures
 from teacher_server.score.asking import Asked
-from teacher_server.score.figures import FORMAT, Score, TaskScore
+from teacher_server.score.figures import FORMAT, Played, Score, TaskScore
 from teacher_server.score.policy import play_chance, play_teacher
 from teacher_server.score.settings import Scoring
 from teacher_server.score.world import actions_of, held_out_states
@@ -122,8 +122,9 @@ def _score_task(client: TeacherClient, identity: str, env: str, task: str, setti
         outcomes = []
         for start in range(0, len(states), settings.parallel):
             outcomes += asked.about([state.scene for state in states[start : start + settings.parallel]])
-        played = {}
-        for name in ("argmax", "sampled"):
+        answers = measures.judged(states, outcomes)
+        played: dict[str, Played | None] = dict.fromkeys(("argmax", "sampled"))
+        for name in played if answers else ():
             part(f"{settings.episodes} episodes, {name}")
             played[name] = play_teacher(
                 asked,
@@ -135,7 +136,6 @@ def _score_task(client: TeacherClient, identity: str, env: str, task: str, setti
                 together=settings.parallel,
             )
         part("done")
-    answers = measures.judged(states, outcomes)
     return TaskScore(
         env=env,
         task=task,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from teacher_server.score.figures import Mean, Played, Score, Share, Spread, TaskScore
+from teacher_server.score.figures import Mean, Score, Share, Spread, TaskScore
 
 _NOTHING = "–"
 _FIELDS = {
@@ -69,16 +69,16 @@ def verdicts(score: Score) -> list[str]:
 
 
 def _verdict(task: TaskScore) -> Iterable[str]:
-    standings = {
-        "success, sampled": _standing(task.sampled.success, task.chance.success),
-        "success, arg-max": _standing(task.argmax.success, task.chance.success),
-    }
+    ways = {"success, sampled": task.sampled, "success, arg-max": task.argmax}
+    standings = {name: _standing(way.success, task.chance.success) for name, way in ways.items() if way}
     if task.agreement:
         low, high = sorted((task.agreement.uniform, task.agreement.reshuffled))
         chance = task.agreement.optimal.model_copy(update={"low": low, "high": high})
         standings = {"agreement with the planner": _standing(task.agreement.optimal, chance)} | standings
     place = short(task.env)
-    if set(standings.values()) == {1}:
+    if not standings:
+        yield f"{place}: this teacher answered about none of {task.states} states, and was not played."
+    elif set(standings.values()) == {1}:
         yield f"{place}: this teacher cannot be told from chance, in {_listed(standings)}."
     else:
         groups = [
@@ -120,13 +120,13 @@ def _sections(task: TaskScore) -> dict[str, dict[str, str]]:
 
 
 def _policy(task: TaskScore) -> dict[str, str]:
-    ways: dict[str, Played] = {"sampled": task.sampled, "arg-max": task.argmax, "chance": task.chance}
-    asked = (task.sampled, task.argmax)
+    ways = {"sampled": task.sampled, "arg-max": task.argmax, "chance": task.chance}
+    played = {name: way for name, way in ways.items() if way}
     return {
-        **{f"success, {name}": with_interval(played.success) for name, played in ways.items()},
-        **{f"return, {name}": with_interval(played.mean_return) for name, played in ways.items()},
-        **{f"length, {name}": f"{played.length:.1f}" for name, played in ways.items()},
-        "steps without an answer": str(sum(each.steps_without_answer for each in asked) or _NOTHING),
+        **{f"success, {name}": with_interval(way.success) for name, way in played.items()},
+        **{f"return, {name}": with_interval(way.mean_return) for name, way in played.items()},
+        **{f"length, {name}": f"{way.length:.1f}" for name, way in played.items()},
+        "steps without an answer": str(sum(way.steps_without_answer for way in played.values()) or _NOTHING),
     }
 
 
