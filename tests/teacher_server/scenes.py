@@ -1,6 +1,7 @@
 """Scenes and answers about them, for the tests of scoring."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,27 @@ def answer(probabilities: Mapping[str, float], analysis: str = "", **stage: Any)
         stored=False,
         milliseconds={},
     )
+
+
+def brief_prompts(folder: Path) -> Path:
+    """`minigrid-zero-shot` with the shortest analyses that have all fields: random weights write slowly."""
+    copy = Path(shutil.copytree(SETS / "minigrid-zero-shot", folder))
+    small = {"type": "integer", "minimum": 0, "maximum": 4}
+    cell = {"row": small, "column": small}
+    heading = {"enum": ["up", "down", "left", "right"]}
+    schema = {
+        "agent": _object(**cell, heading=heading),
+        "target": _object(name={"enum": ["goal", "door"]}, **cell),
+        "hazards": {"type": "array", "items": {"type": "array"}, "maxItems": 0},
+    }
+    (copy / "analysis.schema.json").write_text(json.dumps(_object(**schema)))
+    return copy
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
