@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gridworld.episodes import EVALUATION_SEEDS
 from student import asking
-from student.envs import EVALUATION_SEEDS, Environment, Vocabulary, layout_of
+from student.envs import Environment, Vocabulary, layout_of
 from student.labels import LabelTable
 from student.runs import Run, write_json
 from student.settings import TrainSettings

@@ -47,6 +47,12 @@ class Plan:
     probabilities: dict[str, float]
     analysis: str
 
+    @property
+    def best(self) -> tuple[str, ...]:
+        """The optimal actions, one or several alike."""
+        highest = max(self.probabilities.values())
+        return tuple(action for action, p in self.probabilities.items() if p == highest)
+
 
 @dataclass(frozen=True)
 class _Problem:

@@ -18,6 +18,8 @@ class Task:
     objective: str
     useful: tuple[str, ...]
     env_ids: tuple[str, ...]
+    env_id: str
+    """The one that figures are about unless they say otherwise."""
 
 
 _MOVES = ("left", "right", "forward")
@@ -30,6 +32,7 @@ TASKS = {
             objective="Reach the green goal square; lava ends the episode.",
             useful=_MOVES,
             env_ids=tuple(f"MiniGrid-LavaGapS{n}-v0" for n in (5, 6, 7)),
+            env_id="MiniGrid-LavaGapS6-v0",
         ),
         Task(
             key="dynamic_obstacles",
@@ -39,12 +42,14 @@ TASKS = {
                 f"MiniGrid-Dynamic-Obstacles-{size}-v0"
                 for size in ("5x5", "Random-5x5", "6x6", "Random-6x6", "8x8", "16x16")
             ),
+            env_id="MiniGrid-Dynamic-Obstacles-6x6-v0",
         ),
         Task(
             key="fetch",
             objective="Pick up the object that the mission names; picking up another one ends the episode.",
             useful=(*_MOVES, "pickup"),
             env_ids=tuple(f"MiniGrid-Fetch-{size}-v0" for size in ("5x5-N2", "6x6-N2", "8x8-N3")),
+            env_id="MiniGrid-Fetch-6x6-N2-v0",
         ),
         Task(
             key="go_to_door",
@@ -52,6 +57,7 @@ TASKS = {
             " anywhere else ends the episode.",
             useful=(*_MOVES, "done"),
             env_ids=tuple(f"MiniGrid-GoToDoor-{size}-v0" for size in ("5x5", "6x6", "8x8")),
+            env_id="MiniGrid-GoToDoor-6x6-v0",
         ),
     )
 }

@@ -7,7 +7,6 @@ and what the example covers. Each becomes examples/<family>/NN.png and NN.json; 
 """
 
 import json
-import re
 import sys
 import tomllib
 from dataclasses import dataclass, replace
@@ -16,83 +15,30 @@ from typing import Any
 
 import gymnasium
 import minigrid  # noqa: F401  (registers the environments)
-import numpy as np
-from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
 
 from gridworld.pictures import draw, encode_png
 from gridworld.planner import plan
+from gridworld.scenes import Cell, Scene
 from gridworld.tasks import ACTIONS, TASKS
-from gridworld.views import HEADINGS, STEPS, View, uncode, view_of
-
-_NAMES = {"empty": "free floor", "goal": "green goal square", "lava": "lava", "wall": "wall"}
-_DIRECTIONS = {
-    (1, 0): "ahead",
-    (1, -1): "ahead-left",
-    (0, -1): "left",
-    (-1, -1): "behind-left",
-    (-1, 0): "behind",
-    (-1, 1): "behind-right",
-    (0, 1): "right",
-    (1, 1): "ahead-right",
-    (0, 0): "here",
-}
-"""By the signs of how far the target lies ahead and to the right."""
-
-Cell = tuple[int, int]
-"""Row, column."""
+from gridworld.views import HEADINGS, STEPS, view_of
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A state of an environment, and what is worth saying about it."""
-
-    task: str
-    mission: str
-    view: View
-
-    @property
-    def here(self) -> Cell:
-        """The agent's cell."""
-        return self.view.y, self.view.x
-
-    @property
-    def heading(self) -> str:
-        """Up, down, left or right."""
-        return HEADINGS[self.view.heading]
-
-    def name(self, cell: Cell) -> str:
-        """What is in a cell: the words of the mission and of the rules."""
-        kind, colour, _ = uncode(int(self.view.cells_HW[cell]))
-        thing = IDX_TO_OBJECT[kind]
-        return _NAMES.get(thing, f"{IDX_TO_COLOR[colour]} {thing}")
+class Example(Scene):
+    """A scene, and what is worth saying about it."""
 
     def beside(self, heading: int) -> Cell:
         """The cell next to the agent's, up, down, left or right."""
         dx, dy = STEPS[heading]
         return self.view.y + dy, self.view.x + dx
 
-    @property
-    def front(self) -> str:
-        """What is in front of the agent."""
-        return self.name(self.beside(self.view.heading))
-
     def _steps_to(self, cell: Cell) -> int:
         return abs(cell[0] - self.here[0]) + abs(cell[1] - self.here[1])
-
-    def cells(self, *words: str) -> list[Cell]:
-        """The cells whose name ends with one of the words, row by row."""
-        cells = [(int(y), int(x)) for y, x in np.ndindex(*self.view.cells_HW.shape)]
-        return [cell for cell in cells if self.name(cell).endswith(words)]
 
     @property
     def target(self) -> Cell:
         """What the mission asks for; the nearest, if there are several."""
-        sought = "green goal square"
-        if self.task in ("fetch", "go_to_door"):
-            named = re.search(r"(\w+ (?:key|ball|door))$", self.mission)
-            assert named is not None, self.mission
-            sought = named.group()
-        return min(self.cells(sought), key=self._steps_to)
+        return min(self.targets, key=self._steps_to)
 
     @property
     def stop(self) -> Cell:
@@ -100,21 +46,6 @@ class Scene:
         sides = [(self.target[0] + dy, self.target[1] + dx) for dx, dy in STEPS]
         free = set(self.cells("free floor"))
         return min((cell for cell in sides if cell in free), key=self._steps_to)
-
-    @property
-    def hazards(self) -> list[Cell]:
-        """What the rules call so, row by row."""
-        words = {"lava_gap": ("lava",), "dynamic_obstacles": ("ball",), "fetch": ("key", "ball")}
-        found = self.cells(*words.get(self.task, ("door",)))
-        return [cell for cell in found if self.name(cell) != self.name(self.target)]
-
-    @property
-    def direction(self) -> str:
-        """Where the target lies as the agent sees it."""
-        dx, dy = STEPS[self.view.heading]
-        down, right = self.target[0] - self.here[0], self.target[1] - self.here[1]
-        ahead, aside = np.sign(right * dx + down * dy), np.sign(down * dx - right * dy)
-        return _DIRECTIONS[int(ahead), int(aside)]
 
     def probabilities(self) -> dict[str, float]:
         """The planner's."""
@@ -150,7 +81,7 @@ class Scene:
             "target": {"name": self.name(self.target), "row": self.target[0], "column": self.target[1]},
             "hazards": [list(cell) for cell in self.hazards],
             "front": self.front,
-            "direction": self.direction,
+            "direction": self.direction(self.target),
             "reasoning": " ".join([*self._remarks(), self._conclusion()]),
         }
 
@@ -177,7 +108,7 @@ class Scene:
                 f"The {self.name(cell)} beside me is not the {self.name(self.target)}." for cell in others
             ]
             target, (row, column) = self.name(self.target), self.stop
-            if self._steps_to(self.target) == 2 and self.direction not in (
+            if self._steps_to(self.target) == 2 and self.direction(self.target) not in (
                 "ahead",
                 "left",
                 "behind",
@@ -209,7 +140,7 @@ class Scene:
         return f"{why} I face {self.heading}, so the picture's {to} is on my {best}: I turn {best}."
 
 
-def scene_of(task: str, environment: str, seed: int, steps: list[str]) -> Scene:
+def scene_of(task: str, environment: str, seed: int, steps: list[str]) -> Example:
     """The state that actions lead to.
 
     Raises:
@@ -221,7 +152,7 @@ def scene_of(task: str, environment: str, seed: int, steps: list[str]) -> Scene:
         _, _, terminated, truncated, _ = env.step(ACTIONS.index(step))
         if terminated or truncated:
             raise ValueError(f"{environment}, seed {seed}: the episode ends after {step}")
-    return Scene(task, str(env.unwrapped.mission), view_of(env))  # type: ignore[attr-defined]
+    return Example(task, str(env.unwrapped.mission), view_of(env))  # type: ignore[attr-defined]
 
 
 def make(folder: Path) -> list[Path]:

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from gridworld import environments
 from gridworld.environments import in_a_line
+from gridworld.episodes import EVALUATION_SEEDS
 from gridworld.tasks import ACTIONS, UnknownEnvironment, family_of
 from gridworld.views import NAMES, View, encode_cells
 from teacher_server.command_line import CannotStart
 
 WORDS = 16
 """Words of a mission that an observation holds."""
-EVALUATION_SEEDS = 2**31
-"""Episodes with this seed and above are for evaluation; training seeds lie below."""
 
 Row = NDArray[np.uint8]
 """One observation, uint8 [K]: a code for each cell row by row, then x, y, heading, then WORDS word ids."""

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gridworld.episodes import EVALUATION_SEEDS
 from gridworld.tasks import UnknownTask, task_key
-from student.envs import EVALUATION_SEEDS, Environment, Layout, Vocabulary, rows_of
+from student.envs import Environment, Layout, Vocabulary, rows_of
 from student.exported import (
     INPUT,
     LOGITS,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from gridworld.episodes import Evaluation
 from student.algorithms import algorithm
 from student.distillation import (
     Labels,
@@ -26,7 +27,7 @@ from student.distillation import (
     taught_frames,
 )
 from student.envs import Environments, EpisodeState, Vocabulary, layout_of
-from student.evaluate import Evaluation, evaluate
+from student.evaluate import evaluate
 from student.labels import LabelTable
 from student.networks import ActorCritic
 from student.resuming import resumed

@@ -10,6 +10,8 @@ commands:
   serve      answer questions over HTTP; `teacher serve --help` lists the settings
   check      examine a checkpoint's folder: can it be served here, offline?
   swap       have a running teacher serve another checkpoint, without a restart
+  score      how good a running teacher is: as a policy, against the planner, stage by stage
+  compare    put scored or running teachers side by side, on one page
   prompts    list the prompt sets, or show what a model gets to see
 """
 
@@ -52,9 +54,23 @@ def _prompts(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _score(arguments: Sequence[str]) -> int:
+    from teacher_server.score.commands import score  # noqa: PLC0415
+
+    return score(arguments)
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from teacher_server.score.commands import compare  # noqa: PLC0415
+
+    return compare(arguments)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "check": _check,
     "swap": _swap,
+    "score": _score,
+    "compare": _compare,
     "prompts": _prompts,
 }

@@ -134,6 +134,10 @@ class ErrorBody(BaseModel):
     raw: str | None = Field(
         default=None, description="what the teacher wrote, where it could not be read (502)"
     )
+    stage: Literal["analysis", "action"] | None = Field(
+        default=None, description="the stage whose answer could not be read (502)"
+    )
+    fault: str | None = Field(default=None, description="in a word, why it could not be read (502)")
     retry_after: float | None = Field(
         default=None, description="seconds to wait before asking again (429, 503)"
     )

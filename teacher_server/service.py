@@ -197,7 +197,9 @@ class Service:
             return ErrorBody(status=422, field=error.field, reason=str(error))
         except UnreadableAnswer as error:
             self._metrics.unreadable.labels(error.stage, error.fault).inc()
-            return ErrorBody(status=502, reason=str(error), raw=error.raw)
+            return ErrorBody(
+                status=502, reason=str(error), raw=error.raw, stage=error.stage, fault=error.fault
+            )
         except TeacherGone as error:
             self._host.end(f"is gone: {error}")
             return ErrorBody(status=502, reason=str(error))

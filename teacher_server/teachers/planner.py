@@ -77,9 +77,8 @@ class PlannerTeacher:
         """
         p = planned.probabilities
         chance, choice = _draw(self.seed, observation)
-        useful = [action for action in TASKS[observation.task].useful if action in p]
-        best = [action for action in useful if p[action] == max(p.values())]
-        wrong = [action for action in useful if action not in best]
+        best = planned.best
+        wrong = [action for action in TASKS[observation.task].useful if action in p and action not in best]
         if chance >= self.noise or not wrong:
             return p
         mistake = wrong[choice % len(wrong)]

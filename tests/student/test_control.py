@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from gridworld.intervals import success_interval
 from student.settings import TrainSettings
-from student.statistics import success_interval
 from student.teachers import served_teacher
 from student.trainer import train
 

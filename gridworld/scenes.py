@@ -1,0 +1,105 @@
+"""What there is to see in a view: the agent, the target and the hazards of a task, by their names."""
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gridworld.views import HEADINGS, STEPS, View, names_of
+
+Cell = tuple[int, int]
+"""Row, column."""
+
+_NAMES = {"empty": "free floor", "goal": "green goal square", "lava": "lava", "wall": "wall"}
+_HAZARDS = {
+    "lava_gap": ("lava",),
+    "dynamic_obstacles": ("ball",),
+    "fetch": ("key", "ball"),
+    "go_to_door": ("door",),
+}
+"""How the names of a task's hazards end; what the mission asks for is none."""
+_DIRECTIONS = {
+    (1, 0): "ahead",
+    (1, -1): "ahead-left",
+    (0, -1): "left",
+    (-1, -1): "behind-left",
+    (-1, 0): "behind",
+    (-1, 1): "behind-right",
+    (0, 1): "right",
+    (1, 1): "ahead-right",
+    (0, 0): "here",
+}
+"""By the signs of how far the target lies ahead and to the right."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A view, the task that is set in it and the mission's text."""
+
+    task: str
+    mission: str
+    view: View
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for scenes that are equal."""
+        view = self.view
+        return (
+            self.task,
+            self.mission,
+            view.cells_HW.tobytes(),
+            view.cells_HW.shape,
+            view.x,
+            view.y,
+            view.heading,
+        )
+
+    @property
+    def here(self) -> Cell:
+        """The agent's cell."""
+        return self.view.y, self.view.x
+
+    @property
+    def heading(self) -> str:
+        """Up, down, left or right."""
+        return HEADINGS[self.view.heading]
+
+    def name(self, cell: Cell) -> str:
+        """What is in a cell: the words of the mission and of the rules."""
+        kind, colour = names_of(int(self.view.cells_HW[cell]))
+        return _NAMES.get(kind, f"{colour} {kind}")
+
+    def cells(self, *words: str) -> list[Cell]:
+        """The cells whose name ends with one of the words, row by row."""
+        cells = [(int(y), int(x)) for y, x in np.ndindex(*self.view.cells_HW.shape)]
+        return [cell for cell in cells if self.name(cell).endswith(words)]
+
+    @property
+    def front(self) -> str:
+        """What is in front of the agent."""
+        x, y = self.view.front
+        return self.name((y, x))
+
+    @property
+    def sought(self) -> str:
+        """The name of what the mission asks for."""
+        named = re.search(r"\w+ (?:key|ball|door)$", self.mission)
+        return named.group() if named else "green goal square"
+
+    @property
+    def targets(self) -> list[Cell]:
+        """What the mission asks for, row by row: one cell, or several that are alike."""
+        return self.cells(self.sought)
+
+    @property
+    def hazards(self) -> list[Cell]:
+        """What the rules call so, row by row."""
+        return [cell for cell in self.cells(*_HAZARDS[self.task]) if self.name(cell) != self.sought]
+
+    def direction(self, target: Cell) -> str:
+        """Where a target lies as the agent sees it."""
+        dx, dy = STEPS[self.view.heading]
+        down, right = target[0] - self.here[0], target[1] - self.here[1]
+        ahead, aside = np.sign(right * dx + down * dy), np.sign(down * dx - right * dy)
+        return _DIRECTIONS[int(ahead), int(aside)]

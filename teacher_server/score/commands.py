@@ -1,0 +1,66 @@
+"""`teacher score` and `teacher compare`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from teacher_server.client import TeacherError
+from teacher_server.command_line import fail, parse
+from teacher_server.score.settings import CompareSettings, ScoreSettings, is_address
+
+
+def score(arguments: Sequence[str]) -> int:
+    """Scores a running teacher; returns the exit code: 0 done, 3 the teacher cannot be used or was lost."""
+    settings = parse(ScoreSettings, arguments)
+    # Imported late, so that a wrong flag is answered at once
+    from teacher_server.score.pages import score_table, write_score  # noqa: PLC0415
+    from teacher_server.score.scoring import read_score, score_teacher  # noqa: PLC0415
+    from teacher_server.score.words import as_text, verdicts  # noqa: PLC0415
+
+    try:
+        scored = score_teacher(settings.url, settings, settings.out)
+    except TeacherError as error:
+        return fail("teacher score", error, 3)
+    print(f"{settings.url}: {scored.identity}\n\n{as_text(score_table(scored))}\n")
+    print("\n".join(verdicts(scored)))
+    if settings.out:
+        write_score(settings.out, read_score(settings.out))
+        print(f"\nWritten: {settings.out}/score.md, and score.json, reliability.png and mistakes/ beside it")
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Puts teachers side by side; returns the exit code: 0 done, 3 a teacher cannot be used or was lost."""
+    settings = parse(CompareSettings, arguments)
+    from teacher_server.score.pages import Compared, write_comparison, write_score  # noqa: PLC0415
+    from teacher_server.score.scoring import read_score, score_teacher  # noqa: PLC0415
+    from teacher_server.score.words import as_text  # noqa: PLC0415
+
+    teachers = []
+    for name, where in zip(_names(settings.teachers), settings.teachers, strict=True):
+        if is_address(where):
+            folder = settings.out / "scores" / name.replace(":", "-")
+            try:
+                scored = score_teacher(where, settings, folder)
+            except TeacherError as error:
+                return fail("teacher compare", error, 3)
+            write_score(folder, read_score(folder))
+        else:
+            scored = read_score(Path(where))
+        teachers.append(Compared(name, where, scored))
+    tables = write_comparison(settings.out, teachers)
+    for teacher in teachers:
+        print(f"{teacher.name}: {teacher.score.identity}, {teacher.source}")
+    for env, table in tables.items():
+        print(f"\n{env}\n{as_text(table)}")
+    print()
+    for teacher in teachers:
+        print("\n".join(f"{teacher.name}: {line}" for line in teacher.verdicts))
+    print(f"\nWritten: {settings.out}/compare.html and compare.md")
+    return 0
+
+
+def _names(teachers: Sequence[str]) -> list[str]:
+    """Short names: a folder's own, an address's host and port; in full where two would be the same."""
+    names = [urlsplit(each).netloc if is_address(each) else Path(each).resolve().name for each in teachers]
+    return [name if names.count(name) == 1 else each for name, each in zip(names, teachers, strict=True)]

@@ -1,0 +1,90 @@
+"""Environments as a teacher gets to see them, and the held-out states that every teacher is asked about."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gridworld.environments import make
+from gridworld.episodes import EVALUATION_SEEDS
+from gridworld.planner import NoPlan, plan
+from gridworld.scenes import Scene
+from gridworld.tasks import ACTIONS, TASKS
+from gridworld.views import view_of
+
+_FIRST_SEED = EVALUATION_SEEDS + 2**29
+"""Of the episodes that states are taken from: no policy plays them."""
+_NOTHING_NEW = 100
+"""Episodes without a new state after which all are taken to have been met."""
+
+
+class World:
+    """One environment; `seed_of` gives the seed of each of its episodes."""
+
+    def __init__(self, env_id: str, task: str, seed_of: Callable[[int], int]) -> None:
+        self._env, self._task, self._seed_of = make(env_id), task, seed_of
+        self._episode = -1
+        self.total = 0.0
+        self.length = 0
+
+    def reset(self) -> Scene:
+        """Starts the next episode."""
+        self._episode += 1
+        self.total, self.length = 0.0, 0
+        self._env.reset(seed=self._seed_of(self._episode))
+        return self._scene()
+
+    def step(self, action: int) -> tuple[Scene, float, bool, bool]:
+        """What is seen next, reward, terminated, truncated."""
+        _, reward, terminated, truncated, _ = self._env.step(action)
+        self.total += float(reward)
+        self.length += 1
+        return self._scene(), float(reward), terminated, truncated
+
+    def _scene(self) -> Scene:
+        return Scene(self._task, self._env.mission, view_of(self._env))
+
+
+@dataclass(frozen=True)
+class State:
+    """A scene, and what is optimal in it."""
+
+    scene: Scene
+    optimal: tuple[str, ...]
+
+
+def actions_of(env_id: str) -> tuple[str, ...]:
+    """The names of an environment's actions."""
+    return ACTIONS[: int(make(env_id).action_space.n)]  # type: ignore[attr-defined]
+
+
+def held_out_states(env_id: str, task: str, count: int, seed: int) -> list[State]:
+    """Different states of held-out episodes, the same ones for every teacher.
+
+    In those episodes every other step, by chance, is the planner's, and the rest are drawn from the useful
+    actions: so there are states on the best way and states beside it. Where nothing can be planned is left
+    out. There are fewer than `count` where an environment has no more.
+    """
+    rng = np.random.default_rng(seed)
+    useful = [action for action in TASKS[task].useful if action in actions_of(env_id)]
+    world = World(env_id, task, lambda episode: _FIRST_SEED + episode)
+    found: dict[Hashable, State] = {}
+    nothing_new = 0
+    while nothing_new < _NOTHING_NEW:
+        nothing_new += 1
+        scene, ended = world.reset(), False
+        while not ended:
+            try:
+                optimal = plan(scene.view, task, scene.mission, useful).best
+            except NoPlan:
+                optimal = ()
+            if optimal and scene.key not in found:
+                found[scene.key] = State(scene, optimal)
+                nothing_new = 0
+                if len(found) == count:
+                    return list(found.values())
+            choices = optimal if optimal and rng.random() < 0.5 else useful
+            action = ACTIONS.index(str(rng.choice(choices)))
+            scene, _, terminated, truncated = world.step(action)
+            ended = terminated or truncated
+    return list(found.values())

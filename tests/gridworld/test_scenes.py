@@ -1,0 +1,72 @@
+"""Scenes against MiniGrid's own objects."""
+
+import gymnasium
+import minigrid  # noqa: F401  (registers the environments)
+import pytest
+
+from gridworld.scenes import Scene
+from gridworld.tasks import TASKS
+from gridworld.views import HEADINGS, view_of
+
+pytestmark = pytest.mark.unit
+
+_MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+
+
+def _scenes(task: str, seeds: range = range(30)) -> list[tuple[Scene, gymnasium.Env]]:
+    found = []
+    for seed in seeds:
+        env = gymnasium.make(TASKS[task].env_ids[-1]).unwrapped
+        env.reset(seed=seed)
+        env.place_agent()
+        found.append((Scene(task, env.mission, view_of(env)), env))
+    return found
+
+
+def _cells_of(env: gymnasium.Env, wanted: str) -> set[tuple[int, int]]:
+    """Where MiniGrid has a `colour kind` or a kind."""
+    grid = env.unwrapped.grid
+    return {
+        (y, x)
+        for y in range(grid.height)
+        for x in range(grid.width)
+        if (thing := grid.get(x, y)) is not None and wanted in (thing.type, f"{thing.color} {thing.type}")
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_agent_target_and_hazards_are_those_of_minigrid(task: str) -> None:
+    for scene, env in _scenes(task):
+        world = env.unwrapped
+        assert scene.here == (world.agent_pos[1], world.agent_pos[0])
+        assert scene.heading == HEADINGS[world.agent_dir]
+        if task in ("fetch", "go_to_door"):
+            sought = scene.mission.split()[-2:]
+            assert scene.sought == " ".join(sought)
+            targets = _cells_of(env, scene.sought)
+            kinds = ("key", "ball") if task == "fetch" else ("door",)
+            others = {cell for kind in kinds for cell in _cells_of(env, kind)} - targets
+        else:
+            targets = _cells_of(env, "goal")
+            others = _cells_of(env, "lava" if task == "lava_gap" else "ball")
+        assert set(scene.targets) == targets
+        assert set(scene.hazards) == others
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_direction_is_where_steps_of_the_agents_own_lead(task: str) -> None:
+    headings = ["up", "right", "down", "left"]  # each to the right of the one before
+    for scene, _ in _scenes(task):
+        to_its_right = headings[(headings.index(scene.heading) + 1) % 4]
+        (ahead_y, ahead_x), (right_y, right_x) = _MOVES[scene.heading], _MOVES[to_its_right]
+        for target in scene.targets:
+            down, across = target[0] - scene.here[0], target[1] - scene.here[1]
+            ahead, aside = down * ahead_y + across * ahead_x, down * right_y + across * right_x
+            words = ["ahead" if ahead > 0 else "behind"] if ahead else []
+            words += ["right" if aside > 0 else "left"] if aside else []
+            assert scene.direction(target) == ("-".join(words) or "here")
+
+
+def test_scenes_have_the_same_key_when_they_are_the_same() -> None:
+    (first, _), (again, _), (other, _) = (_scenes("fetch", range(n, n + 1))[0] for n in (3, 3, 4))
+    assert first.key == again.key != other.key
