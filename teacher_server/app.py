@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from teacher_server.answers import AnswerStore
 from teacher_server.keys import KeyGuard, read_key
+from teacher_server.look import add_page
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import (
     Answer,
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.teaching = State(settings, teacher, store, metrics, service)
     app.include_router(_router)
+    add_page(app)
     app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
     if key is not None:
         app.add_middleware(KeyGuard, key=key)

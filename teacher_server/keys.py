@@ -10,8 +10,8 @@ from teacher_server.schemas import ErrorAnswer, ErrorBody
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-_GUARDED = ("/policy", "/teacher")
-"""How the paths begin that need the key; health, metrics and documentation are open."""
+_GUARDED = ("/policy", "/teacher", "/look")
+"""How the paths begin that need the key; health, metrics, documentation and the bare page are open."""
 
 
 class BadKeyFile(CannotStart):

@@ -119,6 +119,28 @@ class PromptedTeacher:
             self._script(task, "", actions)  # so that what cannot be written is refused before any loading
 
     @property
+    def prompts(self) -> PromptSet:
+        """What it is asked with."""
+        return self._prompts
+
+    def with_prompts(self, prompts: PromptSet) -> "PromptedTeacher":
+        """The same checkpoint in the same engine, asked otherwise: not to be started or closed.
+
+        Raises:
+            BadChatTemplate: the chat template does not take what the set says.
+        """
+        return PromptedTeacher(
+            self._engine,
+            self._chat,
+            prompts,
+            self._reading,
+            checkpoint=self.description["checkpoint"],
+            label_ids=self._label_ids,
+            hosting=self.hosting,
+            seed=self._seed,
+        )
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest conversation about a picture of 16 x 16 tiles, answers included."""
         picture = self._prompts.preparation.prepare(draw(_room(16)))
