@@ -57,7 +57,7 @@ export function showWords(answer) {
     const tokens = report.tokens ? `, ${report.tokens} token${report.tokens > 1 ? "s" : ""}` : "";
     times.push([`${answer.stored ? "then: " : ""}${stage}`, milliseconds(report.milliseconds) + tokens]);
   }
-  if (second?.label_mass != null) times.push(["label mass", second.label_mass.toFixed(3)]);
+  if (second?.label_mass != null) times.push(["label mass", second.label_mass.toPrecision(3)]);
   fillList(find("times"), times, true);
 }
 

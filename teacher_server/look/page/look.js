@@ -209,7 +209,7 @@ function enable() {
   }
   find("follow").disabled = !canGo || !answer?.action;
   find("play").disabled = !canGo || !ready;
-  find("play").textContent = playing ? "Stop" : "Play to the end";
+  find("play").textContent = playing ? "Stop" : "Play";
   find("undo").disabled = !moment?.actions.length;
   find("restart").disabled = moment ? !moment.actions.length : !image;
   find("ask").disabled = !image || !ready || isOver();

@@ -29,10 +29,13 @@ function draw() {
     picture.alt = asSeen ? "The picture as the teacher sees it" : "The picture as it came";
   }
   find("caption").textContent = prepared && asSeen ? describe(prepared) : "";
-  const marks = prepared?.grid ? marksOf(shown.analysis, prepared.grid) : [];
-  find("mark-row").hidden = marks.length === 0;
+  const said = prepared?.grid ? placesOf(shown.analysis) : [];
+  const marks = said.filter(isIn(prepared?.grid));
+  const outside = said.length - marks.length;
+  find("mark-row").classList.toggle("away", said.length === 0);
   find("key").replaceChildren(
     ...[...new Set(marks.map((mark) => mark.what))].map((what) => element("span", { className: what }, what)),
+    ...(outside ? [element("em", {}, `${outside} outside the grid`)] : []),
   );
   const visible = marks.length > 0 && find("mark").checked;
   find("marks").replaceChildren(...(visible ? place(marks, prepared, asSeen) : []));
@@ -44,13 +47,13 @@ function describe({ width, height, tokens, grid }) {
   if (grid) {
     const columns = grid.columns + (grid.margin ? 1 : 0);
     parts.push(`${grid.columns} × ${grid.rows} cells of ${Math.round(width / columns)} px`);
-    if (grid.margin) parts.push("rows and columns numbered in the margin");
+    if (grid.margin) parts.push("numbered margin");
   }
   return parts.join(" · ");
 }
 
-/** Where an analysis in JSON says that agent, target and hazards are; what is not in the grid is left out. */
-function marksOf(text, { columns, rows }) {
+/** Where an analysis in JSON says that agent, target and hazards are. */
+function placesOf(text) {
   let said;
   try {
     said = JSON.parse(text);
@@ -58,12 +61,13 @@ function marksOf(text, { columns, rows }) {
     return [];
   }
   const { agent, target, hazards } = said ?? {};
-  const marks = (Array.isArray(hazards) ? hazards : []).map((at) => ({ what: "hazard", row: at?.[0], column: at?.[1] }));
-  if (target) marks.push({ what: "target", row: target.row, column: target.column });
-  if (agent) marks.push({ what: "agent", row: agent.row, column: agent.column, heading: agent.heading });
-  const inside = (value, end) => Number.isInteger(value) && value >= 0 && value < end;
-  return marks.filter(({ row, column }) => inside(row, rows) && inside(column, columns));
+  const places = (Array.isArray(hazards) ? hazards : []).map((at) => ({ what: "hazard", row: at?.[0], column: at?.[1] }));
+  if (target) places.push({ what: "target", row: target.row, column: target.column });
+  if (agent) places.push({ what: "agent", row: agent.row, column: agent.column, heading: agent.heading });
+  return places.filter(({ row, column }) => Number.isInteger(row) && Number.isInteger(column));
 }
+
+const isIn = (grid) => ({ row, column }) => row >= 0 && row < grid.rows && column >= 0 && column < grid.columns;
 
 function place(marks, { width, height, grid }, asSeen) {
   const margin = asSeen && grid.margin ? 1 : 0;
