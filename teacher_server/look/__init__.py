@@ -26,7 +26,6 @@ from teacher_server.preparation import visual_tokens
 from teacher_server.prompt_files import FOLLOWUPS, QUESTION, SYSTEM, TEMPLATES, BadPromptSet
 from teacher_server.schemas import ErrorAnswer, ErrorBody, Question
 from teacher_server.service import Service
-from teacher_server.settings import Settings
 from teacher_server.teachers.prompted import PromptedTeacher
 
 if TYPE_CHECKING:
@@ -186,7 +185,7 @@ async def ask(request: Request, question: _Edited) -> Response:
         return _error(ErrorBody(status=503, reason=reason, retry_after=1))
     async with places:
         try:
-            edited = await asyncio.to_thread(_edited, teaching.teacher, question.templates, teaching.settings)
+            edited = await asyncio.to_thread(_edited, teaching.teacher, question.templates)
         except BadPromptSet as error:
             return _refused(error.file or "templates", error)
         # A service of its own: no store, and figures that nobody counts
@@ -197,7 +196,7 @@ async def ask(request: Request, question: _Edited) -> Response:
     return Response(outcome.model_dump_json(), media_type="application/json")
 
 
-def _edited(teacher: PromptedTeacher, sources: dict[str, str], settings: Settings) -> PromptedTeacher:
+def _edited(teacher: PromptedTeacher, sources: dict[str, str]) -> PromptedTeacher:
     """The teacher, asked with these templates.
 
     Raises:
@@ -205,15 +204,9 @@ def _edited(teacher: PromptedTeacher, sources: dict[str, str], settings: Setting
     """
     check(sources)
     try:
-        edited = teacher.with_prompts(teacher.prompts.edited(sources))
+        return teacher.with_prompts(teacher.prompts.edited(sources))
     except BadChatTemplate as error:
         raise BadPromptSet(str(error)) from error
-    if edited.longest > settings.max_model_len:
-        raise BadPromptSet(
-            f"a conversation with these templates can have {edited.longest} tokens, more than"
-            f" --max-model-len {settings.max_model_len}: make them shorter"
-        )
-    return edited
 
 
 def _teaching(request: Request) -> "State":

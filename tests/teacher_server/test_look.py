@@ -285,24 +285,27 @@ def test_edited_templates_make_another_answer_that_is_not_stored(
         ("system.txt", "{{ rules.__class__ }}", "cannot be filled in"),
         ("system.txt", "<|im_end|>", "looks like a special token"),
         ("system.txt", "\n{{ 'a' * 10 }}", "line 2: 'mul' is not taken here"),
-        ("system.txt", "x " * 15_000, None),
         ("system.txt", "x" * 32_769, "at most 32768"),
-        ("other.txt", "", None),
+        ("other.txt", "", "no template 'other.txt'"),
     ],
 )
 def test_a_template_that_cannot_be_used(
-    prompted: TeacherProcess, ask_about: AskAbout, name: str, source: str, reason: str | None
+    prompted: TeacherProcess, ask_about: AskAbout, name: str, source: str, reason: str
 ) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump() | {"templates": {name: source}}
     error = _error(httpx.post(f"{prompted.url}/look/ask", json=question, timeout=60))
     assert error.status == 422
-    if reason is None:
-        assert error.field == "templates"
-        assert "--max-model-len" in error.reason or "no template 'other.txt'" in error.reason
-    else:
-        assert error.field == name
-        assert error.reason.startswith(f"{name}: ")
-        assert reason in error.reason
+    assert reason in error.reason
+    assert error.field == ("templates" if name == "other.txt" else name)
+    assert name == "other.txt" or error.reason.startswith(f"{name}: ")
+
+
+def test_a_conversation_that_is_too_long_is_told(prompted: TeacherProcess, ask_about: AskAbout) -> None:
+    question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump()
+    change = {"templates": {"system.txt": "x " * 15_000}}
+    error = _error(httpx.post(f"{prompted.url}/look/ask", json=question | change, timeout=60))
+    assert error.status == 502
+    assert "--max-model-len is 8192" in error.reason
 
 
 def test_a_bad_question_is_told_as_by_policy(prompted: TeacherProcess, ask_about: AskAbout) -> None:
