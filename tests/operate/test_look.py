@@ -392,9 +392,9 @@ def test_a_prompted_teacher_is_asked_again_with_edited_templates(
     expect(page.locator("#caption")).to_contain_text(
         "144 visual tokens · 5 × 5 cells of 56 px · numbered margin"
     )
-    page.get_by_text("as it came").click()
+    page.get_by_label("as it came").check()
     assert page.locator("#picture").evaluate("image => image.naturalWidth") == 5 * 28
-    page.get_by_text("as the teacher sees it").click()
+    page.get_by_label("as the teacher sees it").check()
 
     asked, rows = metric(prompted, "teacher_questions_total", way="asked"), _rows(store)
     area = page.get_by_label("Template action-labels.txt")

@@ -2,8 +2,6 @@
 
 import { element, fillList, find } from "./dom.js";
 
-const PARTS = { waiting: "waiting", picture: "picture", teacher: "teacher", storing: "storing", total: "total" };
-
 /** The bars of both; `answer` and `planned` may be missing (null). */
 export function showBars(actions, answer, planned) {
   const teacher = answer?.probabilities ?? {};
@@ -51,12 +49,12 @@ export function showWords(answer) {
   find("analysis").replaceChildren(...(answer ? inWords(answer.analysis) : []));
   find("raw-analysis").textContent = first?.text ?? "";
   find("raw-action").textContent = second?.text ?? "";
-  const times = Object.entries(answer?.milliseconds ?? {}).map(([part, ms]) => [PARTS[part] ?? part, milliseconds(ms)]);
+  const times = Object.entries(answer?.milliseconds ?? {}).map(([part, ms]) => [part, milliseconds(ms)]);
   for (const [stage, report] of [["analysis", first], ["action", second]]) {
     if (!report) continue;
-    const tokens = report.tokens ? `, ${report.tokens} token${report.tokens > 1 ? "s" : ""}` : "";
-    times.push([`${answer.stored ? "then: " : ""}${stage}`, milliseconds(report.milliseconds) + tokens]);
+    times.push([answer.stored ? `${stage} then` : stage, milliseconds(report.milliseconds)]);
   }
+  if (first?.tokens) times.push(["tokens", second ? `${first.tokens} + ${second.tokens}` : first.tokens]);
   if (second?.label_mass != null) times.push(["label mass", second.label_mass.toPrecision(3)]);
   fillList(find("times"), times, true);
 }
