@@ -27,6 +27,7 @@ expect.set_options(timeout=60_000)
 
 _CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 _DOCS = Path(__file__).parents[2] / "docs"
+_USUAL = {"viewport": {"width": 1400, "height": 900}, "reduced_motion": "reduce"}
 _LARGEST = 200_000
 """Bytes of a picture in docs/."""
 
@@ -40,7 +41,7 @@ pytestmark = [
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium's own refuses to work for root
-        browser = driver.chromium.launch(executable_path=_CHROMIUM, args=sandbox)
+        browser = driver.chromium.launch(executable_path=_CHROMIUM, args=["--disable-gpu", *sandbox])
         yield browser
         browser.close()
 
@@ -49,7 +50,7 @@ class Watched:
     """A page that notes what it asks for and what goes wrong in it."""
 
     def __init__(self, browser: Any, **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}} | options)
+        self.context = browser.new_context(**_USUAL | options)
         self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.requests: list[str] = []
@@ -115,7 +116,6 @@ def _titles(page: Any) -> list[str]:
 def _picture(page: Any, file: str) -> None:
     """Takes a picture for the docs, in as few colours as make it small."""
     page.mouse.move(0, 0)
-    page.wait_for_timeout(400)  # bars grow for 200 ms
     path = _DOCS / file
     page.screenshot(path=path, full_page=True)
     with Image.open(path) as image:
@@ -300,9 +300,7 @@ def test_nothing_is_cut_off_and_nothing_jumps(
         " e.parentElement.getBoundingClientRect().right + 1).map((e) => e.outerHTML)"
     )
     assert cut == []
-    boxes = (
-        "[...document.querySelectorAll('.card, #bars, #outcome, h3')].map((e) => e.getBoundingClientRect())"
-    )
+    boxes = "[...document.querySelectorAll('.card, #bars, #outcome, #said > h3')].map((e) => e.getBoundingClientRect())"
     places = f"{boxes}.map((box) => box.top)"
     before = page.evaluate(places)
     page.locator("h1").click()
