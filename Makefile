@@ -60,7 +60,7 @@ bench-gpu: $(VLLM_VENV)/.installed ## both engines at the dimensions of the 3B a
 # Where vLLM's CPU build is used, this environment is made beforehand: .ci/run does
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip $(PIP_INSTALL) --editable '.[vllm,transformers,student,dev]'
+	$(VLLM_VENV)/bin/pip $(PIP_INSTALL) --editable '.[vllm,transformers,student,operate,dev]'
 	@touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from teacher_server.answers import AnswerStore
 from teacher_server.hosting import Host, NotReady
 from teacher_server.keys import ADMINISTRATION, QUESTIONS, KeyGuard, read_key
+from teacher_server.look import add_page
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import (
     Answer,
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     service = Service(host, store, metrics, settings)
     app.state.teaching = State(settings, host, store, metrics, service, Swapper(host, metrics))
     app.include_router(_router)
+    add_page(app)
     app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
     app.add_middleware(KeyGuard, key=admin_key, paths=ADMINISTRATION, flag="--admin-key-file")
     if key is not None:

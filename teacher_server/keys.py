@@ -10,9 +10,9 @@ from teacher_server.schemas import ErrorAnswer, ErrorBody
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-QUESTIONS = ("/policy", "/teacher")
+QUESTIONS = ("/policy", "/teacher", "/look")
 ADMINISTRATION = ("/admin",)
-"""How the paths begin that need a key of their own; health, metrics and documentation are open."""
+"""How the paths begin that need a key of their own; health, metrics, documentation and the bare page are open."""
 
 
 class BadKeyFile(CannotStart):

@@ -80,6 +80,19 @@ class Metrics:
         if stages.action is not None:
             self.seconds.labels("action").observe(stages.action.milliseconds / 1000)
 
+    def figures(self) -> dict[str, int]:
+        """Questions by their way (asked, stored, joined), failed, pending and in_flight."""
+        found = dict.fromkeys(("asked", "stored", "joined", "failed", "pending", "in_flight"), 0)
+        for metric in self.registry.collect():
+            for sample in metric.samples:
+                if sample.name == "teacher_questions_total":
+                    found[sample.labels["way"]] += int(sample.value)
+                elif sample.name == "teacher_failures_total":
+                    found["failed"] += int(sample.value)
+                elif sample.name in ("teacher_pending", "teacher_in_flight"):
+                    found[sample.name.removeprefix("teacher_")] = int(sample.value)
+        return found
+
     def page(self) -> bytes:
         """In Prometheus's text format, with the process's own figures and the engine's (vllm:...)."""
         return generate_latest(self.registry) + generate_latest(REGISTRY)

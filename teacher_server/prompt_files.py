@@ -43,7 +43,14 @@ _LONGEST_KEY = 64
 
 
 class BadPromptSet(Exception):
-    """A prompt set that cannot be used: which file, what is wrong with it, and what to do."""
+    """A prompt set that cannot be used: which file, what is wrong with it, and what to do.
+
+    `file` is its name in the set, where a file is to blame.
+    """
+
+    def __init__(self, reason: str, file: str | None = None) -> None:
+        super().__init__(reason)
+        self.file = file
 
 
 class _Strict(BaseModel):
@@ -114,7 +121,7 @@ class Files:
 
     def bad(self, name: str, wrong: str) -> BadPromptSet:
         """What is wrong with a file, in one line."""
-        return BadPromptSet(f"{self.folder / name}: {' '.join(wrong.split())}")
+        return BadPromptSet(f"{self.folder / name}: {' '.join(wrong.split())}", name)
 
     def names(self, folder: str, ending: str) -> list[str]:
         """The files of a folder with this ending, sorted, without hidden ones and editors' copies."""
@@ -137,6 +144,10 @@ class Files:
             text = self.read(name).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.bad(name, f"is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        return self.checked(name, text)
+
+    def checked(self, name: str, text: str) -> str:
+        """The text itself, in which nothing looks like a special token."""
         if special := _SPECIAL.search(text):
             raise self.bad(name, f"{special.group()!r} looks like a special token; write it another way")
         return text
@@ -181,9 +192,9 @@ class Files:
             )
         return rules
 
-    def template(self, name: str) -> jinja2.Template:
+    def template(self, name: str, source: str) -> jinja2.Template:
         """A template that uses no unknown variable."""
-        source, known = self.text(name), TEMPLATES[name]
+        known = TEMPLATES[name]
         try:
             unknown = jinja2.meta.find_undeclared_variables(_JINJA.parse(source)) - known
             if unknown:

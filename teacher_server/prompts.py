@@ -1,9 +1,10 @@
 """Prompt sets: folders of templates, rules and examples, made into conversations."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ class PromptSet:
         question, followup = self._texts.questions(*key, mission)
         return Conversation(opening, question, followup, pictures)
 
+    @property
+    def templates(self) -> dict[str, str]:
+        """File -> source, of all templates."""
+        return dict(self._texts.sources)
+
+    def edited(self, sources: Mapping[str, str]) -> "PromptSet":
+        """The set with other sources for some of its templates; itself where none is another.
+
+        Raises:
+            BadPromptSet: one cannot be used; `file` says which.
+        """
+        changed = {name: text for name, text in sources.items() if text != self.templates[name]}
+        if not changed:
+            return self
+        told = json.dumps([self.digest, changed], sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()
+        return replace(self, digest=digest, _texts=self._texts.edited(changed))
+
     def _opening(
         self, task: str, actions: tuple[str, ...], readout: Readout
     ) -> tuple[tuple[Message, ...], tuple[PreparedPicture, ...]]:
@@ -162,7 +181,7 @@ def load_prompt_set(name_or_folder: str) -> PromptSet:
     files.check_tasks(told.tasks)
     files.check_labels(told.labels)
     rules = {task: files.rules(task) for task in told.tasks}
-    texts = _Texts(files, {name: files.template(name) for name in TEMPLATES}, rules, told.labels)
+    texts = _Texts(files, {name: files.text(name) for name in TEMPLATES}, rules, told.labels)
     texts.try_out()
     schema = files.schema()
     preparation = Preparation(told.picture.tile, told.picture.margin, told.picture.max_pixels)
@@ -200,9 +219,22 @@ class _Texts:
     """A set's templates, and what they are filled in with."""
 
     files: Files
-    templates: Mapping[str, jinja2.Template]
+    sources: Mapping[str, str]
     rules: Mapping[str, RulesFile]
     labels: Mapping[str, str]
+    templates: Mapping[str, jinja2.Template] = field(init=False)
+
+    def __post_init__(self) -> None:
+        templates = {name: self.files.template(name, source) for name, source in self.sources.items()}
+        object.__setattr__(self, "templates", templates)
+
+    def edited(self, sources: Mapping[str, str]) -> "_Texts":
+        """With other sources for some templates, tried out; nothing is read from the set's folder."""
+        files = Files(Path())
+        checked = {name: files.checked(name, source) for name, source in sources.items()}
+        texts = _Texts(files, {**self.sources, **checked}, self.rules, self.labels)
+        texts.try_out()
+        return texts
 
     def system(self, task: str, actions: Sequence[str]) -> Message:
         return _message("system", self._fill(SYSTEM, self._variables(task, actions)))

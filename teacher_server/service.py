@@ -5,12 +5,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from teacher_server.answers import AnswerStore, Key, StoreError
-from teacher_server.hosting import Host
 from teacher_server.images import BadPicture, decode, from_base64
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
@@ -54,10 +55,24 @@ class _Flight:
     waiting: int = 0
 
 
+class Lender(Protocol):
+    """Has a teacher."""
+
+    def lease(self) -> AbstractContextManager[Teacher]:
+        """The teacher, for as long as this is held.
+
+        Raises:
+            NotReady: there is none to ask now.
+        """
+
+    def end(self, why: str) -> None:
+        """There will be no teacher any more."""
+
+
 class Service:
     """Answers questions with the teacher that a host lends, and remembers the answers if there is a store."""
 
-    def __init__(self, host: Host, store: AnswerStore | None, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, host: Lender, store: AnswerStore | None, metrics: Metrics, settings: Settings) -> None:
         self._host = host
         self._store = store
         self._metrics = metrics

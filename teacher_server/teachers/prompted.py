@@ -116,6 +116,26 @@ class PromptedTeacher:
         for task, actions in self.tasks.items():
             self._script(task, "", actions)  # so that what cannot be written is refused before any loading
 
+    @property
+    def prompts(self) -> PromptSet:
+        """What it is asked with."""
+        return self._prompts
+
+    def with_prompts(self, prompts: PromptSet) -> "PromptedTeacher":
+        """The same model, asked otherwise: not to be started or closed.
+
+        Raises:
+            BadChatTemplate: the chat template does not take what the set says.
+        """
+        return PromptedTeacher(
+            self._interviewer,
+            prompts,
+            self._reading,
+            checkpoint=self.description["checkpoint"],
+            hosting=self.hosting,
+            seed=self._seed,
+        )
+
     async def start(self) -> None:
         """Gets the model ready and asks it one question a task: its first answers are slow.
 

@@ -36,6 +36,8 @@ def _requests(question: dict[str, Any]) -> list[tuple[str, str, Any]]:
         ("GET", "/teacher", None),
         ("POST", "/policy", question),
         ("POST", "/policy/batch", [question, question]),
+        ("GET", "/look/state", None),
+        ("POST", "/look/planner", question),
     ]
 
 
@@ -64,7 +66,7 @@ def test_only_who_bears_the_key_is_answered(teacher: TeacherProcess, ask_about: 
                     assert "--api-key-file" in error.reason
                     assert reply.headers["WWW-Authenticate"] == "Bearer"
                 assert _KEY not in reply.text
-        for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json"):
+        for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/", "/page/look.js"):
             reply = http.get(path)
             assert reply.status_code == 200, path
             assert _KEY not in reply.text

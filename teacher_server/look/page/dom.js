@@ -1,0 +1,24 @@
+// Elements made and filled; text is always text, whoever wrote it.
+
+export const find = (id) => document.getElementById(id);
+
+export function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+/** Fills a <dl> with [term, value] pairs, each in a <div> of its own where `grouped`. */
+export function fillList(list, pairs, grouped = false) {
+  const items = pairs.map(([term, value]) => [element("dt", {}, term), element("dd", {}, String(value))]);
+  list.replaceChildren(...(grouped ? items.map((pair) => element("div", {}, ...pair)) : items.flat()));
+}
+
+/** {a: {b: 1}} as [["a.b", 1]]. */
+export function flat(object, before = "") {
+  return Object.entries(object).flatMap(([name, value]) =>
+    value !== null && typeof value === "object" && !Array.isArray(value)
+      ? flat(value, `${before}${name}.`)
+      : [[before + name, Array.isArray(value) ? value.join(", ") : value]],
+  );
+}

@@ -1,0 +1,312 @@
+// The page: which moment is looked at, what is asked about it, and the keys that step through an episode.
+
+import * as answers from "./answer.js";
+import { call } from "./api.js";
+import { element, find } from "./dom.js";
+import { watch } from "./header.js";
+import * as pictures from "./picture.js";
+import * as prompts from "./prompts.js";
+
+const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "forward", p: "pickup", d: "done", o: "toggle" };
+const HINTS = { left: "←", right: "→", forward: "↑", pickup: "P", done: "D", toggle: "O" };
+const ENDS = { success: "Success", failure: "Failure", time_out: "Out of time" };
+const PACE_MS = 250;
+
+let tasks = {};
+let ready = false;
+let playing = 0; // the number of the run that plays to the end; 0 when none does
+let loading = 0; // scenes on their way; of several, the last one counts
+let moment = null; // {env_id, seed, actions}; null for a picture of one's own
+let scene = null;
+let image = null;
+let answer = null;
+let planned = null;
+let turn = 0; // rises with each other picture: what was asked about an earlier one is then dropped
+let scenes = 0;
+let plays = 0;
+let comparing = Promise.resolve();
+let inHand = null; // the AbortController of the question that is being answered
+
+const task = () => tasks[find("task").value];
+const question = () => ({ image, mission: find("mission").value, task: find("task").value, actions: task().actions });
+const mode = () => document.querySelector("input[name=mode]:checked").value;
+const isOver = () => Boolean(scene?.end);
+
+async function onTeacher() {
+  tasks = await call("look/tasks");
+  const before = find("task").value;
+  find("task").replaceChildren(...Object.keys(tasks).map((key) => element("option", { value: key }, key)));
+  if (before in tasks) find("task").value = before;
+  await prompts.load(onTemplates);
+  if (image) await present();
+  else await onTask();
+}
+
+async function onTask() {
+  const { env_ids: ids, objective } = task();
+  const shorter = (id) => id.replace(/^MiniGrid-/, "").replace(/-v0$/, "");
+  find("objective").textContent = objective ?? "";
+  find("env").replaceChildren(...ids.map((id) => element("option", { value: id }, shorter(id))));
+  if (image && !moment) await present();
+  else await begin();
+}
+
+async function begin() {
+  playing = 0;
+  const seed = find("seed");
+  if (!seed.reportValidity() || seed.value === "") return;
+  await go({ env_id: find("env").value, seed: Number(seed.value), actions: [] });
+}
+
+/** Goes to a moment of an episode; stays where it is if there is no such moment. */
+async function go(to) {
+  const mine = ++scenes;
+  loading += 1;
+  try {
+    const found = await call("look/scene", to);
+    if (mine !== scenes) return;
+    moment = to;
+    scene = found;
+    image = found.image;
+    find("mission").value = found.mission;
+    find("scene-error").textContent = "";
+  } catch (failure) {
+    playing = 0;
+    find("scene-error").textContent = failure.words ?? String(failure);
+    return;
+  } finally {
+    loading -= 1;
+  }
+  await present();
+}
+
+/** Shows the picture, what the teacher sees of it and what the planner would do; asks, if told so. */
+async function present() {
+  const mine = ++turn;
+  const asks = find("auto").checked && ready && !isOver();
+  inHand?.abort();
+  answer = planned = null;
+  find("answer-error").textContent = find("planner-error").textContent = find("progress").textContent = "";
+  // What was said about the picture before stays, dimmed, until the next answer: nothing jumps
+  find("said").classList.toggle("stale", asks);
+  showEpisode();
+  const seen = prepare(mine);
+  comparing = isOver() ? Promise.resolve() : compare(mine);
+  if (asks) await ask();
+  else comparing.then(() => mine === turn && showAnswer());
+  await seen;
+}
+
+async function prepare(mine) {
+  let prepared = null;
+  let wrong = "";
+  try {
+    prepared = await call("look/prepared", { image });
+  } catch (failure) {
+    wrong = failure.words ?? String(failure);
+  }
+  if (mine !== turn) return;
+  find("scene-error").textContent = wrong;
+  pictures.show({ drawn: image, prepared });
+}
+
+async function compare(mine) {
+  let found = null;
+  let wrong = "";
+  try {
+    found = await call("look/planner", question());
+  } catch (failure) {
+    wrong = `No planner’s answer to compare with: ${failure.words ?? failure}`;
+  }
+  if (mine !== turn) return;
+  planned = found;
+  find("planner-error").textContent = wrong;
+}
+
+async function ask() {
+  inHand?.abort();
+  const mine = (inHand = new AbortController());
+  const edited = mode() === "edited";
+  const began = performance.now();
+  const clock = () => (find("progress").textContent = `asking… ${((performance.now() - began) / 1000).toFixed(1)} s`);
+  const ticking = setInterval(clock, 100);
+  find("answer-error").textContent = "";
+  prompts.blame(null);
+  clock();
+  let words = "";
+  try {
+    const about = edited ? { ...question(), templates: prompts.edits() } : question();
+    answer = await call(edited ? "look/ask" : "policy", about, mine.signal);
+    words = edited ? `edited templates, not stored · ${answer.teacher}` : answer.stored ? "from the store" : "just asked";
+    await comparing;
+    if (!mine.signal.aborted) showAnswer();
+  } catch (failure) {
+    if (mine.signal.aborted) return;
+    playing = 0;
+    answer = null;
+    const beside = prompts.blame(failure);
+    await comparing;
+    find("answer-error").textContent = beside ? `${failure.field} cannot be used: see below.` : failure.words ?? failure;
+    showAnswer(failure.raw);
+  } finally {
+    clearInterval(ticking);
+    if (inHand === mine) find("progress").textContent = words;
+  }
+}
+
+/** The answer that there is by now; `raw` is what the teacher wrote where that is none. */
+function showAnswer(raw = null) {
+  if (!task()) return;
+  answers.showBars(task().actions, answer, planned);
+  answers.showWords(answer);
+  if (raw) find("raw-analysis").textContent = raw;
+  find("raw").open ||= Boolean(raw);
+  find("raw-planner").textContent = planned?.analysis ?? "";
+  find("said").classList.remove("stale");
+  pictures.show({ analysis: answer?.analysis ?? null });
+  enable();
+}
+
+function showEpisode() {
+  const has = moment ? task().actions : [];
+  const buttons = find("actions");
+  if (buttons.dataset.actions !== has.join()) {
+    buttons.dataset.actions = has.join();
+    buttons.replaceChildren(...has.map(actionButton));
+  }
+  find("trail").replaceChildren(...(moment?.actions ?? []).map(stepButton));
+  find("trail").scrollTop = find("trail").scrollHeight;
+  const outcome = find("outcome");
+  outcome.dataset.end = scene?.end ?? "";
+  outcome.textContent = !moment
+    ? "A picture of your own: say its task and its mission."
+    : scene.end
+      ? `${ENDS[scene.end]}: return ${scene.episode_return.toFixed(3)} after ${scene.step} steps`
+      : `Step ${scene.step} of at most ${scene.max_steps}`;
+  enable();
+}
+
+function actionButton(action) {
+  const button = element("button", { type: "button" }, HINTS[action] ? `${HINTS[action]} ${action}` : action);
+  button.dataset.action = action;
+  button.setAttribute("aria-label", action);
+  button.onclick = () => step(action);
+  return button;
+}
+
+function stepButton(action, index) {
+  const words = HINTS[action] ?? action;
+  const button = element("button", { type: "button", title: `${index + 1}: ${action}` }, words);
+  button.setAttribute("aria-label", `Back to after step ${index + 1}, ${action}`);
+  button.onclick = () => back(index + 1);
+  return element("li", {}, button);
+}
+
+function enable() {
+  const canGo = Boolean(moment) && !isOver();
+  for (const button of find("actions").children) {
+    button.disabled = !canGo || !scene.actions.includes(button.dataset.action);
+  }
+  find("follow").disabled = !canGo || !answer?.action;
+  find("play").disabled = !canGo || !ready;
+  find("play").textContent = playing ? "Stop" : "Play";
+  find("undo").disabled = !moment?.actions.length;
+  find("restart").disabled = moment ? !moment.actions.length : !image;
+  find("ask").disabled = !image || !ready || isOver();
+  find("ask-edited").disabled = find("ask").disabled || Object.keys(prompts.edits()).length === 0;
+}
+
+async function step(action) {
+  if (!moment || isOver() || loading || !task().actions.includes(action)) return;
+  await go({ ...moment, actions: [...moment.actions, action] });
+}
+
+async function back(steps) {
+  playing = 0;
+  if (moment) await go({ ...moment, actions: moment.actions.slice(0, steps) });
+  else await begin();
+}
+
+async function play() {
+  playing = playing ? 0 : ++plays;
+  const mine = playing;
+  enable();
+  while (playing && playing === mine && !isOver()) {
+    const pause = new Promise((resolve) => setTimeout(resolve, PACE_MS));
+    if (!answer) await ask();
+    await pause;
+    if (playing !== mine || !answer?.action) break;
+    await step(answer.action);
+  }
+  if (playing === mine) playing = 0;
+  enable();
+}
+
+function onTemplates() {
+  const any = Object.keys(prompts.edits()).length > 0;
+  const [served, edited] = document.querySelectorAll("input[name=mode]");
+  edited.disabled = !any;
+  if (!any) served.checked = true;
+  enable();
+}
+
+async function onFile(file) {
+  if (!file) return;
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+  playing = 0;
+  scenes += 1;
+  moment = scene = null;
+  image = btoa(text);
+  await present();
+}
+
+function onKey(event) {
+  const typing = event.target.matches("textarea, select, input:not([type=checkbox])");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || find("key-dialog").open) return;
+  const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (name in KEYS && moment) step(KEYS[name]);
+  else if (name === "t") find("follow").click();
+  else if (name === "a") find("ask").click();
+  else if (name === "Backspace") find("undo").click();
+  else return;
+  event.preventDefault();
+}
+
+function init() {
+  pictures.init();
+  find("task").onchange = onTask;
+  find("env").onchange = begin;
+  find("seed").onchange = begin;
+  find("another").onclick = () => {
+    find("seed").value = Math.floor(Math.random() * 100000);
+    begin();
+  };
+  find("mission").onchange = () => image && present();
+  find("ask").onclick = ask;
+  find("ask-edited").onclick = () => {
+    document.querySelector("input[name=mode][value=edited]").checked = true;
+    ask();
+  };
+  find("follow").onclick = () => answer?.action && step(answer.action);
+  find("play").onclick = play;
+  find("undo").onclick = () => back(moment.actions.length - 1);
+  find("restart").onclick = () => back(0);
+  find("file").onchange = (event) => onFile(event.target.files[0]).then(() => (event.target.value = ""));
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(name, (event) => {
+      event.preventDefault();
+      find("drop").classList.toggle("over", name === "dragover");
+      if (name === "drop") onFile(event.dataTransfer.files[0]);
+    });
+  }
+  document.addEventListener("keydown", onKey);
+  watch(onTeacher, (now) => {
+    ready = now;
+    if (ready && image && !answer && find("auto").checked && !isOver()) ask();
+    enable();
+  });
+}
+
+init();

@@ -1,0 +1,443 @@
+"""The page at / in a real headless Chromium. It also takes the pictures in docs/."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from gridworld.tasks import TASKS
+from teacher_server.prompts import SETS
+from tests.checkpoints import make_checkpoint
+from tests.conftest import AskAbout, StartTeacher, TeacherProcess, started_teachers
+from tests.waiting import metric, wait_until_ready
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright: pip install 'lvlm2p[operate]'")
+Browser, Page = playwright.Browser, playwright.Page
+expect = playwright.expect
+expect.set_options(timeout=60_000)
+
+_CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+_DOCS = Path(__file__).parents[2] / "docs"
+_USUAL = {"viewport": {"width": 1400, "height": 900}, "reduced_motion": "reduce"}
+_LARGEST = 200_000
+"""Bytes of a picture in docs/."""
+
+pytestmark = [
+    pytest.mark.operate,
+    pytest.mark.skipif(not _CHROMIUM, reason="no Chromium: apt-get install chromium, or CHROMIUM=its path"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium's own refuses to work for root
+        browser = driver.chromium.launch(executable_path=_CHROMIUM, args=["--disable-gpu", *sandbox])
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page that notes what it asks for and what goes wrong in it."""
+
+    def __init__(self, browser: Any, **options: Any) -> None:
+        self.context = browser.new_context(**_USUAL | options)
+        self.context.set_default_timeout(60_000)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._on_console)
+
+    def _on_console(self, message: Any) -> None:
+        # The browser itself notes each reply of 4xx and 5xx
+        if message.type in ("error", "warning") and "the server responded with a status" not in message.text:
+            self.errors.append(message.text)
+
+    def open(self, teacher: TeacherProcess) -> Any:
+        self._url = teacher.url
+        self.page.goto(teacher.url)
+        return self.page
+
+    def check(self) -> None:
+        assert self.errors == []
+        outside = [url for url in self.requests if not url.startswith((f"{self._url}/", "data:", "blob:"))]
+        assert outside == []
+
+
+@pytest.fixture
+def watched(browser: Any) -> Iterator[Watched]:
+    watched = Watched(browser)
+    yield watched
+    watched.context.close()
+    watched.check()
+
+
+def _settled(page: Any) -> None:
+    """Waits until the answer about the picture at hand is shown."""
+    expect(page.locator("#said")).not_to_have_class(re.compile("stale"))
+    expect(page.locator(".bar.best")).to_have_count(1)
+
+
+def _bars(page: Any, who: str) -> dict[str, str]:
+    """action -> the number beside its bar."""
+    return {
+        bar.get_attribute("data-action"): bar.locator(f".number.{who}").inner_text()
+        for bar in page.locator(".bar").all()
+    }
+
+
+def _question_of(page: Any) -> dict[str, Any]:
+    """The question that the page's settings stand for, made without the page."""
+    env_id, seed = page.locator("#env").input_value(), int(page.locator("#seed").input_value())
+    taken = [title.split(": ")[1] for title in _titles(page)]
+    base = page.url.rstrip("/")
+    moment = {"env_id": env_id, "seed": seed, "actions": taken}
+    scene = httpx.post(f"{base}/look/scene", json=moment).json()
+    task = page.locator("#task").input_value()
+    asked = {"task": task, "actions": TASKS[task].useful}
+    return {"image": scene["image"], "mission": scene["mission"], **asked}
+
+
+def _titles(page: Any) -> list[str]:
+    return [button.get_attribute("title") for button in page.locator("#trail button").all()]
+
+
+def _picture(page: Any, file: str) -> None:
+    """Takes a picture for the docs, in as few colours as make it small."""
+    page.mouse.move(0, 0)
+    path = _DOCS / file
+    page.screenshot(path=path, full_page=True)
+    with Image.open(path) as image:
+        image.quantize(128, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
+    assert path.stat().st_size < _LARGEST
+
+
+# The planner
+
+
+def test_a_question_is_asked_and_shown_beside_the_planner(
+    watched: Watched, teacher_process: StartTeacher
+) -> None:
+    teacher = teacher_process("--noise", "0.5")
+    page = watched.open(teacher)
+    expect(page.locator("#readiness")).to_have_text("ready")
+    expect(page.locator("#identity")).to_have_text(httpx.get(f"{teacher.url}/teacher").json()["identity"])
+    page.get_by_label("Task").select_option("fetch")
+    page.get_by_label("Environment").select_option("MiniGrid-Fetch-8x8-N3-v0")
+    mistakes = 0
+    for seed in range(8):
+        page.get_by_label("Seed").fill(str(seed))
+        with page.expect_response(f"{teacher.url}/look/scene"):
+            page.get_by_label("Seed").press("Enter")
+        _settled(page)
+        question = _question_of(page)
+        expect(page.get_by_label("Mission")).to_have_value(question["mission"])
+        asked, planned = (
+            httpx.post(f"{teacher.url}/{path}", json=question).json() for path in ("policy", "look/planner")
+        )
+        assert asked["stored"]
+        for who, answer in (("teacher", asked), ("planner", planned)):
+            told = {action: f"{p:.3f}" for action, p in answer["probabilities"].items()}
+            assert _bars(page, who) == told
+        best = page.locator(".bar.best")
+        assert best.get_attribute("data-action") == asked["action"]
+        width = best.locator(".track.teacher .fill").evaluate("fill => parseFloat(fill.style.width)")
+        assert width == pytest.approx(100 * max(asked["probabilities"].values()), abs=0.01)
+        optimal = planned["probabilities"][asked["action"]] == max(planned["probabilities"].values())
+        mistakes += not optimal
+        expect(page.locator("#agreement")).to_contain_text("is optimal" if optimal else "optimal:")
+        expect(page.locator("#analysis")).to_have_text(asked["analysis"])
+        shown = page.locator("#picture").evaluate("image => [image.naturalWidth, image.naturalHeight]")
+        assert shown == [8 * 28, 8 * 28]
+    assert 0 < mistakes < 8
+    expect(page.locator("#templates-hint")).to_contain_text("has no prompt templates")
+    expect(page.locator("#mode")).to_be_hidden()
+    page.get_by_text("What it is made of").click()
+    expect(page.locator("#description")).to_contain_text("noise")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_episode_is_stepped_through_to_success(
+    watched: Watched, shared_teacher: TeacherProcess, task: str
+) -> None:
+    page = watched.open(shared_teacher)
+    page.get_by_label("Task").select_option(task)
+    page.get_by_label("Seed").fill("3")
+    page.get_by_label("Seed").press("Enter")
+    outcome = page.locator("#outcome")
+    expect(outcome).to_contain_text("Step 0")
+    page.locator("h1").click()  # keys are for the page and not for a field
+    for step in range(1, 40):
+        _settled(page)
+        page.keyboard.press("t")
+        expect(outcome).to_contain_text(re.compile(rf"Step {step} |after {step} steps"))
+        if outcome.get_attribute("data-end"):
+            break
+    expect(outcome).to_contain_text("Success: return 0.")
+    assert len(_titles(page)) == step
+    expect(page.get_by_role("button", name="Ask", exact=False).first).to_be_disabled()
+    for button in page.locator("#actions button").all():
+        expect(button).to_be_disabled()
+    if task == "lava_gap":
+        page.keyboard.press("Backspace")
+        expect(outcome).to_contain_text(f"Step {step - 1} ")
+        page.locator("#trail button").first.click()
+        expect(outcome).to_contain_text("Step 1 ")
+        _settled(page)
+        _picture(page, "look.png")
+        page.get_by_role("button", name="Play").click()
+        expect(outcome).to_contain_text("Success: return 0.")
+
+
+def test_keys_take_actions_and_fields_keep_theirs(watched: Watched, shared_teacher: TeacherProcess) -> None:
+    page = watched.open(shared_teacher)
+    _settled(page)
+    page.locator("h1").click()
+    for count, (key, action) in enumerate(
+        (("ArrowRight", "right"), ("ArrowUp", "forward"), ("ArrowLeft", "left")), 1
+    ):
+        page.keyboard.press(key)
+        expect(page.locator("#trail button")).to_have_count(count)
+        assert _titles(page)[-1] == f"{count}: {action}"
+    page.keyboard.press("p")  # of no use in this task
+    page.get_by_label("Mission").click()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("t")
+    expect(page.locator("#trail button")).to_have_count(3)
+    page.get_by_label("Seed").focus()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#outcome")).to_contain_text("Step 0")
+    assert page.get_by_label("Seed").input_value() == "1"
+
+
+def test_a_picture_is_dropped(watched: Watched, shared_teacher: TeacherProcess, ask_about: AskAbout) -> None:
+    page = watched.open(shared_teacher)
+    _settled(page)
+    page.get_by_label("Task").select_option("go_to_door")
+    question = ask_about("MiniGrid-GoToDoor-6x6-v0", seed=5, tile=20)
+    dropped = """([base64, name]) => {
+        const bytes = Uint8Array.from(atob(base64), (sign) => sign.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], name));
+        const event = new DragEvent("drop", { bubbles: true, dataTransfer: data });
+        document.getElementById("drop").dispatchEvent(event);
+    }"""
+    page.evaluate(dropped, [question.image, "grid.png"])
+    expect(page.locator("#outcome")).to_contain_text("A picture of your own")
+    expect(page.locator("#caption")).to_contain_text("120 × 120 px · 6 × 6 cells of 20 px")
+    page.get_by_label("Mission").fill(question.mission)
+    page.get_by_label("Mission").press("Tab")
+    _settled(page)
+    answer = httpx.post(f"{shared_teacher.url}/policy", json=question.model_dump()).json()
+    assert _bars(page, "teacher") == {action: f"{p:.3f}" for action, p in answer["probabilities"].items()}
+
+    page.evaluate(dropped, [base64.b64encode(b"not a picture").decode(), "notes.txt"])
+    expect(page.locator("#answer-error")).to_contain_text("neither a PNG nor a JPEG")
+    expect(page.locator("#scene-error")).to_contain_text("neither a PNG nor a JPEG")
+    page.locator("#file").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": base64.b64decode(question.image)}
+    )
+    expect(page.locator("#scene-error")).to_be_empty()
+    _settled(page)
+    page.get_by_role("button", name="Start again").click()
+    expect(page.locator("#outcome")).to_contain_text("Step 0")
+
+
+def test_what_a_teacher_writes_is_text(
+    watched: Watched, shared_teacher: TeacherProcess, ask_about: AskAbout
+) -> None:
+    page = watched.open(shared_teacher)
+    _settled(page)
+    page.get_by_label("Task").select_option("go_to_door")
+    _settled(page)
+    mission = "<img src=x onerror=alert(1)><b>bold</b>"
+    page.get_by_label("Mission").fill(mission)
+    page.get_by_label("Mission").press("Tab")
+    expect(page.locator("#answer-error")).to_contain_text(mission)  # named in the planner's complaint
+    assert page.locator("main b, main img:not(#picture)").count() == 0
+
+
+def test_a_teacher_that_goes_away_is_told(watched: Watched, teacher_process: StartTeacher) -> None:
+    teacher = teacher_process()
+    page = watched.open(teacher)
+    _settled(page)
+    teacher.kill()
+    expect(page.locator("#readiness")).to_contain_text("cannot be reached")
+    page.get_by_role("button", name="Ask").first.click(force=True)
+    teacher.restart()
+    expect(page.locator("#readiness")).to_have_text("ready")
+    page.locator("h1").click()
+    page.keyboard.press("a")
+    _settled(page)
+    watched.errors = [error for error in watched.errors if "ERR_CONNECTION_REFUSED" not in error]
+
+
+@pytest.mark.parametrize("width", [1000, 1920])
+def test_nothing_is_cut_off_and_nothing_jumps(
+    browser: Any, shared_teacher: TeacherProcess, width: int
+) -> None:
+    watched = Watched(browser, viewport={"width": width, "height": 900}, color_scheme="dark")
+    page = watched.open(shared_teacher)
+    _settled(page)
+    wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide[0] <= wide[1]
+    cut = page.evaluate(
+        "[...document.querySelectorAll('button, .card, .tabs, select')]"
+        ".filter((e) => e.clientWidth && e.getBoundingClientRect().right >"
+        " e.parentElement.getBoundingClientRect().right + 1).map((e) => e.outerHTML)"
+    )
+    assert cut == []
+    boxes = "[...document.querySelectorAll('.card, #bars, #outcome, #said > h3')].map((e) => e.getBoundingClientRect())"
+    places = f"{boxes}.map((box) => box.top)"
+    before = page.evaluate(places)
+    page.locator("h1").click()
+    for _ in range(3):
+        page.keyboard.press("t")
+        page.wait_for_timeout(30)
+        assert page.evaluate(places)[: len(before)] == before
+        _settled(page)
+    watched.context.close()
+    watched.check()
+
+
+def test_a_key_is_asked_for(watched: Watched, teacher_process: StartTeacher, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("open sesame\n")
+    teacher = teacher_process("--api-key-file", str(tmp_path / "key"))
+    page = watched.open(teacher)
+    dialog = page.get_by_role("dialog", name="This teacher asks for a key")
+    expect(dialog).to_be_visible()
+    assert page.locator("#identity").inner_text() == "…"
+    page.get_by_label("Key", exact=True).fill("open barley")
+    page.get_by_role("button", name="Use it").click()
+    expect(page.locator("#key-error")).to_contain_text("does not take this key")
+    page.get_by_label("Key", exact=True).fill("open sesame")
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    _settled(page)
+    page.reload()  # it is kept in this tab
+    _settled(page)
+    assert "sesame" not in page.content() + "".join(watched.requests)
+    other = Watched(page.context.browser)  # and in no other
+    expect(other.open(teacher).get_by_role("dialog")).to_be_visible()
+    other.context.close()
+
+
+# A prompted teacher
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "answers.sqlite3"
+
+
+@pytest.fixture(scope="module")
+def prompted(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, store: Path
+) -> Iterator[TeacherProcess]:
+    """With room for the longest analysis there can be: random weights seldom stop earlier."""
+    prompts = Path(shutil.copytree(SETS / "minigrid", tmp_path_factory.mktemp("prompts") / "minigrid"))
+    settings = (prompts / "set.toml").read_text()
+    settings, times = re.subn(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", settings)
+    assert times == 1
+    (prompts / "set.toml").write_text(settings)
+    flags = ("--teacher", "prompted", "--engine", "transformers", "--model", str(checkpoint))
+    with started_teachers(tmp_path_factory) as start:
+        teacher = start(*flags, "--prompts", str(prompts), "--min-label-mass", "0", store=str(store))
+        wait_until_ready(teacher)
+        yield teacher
+
+
+def _rows(store: Path) -> int:
+    with sqlite3.connect(store) as connection:
+        return int(connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+
+def test_a_prompted_teacher_is_asked_again_with_edited_templates(
+    watched: Watched, prompted: TeacherProcess, store: Path
+) -> None:
+    page = watched.open(prompted)
+    _settled(page)
+    question = _question_of(page)
+    served = httpx.post(f"{prompted.url}/policy", json=question, timeout=60).json()
+    assert served["stored"]
+    told = {action: f"{p:.3f}" for action, p in served["probabilities"].items()}
+    assert _bars(page, "teacher") == told
+    expect(page.locator("#raw-analysis")).to_have_text(served["stages"]["analysis"]["text"])
+    expect(page.locator("#raw-action")).to_have_text(served["stages"]["action"]["text"])
+    expect(page.locator("#times")).to_contain_text("label mass")
+    said = json.loads(served["analysis"], strict=False)
+    expect(page.locator("#analysis dt")).to_have_text(list(said))
+    size = page.locator("#picture").evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert size == [6 * 56, 6 * 56]  # five cells and the margin
+    expect(page.locator("#caption")).to_contain_text(
+        "144 visual tokens · 5 × 5 cells of 56 px · numbered margin"
+    )
+    page.get_by_label("as it came").check()
+    assert page.locator("#picture").evaluate("image => image.naturalWidth") == 5 * 28
+    page.get_by_label("as the teacher sees it").check()
+
+    asked, rows = metric(prompted, "teacher_questions_total", way="asked"), _rows(store)
+    area = page.get_by_label("Template action-labels.txt")
+    source = area.input_value()
+    again = page.get_by_role("button", name="Ask with these")
+    expect(again).to_be_disabled()
+    area.fill("Choose {% for action in actions %}{{ action.label }} {% endfor %}now.")
+    again.click()
+    expect(page.locator("#progress")).to_contain_text("edited templates, not stored · prompted-")
+    _settled(page)
+    assert _bars(page, "teacher") != told
+    assert metric(prompted, "teacher_questions_total", way="asked") == asked
+    assert _rows(store) == rows
+    _picture(page, "look-prompted.png")
+
+    area.fill("{% for action in actions %}")
+    again.click()
+    expect(page.locator("#answer-error")).to_have_text("action-labels.txt cannot be used: see below.")
+    expect(page.locator(".template.bad .error")).to_contain_text("line 1: unexpected end of template")
+    question_area = page.get_by_label("Template question.txt")
+    shown = question_area.input_value()
+    area.fill(source)
+    question_area.fill("What is there?")
+    again.click()
+    expect(page.locator(".template.bad .error")).to_contain_text("shows the picture 0 times")
+    assert page.locator(".template.bad h3").inner_text() == "question.txt"
+    page.get_by_role("button", name="Put question.txt back as loaded").click()
+    assert question_area.input_value() == shown
+    expect(again).to_be_disabled()
+    page.get_by_role("button", name="Ask A").click()
+    expect(page.locator("#progress")).to_have_text("from the store")
+    _settled(page)
+    assert _bars(page, "teacher") == told
+    assert _rows(store) == rows
+
+
+def test_an_answer_that_cannot_be_read_is_shown_raw(
+    watched: Watched, teacher_process: StartTeacher, checkpoint: Path
+) -> None:
+    flags = ("--teacher", "prompted", "--engine", "transformers", "--model", str(checkpoint))
+    teacher = teacher_process(*flags, "--prompts", "minigrid-zero-shot", "--min-label-mass", "0.9999")
+    wait_until_ready(teacher)
+    page = watched.open(teacher)
+    expect(page.locator("#answer-error")).to_contain_text("(502)")
+    expect(page.locator("#raw-analysis")).not_to_be_empty()
+    expect(page.locator("#raw-analysis")).to_be_visible()
+    assert all(number == "–" for number in _bars(page, "teacher").values())
+    assert all(number != "–" for number in _bars(page, "planner").values())
