@@ -33,6 +33,7 @@ from typing import Any
 import httpx
 
 from benchmarks.serving import BIN, has_gpu, running, start_teacher, wait_for
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import read_checkpoint
 from teacher_server.engines import Decoding, PreparedPicture, Prompt
@@ -43,7 +44,6 @@ from teacher_server.readout import numbers_schema
 from teacher_server.schemas import Question
 from teacher_server.settings import EngineSettings, Readout
 from tests.checkpoints import make_checkpoint
-from tests.questions import distinct_questions
 
 _WARM_UP = 8
 """Questions before any is timed."""

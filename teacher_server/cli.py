@@ -8,6 +8,7 @@ _USAGE = """usage: teacher [--version] COMMAND ...
 
 commands:
   serve      answer questions over HTTP; `teacher serve --help` lists the settings
+  bench      measure how fast teachers answer: latency, rates, where the time goes
   check      examine a checkpoint's folder: can it be served here, offline?
   prompts    list the prompt sets, or show what a model gets to see
 """
@@ -39,6 +40,12 @@ def _check(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    from teacher_server.bench.command import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
 def _prompts(arguments: Sequence[str]) -> int:
     from teacher_server.show import main  # noqa: PLC0415
 
@@ -47,6 +54,7 @@ def _prompts(arguments: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
+    "bench": _bench,
     "check": _check,
     "prompts": _prompts,
 }
