@@ -7,10 +7,11 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from teacher_server.bench.progress import Progress
 from teacher_server.bench.questions import questions
 from teacher_server.bench.report import Report, as_json, as_markdown, report_of
 from teacher_server.bench.settings import BenchSettings
-from teacher_server.bench.targets import Target
 from teacher_server.bench.teachers import find_teachers, known_tasks
 from teacher_server.command_line import CannotStart, fail, parse
+from teacher_server.schemas import Question
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,9 +46,10 @@ def main(arguments: Sequence[str]) -> int:
         about = _about(settings, plan, tasks)
         blocks: list[Block] = []
         progress = Progress(plan.blocks * len(targets), several=len(targets) > 1)
+        asked = _draw(tasks, seed, plan.different * len(targets), progress)
         interrupted = False
         try:
-            asyncio.run(_measure(plan, targets, tasks, blocks, progress))
+            asyncio.run(measure(plan, targets, asked, blocks, progress))
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -57,13 +59,16 @@ def main(arguments: Sequence[str]) -> int:
     return _finish(report, settings.out)
 
 
-async def _measure(
-    plan: Plan, targets: Mapping[str, Target], tasks: Sequence[str], blocks: list[Block], progress: Progress
-) -> None:
-    async with AsyncExitStack() as stack:
-        for target in targets.values():
-            stack.push_async_callback(target.close)
-        await measure(plan, targets, questions(tasks, plan.seed), blocks, progress)
+def _draw(tasks: Sequence[str], seed: int, number: int, progress: Progress) -> list[Question]:
+    """All questions there will be, so that nothing is drawn while teachers are asked."""
+    progress.says(f"drawing {number} pictures")
+    drawn = list(islice(questions(tasks, seed), number))
+    if len(drawn) < number:
+        raise CannotStart(
+            f"{number} different pictures are needed, and there are about {len(drawn)} of {', '.join(tasks)}:"
+            " ask fewer --questions, at fewer points, or about more tasks"
+        )
+    return drawn
 
 
 def _plan(settings: BenchSettings, seed: int, *, several: bool) -> Plan:

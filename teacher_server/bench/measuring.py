@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal, Protocol
@@ -19,7 +20,6 @@ from teacher_server.bench.loops import (
     poisson_arrivals,
 )
 from teacher_server.bench.targets import Target
-from teacher_server.command_line import CannotStart
 from teacher_server.schemas import Question
 
 Pass = Literal["cold", "warm"]
@@ -58,10 +58,20 @@ class Plan:
         """Questions of a round that come before the counted ones: each asker has been answered once."""
         return max(self.warm_up, int(load.value)) if load.kind == "concurrency" else self.warm_up
 
+    def asked(self, load: Load) -> int:
+        """Questions of a round; a closed loop's other askers go on until the last that counts is answered."""
+        others = int(load.value) - 1 if load.kind == "concurrency" else 0
+        return self.ahead(load) + self.questions + others
+
     @property
     def blocks(self) -> int:
         """Rounds of all points and passes, for one teacher."""
         return len(self.loads) * self.rounds * (2 if self.warm else 1)
+
+    @property
+    def different(self) -> int:
+        """Questions asked for the first time, of one teacher."""
+        return sum(self.asked(load) for load in self.loads) * self.rounds
 
 
 @dataclass
@@ -100,8 +110,6 @@ class Block:
 class Watcher(Protocol):
     """Told what goes on."""
 
-    def drawing(self, questions: int) -> None: ...
-
     def begins(self, block: Block) -> None: ...
 
     def advances(self) -> None: ...
@@ -110,26 +118,38 @@ class Watcher(Protocol):
 async def measure(
     plan: Plan,
     targets: Mapping[str, Target],
+    questions: Sequence[Question],
+    blocks: list[Block],
+    watcher: Watcher,
+) -> None:
+    """Measures all points and closes the targets; in cold passes no question is asked twice.
+
+    Args:
+        targets: by name; they take turns within each round, in an order drawn anew.
+        questions: `plan.different` for each target, no two of them equal.
+        blocks: what is measured is added here as it comes, so that an interruption loses none of it.
+    """
+    if len(questions) < plan.different * len(targets):
+        raise ValueError(f"{len(questions)} questions are too few")
+    async with AsyncExitStack() as stack:
+        for target in targets.values():
+            stack.push_async_callback(target.close)
+        await _measure(plan, targets, iter(questions), blocks, watcher)
+
+
+async def _measure(
+    plan: Plan,
+    targets: Mapping[str, Target],
     questions: Iterator[Question],
     blocks: list[Block],
     watcher: Watcher,
 ) -> None:
-    """Measures all points; no question is asked twice in cold passes, by whichever teacher.
-
-    Args:
-        targets: by name; they take turns within each round, in an order drawn anew.
-        questions: enough of them, all different.
-        blocks: what is measured is added here as it comes, so that an interruption loses none of it.
-
-    Raises:
-        CannotStart: there are not enough questions.
-    """
     order = random.Random(plan.seed)
     arrivals = np.random.default_rng(plan.seed)
     for load in plan.loads:
         for number in range(plan.rounds):
             for name in order.sample(list(targets), len(targets)):
-                asked = _draw(plan, load, questions, watcher)
+                asked = list(islice(questions, plan.asked(load)))
                 cold = Block(name, load, "cold", number, plan.ahead(load), plan.questions, plan.seconds)
                 blocks.append(cold)
                 await _ask(cold, targets[name], asked, arrivals, watcher)
@@ -141,21 +161,6 @@ async def measure(
                     warm = replace(cold, pass_="warm", ahead=ahead, questions=counted, samples=[])
                     blocks.append(warm)
                     await _ask(warm, targets[name], again, arrivals, watcher)
-
-
-def _draw(plan: Plan, load: Load, questions: Iterator[Question], watcher: Watcher) -> list[Question]:
-    """A round's questions: of a closed loop one less than askers come after the last that counts."""
-    number = plan.ahead(load) + plan.questions
-    if load.kind == "concurrency":
-        number += int(load.value) - 1
-    watcher.drawing(number)
-    drawn = list(islice(questions, number))
-    if len(drawn) < number:
-        raise CannotStart(
-            "these tasks have no further pictures that were not asked about: ask fewer questions at fewer"
-            " points, or about more tasks"
-        )
-    return drawn
 
 
 async def _ask(

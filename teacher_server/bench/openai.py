@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from gridworld.environments import in_a_line
 from teacher_server.bench.loops import Ask, Reply
 from teacher_server.bench.targets import Http
 from teacher_server.client import checked_url
@@ -121,9 +122,11 @@ def _model_at(address: str) -> str:
     """
     try:
         reply = httpx.get(f"{address}/v1/models", timeout=10, trust_env=False)
-        return str(reply.raise_for_status().json()["data"][0]["id"])
+        if reply.status_code != httpx.codes.OK:
+            raise ValueError(f"GET /v1/models gives {reply.status_code}")
+        return str(reply.json()["data"][0]["id"])
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        why = str(error) or type(error).__name__
+        why = in_a_line(error)
         raise CannotStart(f"{address} does not answer as an OpenAI-compatible server does: {why}") from error
 
 
