@@ -1,9 +1,10 @@
-"""Does `teacher bench` tell the truth? Beside timing by hand, in turn, against the same teacher on real vLLM.
+"""Does `teacher bench` tell the truth? Beside timing by hand, in turn, with the same teacher on real vLLM.
 
-By hand means what one writes without it: threads that post with a plain httpx client, one after the other; the
-median of their times; and for the rate, the answers that come within some seconds by the clock. `teacher bench`
-runs as users run it. Both ask different pictures of the same tasks. Run it as `python -m benchmarks.bench_by_hand`
-where vLLM is installed; it makes a checkpoint of under a million random parameters.
+By hand is what one writes without it: threads that post with a plain httpx client, one question after the
+other; the median of their times; and for the rate, the answers that come within some seconds by the clock.
+`teacher bench` runs as users run it. Both ask about different pictures of the same tasks. Run it as
+`python -m benchmarks.bench_by_hand` where vLLM is installed; it makes a checkpoint of under a million random
+parameters.
 """
 
 import argparse
