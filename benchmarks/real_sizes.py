@@ -23,11 +23,11 @@ from typing import Any
 import httpx
 
 from benchmarks.serving import has_gpu, start_teacher
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.checkpoint import read_checkpoint
 from teacher_server.prompts import SETS
 from teacher_server.schemas import Question
 from tests.checkpoints import make_checkpoint
-from tests.questions import distinct_questions
 
 _H100_BYTES_S = 3.35e12
 _WARM_UP = 5

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import httpx
 
+from teacher_server.bench.hosting import served
+
 BIN = Path(sys.executable).parent
 """Where this environment's commands lie."""
 
@@ -20,37 +22,15 @@ def start_teacher(stack: ExitStack, *flags: str) -> Callable[[], str]:
     Returns:
         What gives its address, once it can answer.
     """
-    command = [
-        str(BIN / "teacher"),
-        "serve",
-        "--teacher",
-        "prompted",
-        "--port",
-        "0",
-        "--store",
-        "none",
-        *flags,
-    ]
-    process = stack.enter_context(running(command, stdout=subprocess.PIPE))
-
-    def wait() -> str:
-        assert process.stdout is not None
-        greeting = process.stdout.readline().decode()
-        if "listening on " not in greeting:
-            raise SystemExit(f"{' '.join(command)} did not start; run it to see why")
-        url = greeting.split("listening on ")[1].split()[0]
-        wait_for(f"{url}/readyz", process)
-        return url
-
-    return wait
+    return stack.enter_context(served(["--teacher", "prompted", "--store", "none", *flags]))
 
 
 @contextmanager
-def running(command: Sequence[str], stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is stopped at the end."""
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with subprocess.Popen(
-        command, stdout=stdout, stderr=subprocess.DEVNULL, env=os.environ | quiet
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | quiet
     ) as process:
         try:
             yield process

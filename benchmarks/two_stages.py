@@ -5,7 +5,7 @@ of under a million parameters with random weights: its times are vLLM's overhead
 Random weights write until the schema stops them, a letter or two a token: its strings and lists are
 shortened, so that an analysis has about as many tokens as a worked example's, 100 to 130.
 
-1. Median time of one question, ours with both read-outs and stock in turn, about the same pictures.
+1. Median time of one question, ours with both read-outs and stock in turn, round by round.
    Stock is asked over its OpenAI API as a user would: the conversation with JSON output for the analysis,
    then the same conversation, the analysis and the second question with JSON output for the probabilities;
    held to JSON by our grammar, so that it writes no other blanks than we do.
@@ -25,28 +25,34 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from benchmarks.serving import BIN, has_gpu, running, start_teacher, wait_for
+from teacher_server.bench.figures import figures_of, ratios_of
+from teacher_server.bench.measuring import Block, Load, Plan, measure
+from teacher_server.bench.openai import OpenAITarget
+from teacher_server.bench.progress import Progress
+from teacher_server.bench.questions import distinct_questions
+from teacher_server.bench.targets import Target, TeacherTarget
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import read_checkpoint
 from teacher_server.engines import Decoding, PreparedPicture, Prompt
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.images import decode, from_base64
-from teacher_server.interviews.messages import data_url, with_pictures
 from teacher_server.prompts import PromptSet, load_prompt_set
-from teacher_server.readout import numbers_schema
 from teacher_server.schemas import Question
 from teacher_server.settings import EngineSettings, Readout
 from tests.checkpoints import make_checkpoint
-from tests.questions import distinct_questions
 from tests.stock import stock_flags
 
 _WARM_UP = 8
-"""Questions before any is timed."""
+"""Questions before each round that are not counted: two of each task."""
+_ROUNDS = 6
+_STOCK = "vllm serve, asked twice"
 
 
 def main() -> None:
@@ -67,7 +73,7 @@ def main() -> None:
         if arguments.model is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             arguments.model = make_checkpoint(Path(folder) / "tiny")
-            arguments.prompts = str(_shortened(load_prompt_set(arguments.prompts), Path(folder) / "prompts"))
+            arguments.prompts = str(shortened(load_prompt_set(arguments.prompts), Path(folder) / "prompts"))
         prompts = load_prompt_set(arguments.prompts)
         figures = {
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -79,7 +85,7 @@ def main() -> None:
     print(f"written to {arguments.out}")
 
 
-def _shortened(prompts: PromptSet, copy: Path) -> Path:
+def shortened(prompts: PromptSet, copy: Path) -> Path:
     """The set with strings of a tenth of their length and lists of two at most, in its examples as well."""
 
     def shorter(schema: Any) -> Any:
@@ -109,47 +115,55 @@ def _shortened(prompts: PromptSet, copy: Path) -> Path:
 
 
 def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any]:
-    names: tuple[Readout, Readout] = ("labels", "numbers")
+    readouts: tuple[Readout, Readout] = ("labels", "numbers")
+    plan = Plan(
+        loads=[Load("concurrency", 1)],
+        questions=math.ceil(arguments.questions / _ROUNDS),
+        warm_up=_WARM_UP,
+        rounds=_ROUNDS,
+        warm=False,
+        seed=0,
+    )
+    blocks: list[Block] = []
     with ExitStack() as stack:
         # Started together: loading takes each of them as long as all the measuring
-        starting = [_start_teacher(stack, arguments, name) for name in names]
-        stock = _Stock(stack.enter_context(_stock_server(arguments, prompts)), arguments.model, prompts)
-        http = stack.enter_context(httpx.Client(timeout=300))
-        ways: dict[str, Callable[[Question], tuple[bool, int]]] = {
-            f"/policy, {name}": _asker(http, url()) for name, url in zip(names, starting, strict=True)
+        starting = {f"/policy, {name}": _start_teacher(stack, arguments, name) for name in readouts}
+        stock = stack.enter_context(_stock_server(arguments, prompts))
+        targets: dict[str, Target] = {
+            way: TeacherTarget(url(), {}, timeout_s=300) for way, url in starting.items()
         }
-        ways["vllm serve, asked twice"] = stock.ask
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        tokens: dict[str, list[int]] = {way: [] for way in ways}
-        # Each server sees each picture once: nothing of a question but its opening can be in its caches
-        for i, question in enumerate(distinct_questions(arguments.questions + _WARM_UP)):
-            for way, ask in ways.items():
-                began = time.perf_counter()
-                complete, generated = ask(question)
-                took = time.perf_counter() - began
-                if i >= _WARM_UP and complete:
-                    seconds[way].append(took)
-                    tokens[way].append(generated)
-    median = {way: statistics.median(values) for way, values in seconds.items()}
-    base = median["vllm serve, asked twice"]
+        targets[_STOCK] = OpenAITarget(stock, prompts, timeout_s=300, constrain=_by_grammar)
+        progress = Progress(plan.blocks * len(targets), several=True)
+        asked = distinct_questions(plan.different * len(targets))
+        asyncio.run(measure(plan, targets, asked, blocks, progress))
+    windows = {way: [block.window for block in blocks if block.target == way] for way in targets}
     figures = {}
     print(
-        f"\n{'one question':<26} {'median ms':>10} {'p95 ms':>8} {'of stock':>9} {'tokens':>7} {'asked':>6}"
+        f"\n{'one question':<26} {'median ms':>10} {'p95 ms':>8} {'of stock':>25} {'tokens':>7} {'asked':>6}"
     )
-    for way, values in seconds.items():
-        p95 = statistics.quantiles(values, n=20)[-1]
+    for way, rounds in windows.items():
+        found, ratios = figures_of(rounds, math.inf, planned=False), ratios_of(rounds, windows[_STOCK])
+        if found.latency_ms is None or ratios is None:
+            raise SystemExit(f"{way}: too few questions were answered: {found.errors}")
+        tokens, of_stock = sum(found.tokens.values()), ratios.p50
         figures[way] = {
-            "median_ms": median[way] * 1000,
-            "p95_ms": p95 * 1000,
-            "of_stock": median[way] / base,
-            "tokens": statistics.mean(tokens[way]),
-            "questions": len(values),
+            "median_ms": found.latency_ms.p50,
+            "p95_ms": found.latency_ms.p95,
+            "of_stock": asdict(of_stock),
+            "tokens": tokens,
+            "questions": found.answered,
         }
+        interval = f"{of_stock.value:.2f} ({of_stock.low:.2f} to {of_stock.high:.2f})"
         print(
-            f"{way:<26} {median[way] * 1000:>10.1f} {p95 * 1000:>8.1f} {median[way] / base:>9.2f}"
-            f" {statistics.mean(tokens[way]):>7.0f} {len(values):>6}"
+            f"{way:<26} {found.latency_ms.p50:>10.1f} {found.latency_ms.p95:>8.1f} {interval:>25}"
+            f" {tokens:>7.0f} {found.answered:>6}"
         )
     return figures
+
+
+def _by_grammar(schema: dict[str, Any]) -> dict[str, Any]:
+    """Stock vLLM's own way of being held to JSON, with our grammar."""
+    return {"structured_outputs": {"grammar": grammar_of(schema)}}
 
 
 def _batches(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any]:
@@ -230,60 +244,6 @@ def _conversation(prompts: PromptSet, task: str, question: Question | None = Non
 
 def _prepared(prompts: PromptSet, question: Question) -> PreparedPicture:
     return prompts.preparation.prepare(decode(from_base64(question.image), max_pixels=10**8))
-
-
-def _asker(http: httpx.Client, url: str) -> Callable[[Question], tuple[bool, int]]:
-    def ask(question: Question) -> tuple[bool, int]:
-        """Whether both stages were asked, and the tokens generated."""
-        reply = http.post(f"{url}/policy", json=question.model_dump(mode="json"))
-        if reply.status_code != 200:
-            return False, 0
-        stages = reply.json()["stages"]
-        return True, stages["analysis"]["tokens"] + stages["action"]["tokens"]
-
-    return ask
-
-
-class _Stock:
-    """The two-stage conversation over stock vLLM's OpenAI API."""
-
-    def __init__(self, url: str, model: Path, prompts: PromptSet) -> None:
-        self._http = httpx.Client(base_url=url, timeout=300)
-        self._model, self._prompts = str(model), prompts
-
-    def ask(self, question: Question) -> tuple[bool, int]:
-        """Whether both stages were asked, and the tokens generated."""
-        prompts, actions = self._prompts, prompts_actions(self._prompts, question)
-        conversation = prompts.conversation(
-            task=question.task, mission=question.mission, actions=actions, readout="numbers"
-        )
-        pictures = map(data_url, [*conversation.pictures, _prepared(prompts, question)])
-        messages = [with_pictures(m, pictures) for m in [*conversation.opening, conversation.question]]
-        analysis, finish, tokens = self._complete(messages, prompts.schema, prompts.analysis_max_tokens)
-        if finish != "stop":
-            return False, 0
-        messages += [{"role": "assistant", "content": analysis}, conversation.followup]
-        _, finish, more = self._complete(messages, numbers_schema(actions), prompts.numbers_max_tokens)
-        return finish == "stop", tokens + more
-
-    def _complete(
-        self, messages: list[dict[str, Any]], schema: dict[str, Any], max_tokens: int
-    ) -> tuple[str, str, int]:
-        body = {
-            "model": self._model,
-            "messages": messages,
-            "temperature": 0,
-            "max_tokens": max_tokens,
-            "structured_outputs": {"grammar": grammar_of(schema)},
-        }
-        reply = self._http.post("/v1/chat/completions", json=body).raise_for_status().json()
-        choice = reply["choices"][0]
-        return choice["message"]["content"], choice["finish_reason"], reply["usage"]["completion_tokens"]
-
-
-def prompts_actions(prompts: PromptSet, question: Question) -> tuple[str, ...]:
-    """The actions asked that the task has a use for."""
-    return tuple(action for action in question.actions if action in prompts.tasks[question.task])
 
 
 def _start_teacher(stack: ExitStack, arguments: argparse.Namespace, readout: Readout) -> Callable[[], str]:

@@ -8,6 +8,7 @@ _USAGE = """usage: teacher [--version] COMMAND ...
 
 commands:
   serve      answer questions over HTTP; `teacher serve --help` lists the settings
+  bench      measure how fast teachers answer: latency, rates, where the time goes
   check      examine a checkpoint's folder: can it be served here, offline?
   swap       have a running teacher serve another checkpoint, without a restart
   score      how good a running teacher is: as a policy, against the planner, stage by stage
@@ -48,6 +49,12 @@ def _swap(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    from teacher_server.bench.command import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
 def _prompts(arguments: Sequence[str]) -> int:
     from teacher_server.show import main  # noqa: PLC0415
 
@@ -68,6 +75,7 @@ def _compare(arguments: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
+    "bench": _bench,
     "check": _check,
     "swap": _swap,
     "score": _score,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 QUESTIONS = ("/policy", "/teacher", "/look")
 ADMINISTRATION = ("/admin",)
-"""How the paths begin that need a key of their own; health, metrics, documentation and the bare page are open."""
+"""How the paths begin that need a key of their own; health, metrics, documents and the bare page are open."""
 
 
 class BadKeyFile(CannotStart):

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from teacher_server.bench.questions import distinct_questions
 from tests.docker.conftest import CPU, Stack, stack, wait_for
-from tests.questions import distinct_questions
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.prompts import SETS
 from tests.checkpoints import make_checkpoint
 from tests.docker.conftest import VLLM_CPU, Stack, stack, wait_for
-from tests.questions import distinct_questions
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 

@@ -300,7 +300,8 @@ def test_nothing_is_cut_off_and_nothing_jumps(
         " e.parentElement.getBoundingClientRect().right + 1).map((e) => e.outerHTML)"
     )
     assert cut == []
-    boxes = "[...document.querySelectorAll('.card, #bars, #outcome, #said > h3')].map((e) => e.getBoundingClientRect())"
+    parts = ".card, #bars, #outcome, #said > h3"
+    boxes = f"[...document.querySelectorAll('{parts}')].map((e) => e.getBoundingClientRect())"
     places = f"{boxes}.map((box) => box.top)"
     before = page.evaluate(places)
     page.locator("h1").click()

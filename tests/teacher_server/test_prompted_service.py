@@ -14,11 +14,11 @@ import pytest
 
 from student.envs import Environments, Vocabulary, layout_of
 from student.labels import LabelTable, UselessTeacher
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.client import TeacherClient
 from teacher_server.prompts import SETS
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.questions import distinct_questions
 from tests.waiting import metric, wait_until_ready
 
 pytestmark = pytest.mark.integration

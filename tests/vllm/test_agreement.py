@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from gridworld.pictures import draw, encode_png
 from gridworld.views import EMPTY, View, code
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.client import TeacherClient
 from teacher_server.schemas import Answer, Question
 from tests.conftest import TeacherProcess
-from tests.questions import distinct_questions
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

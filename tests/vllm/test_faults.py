@@ -12,9 +12,9 @@ import httpx
 import psutil
 import pytest
 
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.prompts import SETS
 from tests.conftest import TeacherProcess
-from tests.questions import distinct_questions
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 from tests.waiting import metric
 

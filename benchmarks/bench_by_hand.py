@@ -1,0 +1,133 @@
+"""Does `teacher bench` tell the truth? Beside timing by hand, in turn, with the same teacher on real vLLM.
+
+By hand is what one writes without it: threads that post with a plain httpx client, one question after the
+other; the median of their times; and for the rate, the answers that come within some seconds by the clock.
+`teacher bench` runs as users run it. Both ask about different pictures of the same tasks. Run it as
+`python -m benchmarks.bench_by_hand` where vLLM is installed; it makes a checkpoint of under a million random
+parameters.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.serving import start_teacher
+from benchmarks.two_stages import shortened
+from teacher_server.bench.figures import Ratio, ratios_of
+from teacher_server.bench.loops import Reply, Sample, Window
+from teacher_server.bench.questions import questions
+from teacher_server.prompts import load_prompt_set
+from teacher_server.schemas import Question
+from tests.checkpoints import make_checkpoint
+
+_AHEAD_S = 3.0
+"""Of each round by hand, before anything counts."""
+
+
+def main() -> None:
+    """Measures and prints; --out has the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--rounds", type=int, default=12, help="of each way (default: 12)")
+    parser.add_argument("--seconds", type=float, default=12, help="of a round (default: 12)")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/bench_by_hand.json"))
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = make_checkpoint(folder / "tiny")
+        prompts = shortened(load_prompt_set("minigrid"), folder / "prompts")
+        flags = ["--model", str(model), "--prompts", str(prompts), "--dtype", "float32", "--eager"]
+        flags += ["--max-model-len", "16384", "--kv-cache-gib", "1", "--min-label-mass", "0"]
+        url = start_teacher(stack, *flags)()
+        pictures = questions(seed=10**6)
+        for concurrency in arguments.concurrency:
+            found: dict[str, list[Window]] = {"bench": [], "hand": []}
+            for number in range(arguments.rounds):
+                for way in random.Random(number).sample(list(found), 2):
+                    if way == "hand":
+                        found[way].append(_by_hand(url, pictures, concurrency, arguments.seconds))
+                    else:
+                        seed = 100 * number + concurrency
+                        found[way].append(_by_bench(url, folder, concurrency, arguments.seconds, seed))
+                print(f"{concurrency} at once: round {number + 1} of {arguments.rounds}", file=sys.stderr)
+            figures[str(concurrency)] = _compare(found, concurrency)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"written to {arguments.out}")
+
+
+def _by_hand(url: str, pictures: Iterator[Question], concurrency: int, seconds: float) -> Window:
+    """Threads that ask one question after the other until the time is over."""
+    bodies = iter([q.model_dump(mode="json") for q in islice(pictures, int(30 * (seconds + _AHEAD_S)))])
+    times: list[tuple[float, float]] = []
+    began = time.perf_counter() + _AHEAD_S
+    end = began + seconds
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=300) as http:
+            while time.perf_counter() < end:
+                body = next(bodies)
+                sent = time.perf_counter()
+                http.post("/policy", json=body).raise_for_status()
+                times.append((sent, time.perf_counter()))
+
+    threads = [threading.Thread(target=ask) for _ in range(concurrency)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counted = [(sent, ended) for sent, ended in times if began < ended <= end]
+    return Window(
+        [Sample(i, sent, sent, Reply("200", ended)) for i, (sent, ended) in enumerate(counted)], seconds
+    )
+
+
+def _by_bench(url: str, folder: Path, concurrency: int, seconds: float, seed: int) -> Window:
+    """The window that `teacher bench` reports."""
+    out = folder / "bench"
+    command = [sys.executable, "-m", "teacher_server", "bench", url, "--concurrency", str(concurrency)]
+    command += ["--seconds", str(seconds), "--questions", "300", "--no-warm", "--seed", str(seed)]
+    subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+    (point,) = json.loads((out / "bench.json").read_text())["points"]
+    latencies = [each["latency_ms"] / 1000 for each in point["samples"] if each["status"] == "200"]
+    return Window([Sample(i, 0, 0, Reply("200", s)) for i, s in enumerate(latencies)], point["seconds"])
+
+
+def _compare(found: dict[str, list[Window]], concurrency: int) -> dict[str, Any]:
+    ratios = ratios_of(found["bench"], found["hand"])
+    if ratios is None:
+        raise SystemExit("too few questions were answered")
+    print(f"\n{concurrency} at once {'questions':>13} {'p50 ms':>9} {'answers/s':>10}")
+    figures: dict[str, Any] = {}
+    for way, windows in found.items():
+        latencies = sorted(sample.latency_ms for window in windows for sample in window.samples)
+        rate = len(latencies) / sum(window.seconds for window in windows)
+        figures[way] = {
+            "p50_ms": latencies[len(latencies) // 2],
+            "answers_s": rate,
+            "questions": len(latencies),
+        }
+        print(f"{way:<10} {len(latencies):>13} {figures[way]['p50_ms']:>9.1f} {rate:>10.2f}")
+    print(f"bench of hand: p50 {_told(ratios.p50)}, answers/s {_told(ratios.answered_per_s)}")
+    return figures | {"p50": vars(ratios.p50), "answers_s": vars(ratios.answered_per_s)}
+
+
+def _told(ratio: Ratio) -> str:
+    return f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+
+
+if __name__ == "__main__":
+    main()

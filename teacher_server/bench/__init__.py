@@ -1,0 +1,1 @@
+"""`teacher bench`: how fast running teachers answer, asked over HTTP."""

@@ -1,0 +1,163 @@
+"""`teacher bench` on real vLLM: a teacher, a checkpoint's folder and stock `vllm serve` take turns."""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from teacher_server.prompts import load_prompt_set
+from tests.conftest import TeacherProcess
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, patient_prompts, start_prompted
+from tests.waiting import metric
+
+__all__ = ["checkpoint", "patient_prompts", "start_prompted"]
+
+pytestmark = [
+    pytest.mark.operate,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-operate"),
+]
+
+# Random weights put little mass on labels, and write numbers that sum to 1 only by chance
+_LENIENT = ("--min-label-mass", "0", "--sum-tolerance", "1")
+
+_MOST_TOKENS = 900 + 1
+"""Of an answer with patient_prompts."""
+
+
+@pytest.fixture(scope="module")
+def teacher(start_prompted: StartPrompted, patient_prompts: Path) -> TeacherProcess:
+    """A prompted teacher with a store."""
+    return start_prompted(*VLLM_FLAGS, "--prompts", str(patient_prompts), *_LENIENT)
+
+
+@pytest.fixture(scope="module")
+def stock(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a `vllm serve` with the same checkpoint."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    limit = {"image": {"count": 6, "width": 1120, "height": 1120}, "video": 0}
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(checkpoint), "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "16384"]
+    command += ["--kv-cache-memory-bytes", str(2**30), "--limit-mm-per-prompt", json.dumps(limit)]
+    log = tmp_path_factory.mktemp("stock") / "log.txt"
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    url = f"http://127.0.0.1:{port}"
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | quiet) as server,
+    ):
+        try:
+            _wait(f"{url}/health", server, log)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()[-3000:]
+        with suppress(httpx.TransportError):
+            if httpx.get(url).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def _bench(out: Path, *flags: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "teacher_server", "bench", *flags]
+    at = command.index("--") if "--" in command else len(command)
+    command[at:at] = ["--out", str(out)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr
+    print("\n" + done.stdout)
+    told: dict[str, Any] = json.loads((out / "bench.json").read_text())
+    return told
+
+
+def test_tokens_and_store_hits_are_those_that_vllm_and_the_service_count(
+    teacher: TeacherProcess, tmp_path: Path
+) -> None:
+    before = metric(teacher, "vllm:generation_tokens_total")
+    flags = ("--concurrency", "1", "--questions", "40", "--warm-up", "0", "--target-ms", "60000")
+    cold, warm = _bench(tmp_path, teacher.url, *flags)["points"]
+    generated = metric(teacher, "vllm:generation_tokens_total") - before
+    assert cold["errors"] == warm["errors"] == {}
+    assert (cold["stored"], warm["stored"]) == (0, 40)
+    assert cold["tokens"]["action"] == 1
+    counted = round(40 * sum(cold["tokens"].values()))
+    print(f"vLLM generated {generated:.0f} tokens; those of the 40 questions that count are {counted}")
+    assert 0 < generated - counted <= _MOST_TOKENS  # those of the one question before them
+    assert warm["tokens"] == {}
+    assert warm["latency_ms"]["p50"] < cold["latency_ms"]["p50"]
+
+
+def test_a_checkpoint_s_folder_is_served_for_the_run(
+    teacher: TeacherProcess, checkpoint: Path, patient_prompts: Path, tmp_path: Path
+) -> None:
+    flags = (
+        "--vs",
+        str(checkpoint),
+        "--concurrency",
+        "1",
+        "--questions",
+        "12",
+        "--rounds",
+        "3",
+        "--warm-up",
+        "1",
+    )
+    served = (*VLLM_FLAGS, "--dtype", "float32", "--max-model-len", "16384", *_LENIENT)
+    told = _bench(tmp_path, teacher.url, *flags, "--", *served, "--prompts", str(patient_prompts))
+    teachers = told["teachers"]
+    assert teachers["vs"]["folder"] == str(checkpoint)
+    assert teachers["vs"]["identity"] == teachers["teacher"]["identity"]  # flags and checkpoint are the same
+    points = [
+        (point["teacher"], point["pass"], point["answered"], point["stored"]) for point in told["points"]
+    ]
+    assert points == [
+        *(("teacher", "cold", 12, 0), ("vs", "cold", 12, 0)),
+        *(("teacher", "warm", 12, 12), ("vs", "warm", 12, 12)),
+    ]
+    assert [ratio["pass"] for ratio in told["ratios"]] == ["cold", "warm"]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{teachers['vs']['address']}/livez")
+
+
+def test_stock_vllm_is_asked_the_same_two_stages(
+    teacher: TeacherProcess, stock: str, patient_prompts: Path, tmp_path: Path
+) -> None:
+    before = _tokens(stock)
+    flags = ("--concurrency", "2", "--questions", "12", "--rounds", "3", "--warm-up", "0", "--no-warm")
+    openai = ("--vs-openai", f"{stock}/v1", "--prompts", str(patient_prompts))
+    told = _bench(tmp_path, teacher.url, *flags, *openai)
+    generated = _tokens(stock) - before
+    ours, theirs = told["points"]
+    assert (ours["teacher"], theirs["teacher"]) == ("teacher", "openai")
+    assert theirs["errors"].keys() <= {"cut off"}  # random weights may not come to an end
+    assert theirs["answered"] > theirs["asked"] / 2
+    assert set(theirs["parts_ms"]) == {"analysis", "action"}
+    assert theirs["tokens"]["action"] > 1  # numbers are written out
+    most = load_prompt_set(str(patient_prompts)).numbers_max_tokens
+    assert theirs["tokens"]["action"] <= most
+    assert generated >= theirs["answered"] * sum(theirs["tokens"].values())
+
+
+def _tokens(stock: str) -> float:
+    text = httpx.get(f"{stock}/metrics").text
+    return sum(
+        float(n) for n in re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", text, re.MULTILINE)
+    )
