@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -128,9 +127,7 @@ def _write(report: Report, out: Path, *, plots: bool) -> list[Path]:
     files = [out / "bench.json", out / "bench.md"]
     files[0].write_text(json.dumps(as_json(report), indent=1) + "\n")
     text = as_markdown(report)
-    if plots and find_spec("matplotlib") is None:
-        print("\nNo plots: matplotlib is not installed here: pip install 'lvlm2p[plots]'")
-    elif plots:
+    if plots:
         from teacher_server.bench.plots import draw_distribution, draw_latency  # noqa: PLC0415 - seconds
 
         drawn = {"latency.png": draw_latency, "distribution.png": draw_distribution}

@@ -1,10 +1,8 @@
 """The two-stage conversation with any OpenAI-compatible vision server: what a user without us would write."""
 
-import base64
-import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +13,9 @@ from teacher_server.bench.loops import Ask, Reply
 from teacher_server.bench.targets import Http
 from teacher_server.client import checked_url
 from teacher_server.command_line import CannotStart
-from teacher_server.engines import PreparedPicture
 from teacher_server.images import decode, from_base64
-from teacher_server.prompts import Message, PromptSet
+from teacher_server.interviews.messages import data_url, with_pictures
+from teacher_server.prompts import PromptSet
 from teacher_server.readout import numbers_schema
 from teacher_server.schemas import Question
 
@@ -65,9 +63,9 @@ class OpenAITarget(Http):
             task=question.task, mission=question.mission, actions=actions, readout="numbers"
         )
         shown = prompts.preparation.prepare(decode(from_base64(question.image), max_pixels=10**8))
-        pictures = iter([*conversation.pictures, shown])
-        opening = [_message(message, pictures) for message in (*conversation.opening, conversation.question)]
-        followup, schema = _message(conversation.followup, pictures), numbers_schema(actions)
+        urls = map(data_url, [*conversation.pictures, shown])
+        opening = [with_pictures(message, urls) for message in (*conversation.opening, conversation.question)]
+        followup, schema = conversation.followup, numbers_schema(actions)
         first = self._body(opening, prompts.schema, prompts.analysis_max_tokens)
 
         async def ask() -> Reply:
@@ -128,22 +126,3 @@ def _model_at(address: str) -> str:
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         why = in_a_line(error)
         raise CannotStart(f"{address} does not answer as an OpenAI-compatible server does: {why}") from error
-
-
-def _message(message: Message, pictures: Iterator[PreparedPicture]) -> dict[str, Any]:
-    """A message with its pictures in it, as OpenAI's API takes them."""
-    return {
-        "role": message["role"],
-        "content": [
-            {"type": "image_url", "image_url": {"url": _data_url(next(pictures))}}
-            if part["type"] == "image"
-            else part
-            for part in message["content"]
-        ],
-    }
-
-
-def _data_url(picture: PreparedPicture) -> str:
-    file = io.BytesIO()
-    picture.image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import httpx
 import pytest
 
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.client import TeacherClient
@@ -29,7 +30,6 @@ from teacher_server.settings import EngineSettings
 from tests.conftest import TeacherProcess, started_teachers
 from tests.engines import ENDLESS, checkpoint_with_habits
 from tests.prompt_sets import patient_prompts
-from tests.questions import distinct_questions
 from tests.stock import StockServer
 from tests.waiting import wait_for, wait_until_ready
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.client import TeacherClient
 from teacher_server.prompts import SETS
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess, started_teachers
-from tests.questions import distinct_questions
 from tests.teacher_server.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break
 from tests.waiting import metric, wait_for, wait_until_ready
 

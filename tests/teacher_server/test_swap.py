@@ -15,6 +15,7 @@ import pytest
 
 from student.envs import Environments, Vocabulary, layout_of
 from student.labels import LabelTable, TeacherChanged
+from teacher_server.bench.questions import distinct_questions
 from teacher_server.checkpoint import read_checkpoint
 from teacher_server.cli import main
 from teacher_server.client import TeacherClient
@@ -22,7 +23,6 @@ from teacher_server.prompts import SETS
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess, started_teachers
-from tests.questions import distinct_questions
 from tests.teacher_server.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break, change_tensors
 from tests.waiting import metric, wait_for, wait_until_ready
 
