@@ -43,6 +43,7 @@ def http_server(answer: Callable[[Asked], Answer]) -> Iterator[HttpServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # headers and content leave together
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))

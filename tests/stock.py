@@ -49,7 +49,7 @@ class StockServer:
                 self._command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
             )
 
-    def wait(self, within_s: float = 600) -> None:
+    def wait(self, within_s: float = 1800) -> None:
         """Returns when it answers."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:

@@ -130,7 +130,11 @@ class ChatServer:
         )
         self._client = httpx.AsyncClient(
             transport=PrivateTransport(
-                httpx.AsyncHTTPTransport(limits=limits, trust_env=False), self._allow_host
+                # Certificates are loaded only where there are any to check: nothing leads from http to https
+                httpx.AsyncHTTPTransport(
+                    verify=self.url.startswith("https:"), limits=limits, trust_env=False
+                ),
+                self._allow_host,
             ),
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_S, pool=None),

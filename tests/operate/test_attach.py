@@ -35,7 +35,7 @@ from tests.waiting import wait_for, wait_until_ready
 
 pytestmark = [
     pytest.mark.operate,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-operate"),
 ]
 
@@ -93,17 +93,18 @@ def attached(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A teacher that reads labels."""
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*_flags(room), "--min-label-mass", "0")
-        wait_until_ready(teacher, 600)
+        wait_until_ready(teacher, 1800)
         yield teacher
 
 
 def _flags(room: _Room) -> tuple[str, ...]:
     server = ("--openai-url", room.server.url, "--openai-model", _MODEL)
-    return ("--teacher", "prompted", "--engine", "openai", *server, "--prompts", str(room.prompts.folder))
+    flags = ("--prompts", str(room.prompts.folder), "--timeout-s", "600")
+    return ("--teacher", "prompted", "--engine", "openai", *server, *flags)
 
 
 def _ask(teacher: TeacherProcess, questions: list[Question]) -> list[Answer | ErrorBody]:
-    with TeacherClient(teacher.url, deadline_s=300, batch_size=16) as client:
+    with TeacherClient(teacher.url, deadline_s=600, batch_size=16) as client:
         return list(client.ask_batch(questions))
 
 
@@ -228,7 +229,7 @@ def test_the_most_probable_tokens_alone_say_nothing_wrong(
 def test_numbers(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> None:
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*_flags(room), "--readout", "numbers", "--sum-tolerance", "0.5")
-        wait_until_ready(teacher, 600)
+        wait_until_ready(teacher, 1800)
         outcomes = _ask(teacher, distinct_questions(40, seed=7))
     answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     for outcome in outcomes:

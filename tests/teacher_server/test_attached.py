@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ _TEACHER = str(Path(sys.executable).with_name("teacher"))
 _RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded" / "vllm-0.32.0.json").read_text())
 _QUESTION: dict[str, Any] = _RECORDED["question"]
 _SHOWN = Reply.model_validate(_RECORDED["most probable"]).first_step
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_server.teachers.choice.load_prompt_set", _prompt_set)
+
+
+_prompt_set = lru_cache(load_prompt_set)
 
 
 @dataclass
@@ -106,7 +115,7 @@ def _ask(settings: Settings, **changes: Any) -> Any:
 
 def _scores() -> dict[str, float]:
     """Action -> score, as vLLM gave it by the token's id."""
-    labels = load_prompt_set("minigrid").labels
+    labels = _prompt_set("minigrid").labels
     (step,) = _RECORDED["actions by id"]["choices"][0]["logprobs"]["content"]
     of_token = {entry["token"]: entry["logprob"] for entry in step["top_logprobs"]}
     ids = {action: _RECORDED["tokens"][labels[action]]["tokens"][0] for action in _QUESTION["actions"]}
@@ -129,7 +138,7 @@ def test_what_is_said_to_the_server() -> None:
     with http_server(_Server()) as server:
         answer = _ask(_settings(server.url))
     first, second = (asked.body for asked in server.asked[-2:])
-    prompts = load_prompt_set("minigrid")
+    prompts = _prompt_set("minigrid")
     conversation = prompts.conversation(
         task=_QUESTION["task"],
         mission=_QUESTION["mission"],
@@ -209,7 +218,7 @@ def test_labels_of_several_tokens_are_refused() -> None:
 
 
 def test_labels_among_the_most_probable_tokens() -> None:
-    labels = {action: load_prompt_set("minigrid").labels[action] for action in _QUESTION["actions"]}
+    labels = {action: _prompt_set("minigrid").labels[action] for action in _QUESTION["actions"]}
     told, exact = among_most_probable(_SHOWN, labels), _scores()
     assert told.known
     assert told.at_most
@@ -272,7 +281,7 @@ def test_a_mission_cannot_hold_marks_of_chat_templates(mark: str) -> None:
 
 
 def test_equal_questions_have_equal_keys(tmp_path: Path) -> None:
-    prompts = load_prompt_set("minigrid")
+    prompts = _prompt_set("minigrid")
     interviewer = MessageInterviewer(
         None,  # type: ignore[arg-type]  # nothing is asked
         Offers(neutral=False, constraint=None, pieces=None, by_id=False, top=0),
