@@ -22,7 +22,7 @@ def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         assert teacher.process.poll() is None, teacher.stderr[-3000:]
-        if httpx.get(f"{teacher.url}/readyz").status_code == 200:
+        if httpx.get(f"{teacher.url}/readyz", timeout=30).status_code == 200:
             return
         time.sleep(0.5)
     raise AssertionError(f"not ready within {within_s:g} s: {teacher.stderr[-3000:]}")
