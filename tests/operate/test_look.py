@@ -300,9 +300,8 @@ def test_nothing_is_cut_off_and_nothing_jumps(
         " e.parentElement.getBoundingClientRect().right + 1).map((e) => e.outerHTML)"
     )
     assert cut == []
-    parts = ".card, #bars, #outcome, #said > h3"
-    boxes = f"[...document.querySelectorAll('{parts}')].map((e) => e.getBoundingClientRect())"
-    places = f"{boxes}.map((box) => box.top)"
+    shown = "[...document.querySelectorAll('.card, #bars, #outcome, #said > h3')]"
+    places = f"{shown}.map((e) => e.getBoundingClientRect().top)"
     before = page.evaluate(places)
     page.locator("h1").click()
     for _ in range(3):
