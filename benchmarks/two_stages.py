@@ -47,6 +47,7 @@ from teacher_server.prompts import PromptSet, load_prompt_set
 from teacher_server.schemas import Question
 from teacher_server.settings import EngineSettings, Readout
 from tests.checkpoints import make_checkpoint
+from tests.stock import stock_flags
 
 _WARM_UP = 8
 """Questions before each round that are not counted: two of each task."""
@@ -257,14 +258,16 @@ def _start_teacher(stack: ExitStack, arguments: argparse.Namespace, readout: Rea
 @contextmanager
 def _stock_server(arguments: argparse.Namespace, prompts: PromptSet) -> Iterator[str]:
     pictures = max(len(_conversation(prompts, task).pictures) for task in prompts.tasks) + 1
-    limit = {"image": {"count": pictures, "width": 1120, "height": 1120}, "video": 0}
-    command = [str(BIN / "vllm"), "serve", str(arguments.model), "--port", "18765"]
-    command += ["--dtype", arguments.dtype, "--max-model-len", str(arguments.max_model_len)]
-    command += ["--generation-config", "vllm", "--limit-mm-per-prompt", json.dumps(limit)]
-    command += ["--kv-cache-memory-bytes", str(int(arguments.kv_cache_gib * 2**30))]
-    command += ["--structured-outputs-config", json.dumps({"backend": "xgrammar"})]
-    command += [] if arguments.graphs else ["--enforce-eager"]
-    with running(command) as process:
+    flags = stock_flags(
+        arguments.model,
+        pictures=pictures,
+        dtype=arguments.dtype,
+        max_model_len=arguments.max_model_len,
+        kv_cache_gib=arguments.kv_cache_gib,
+    )
+    flags += ["--port", "18765", "--generation-config", "vllm"]
+    flags += [] if arguments.graphs else ["--enforce-eager"]
+    with running([str(BIN / "vllm"), *flags]) as process:
         url = "http://127.0.0.1:18765"
         wait_for(f"{url}/health", process)
         yield url

@@ -5,6 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_OPEN = 0.01
+"""What labels that are not told may have of what those told have."""
+
 
 class Unreadable(ValueError):
     """What the model said holds no distribution; `fault` names the kind of failure."""
@@ -12,6 +15,52 @@ class Unreadable(ValueError):
     def __init__(self, fault: str, reason: str) -> None:
         super().__init__(reason)
         self.fault = fault
+
+
+def single_token_problems(
+    labels: Mapping[str, str], pieces: Mapping[str, Sequence[tuple[int, str]]], model: str
+) -> list[str]:
+    """Labels that are not one token each of their own: only those can be read in one step.
+
+    Args:
+        labels: action to label.
+        pieces: label to its tokens: ids and texts.
+        model: whose tokens they are.
+    """
+    found, owners = [], dict[int, str]()
+    for action, label in labels.items():
+        ids, texts = [i for i, _ in pieces[label]], [text for _, text in pieces[label]]
+        if len(ids) != 1:
+            cut = f"{len(ids)} tokens of {model} {texts}"
+            found.append(f"the label {label!r} of {action} is {cut}: choose a word or letter that is one")
+        elif (owner := owners.setdefault(ids[0], action)) != action:
+            found.append(f"the labels of {owner} and {action} are the same token ({label!r}): choose another")
+    return found
+
+
+def with_untold(known: Mapping[str, float], at_most: Mapping[str, float]) -> dict[str, float]:
+    """All labels' log-probabilities, where some engine tells those of its most probable tokens alone.
+
+    A label that it does not tell gets the most that it may have. That is a hundredth of what the labels
+    told have, all of them together, or it is no answer: at temperature 1 no probability is then further than
+    0.01 off.
+
+    Args:
+        known: action to the natural log-probability of its label among all tokens.
+        at_most: action to the largest it may be, for those not told.
+
+    Raises:
+        Unreadable: too much is left open.
+    """
+    if at_most:
+        told, untold = (math.fsum(map(math.exp, scores.values())) for scores in (known, at_most))
+        if not untold <= _OPEN * told:
+            raise Unreadable(
+                "untold",
+                f"of the labels of {', '.join(at_most)} it is only known that they have a probability of"
+                f" {untold:.3g} together at most, and the others have {told:.3g}",
+            )
+    return {**known, **at_most}
 
 
 def from_label_scores(

@@ -72,8 +72,23 @@ class Settings(EngineSettings, BaseSettings):
     delay_ms: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each question takes"
     )
-    engine: Literal["vllm", "transformers"] = Field(
-        default="vllm", description="prompted: what runs the checkpoint"
+    engine: Literal["vllm", "transformers", "openai"] = Field(
+        default="vllm",
+        description="prompted: what runs the checkpoint; openai: a chat server that is there already",
+    )
+    openai_url: str | None = Field(
+        default=None, description="prompted, openai: the server's address, http://HOST:PORT/v1"
+    )
+    openai_model: str | None = Field(
+        default=None, description="prompted, openai: the name that the server serves the model by"
+    )
+    openai_key_file: Path | None = Field(
+        default=None, description="prompted, openai: a file with the key that the server asks for"
+    )
+    allow_host: str | None = Field(
+        default=None,
+        description="prompted, openai: a host that pictures and missions may be sent to though it is not on"
+        " the local network",
     )
     prompts: str = Field(
         default="minigrid", description="prompted: a prompt set, by name (`teacher prompts list`) or folder"

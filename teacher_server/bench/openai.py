@@ -1,10 +1,9 @@
 """The two-stage conversation with any OpenAI-compatible vision server: what a user without us would write."""
 
-import base64
-import io
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,10 @@ from teacher_server.bench.loops import Ask, Reply
 from teacher_server.bench.targets import Http
 from teacher_server.client import checked_url
 from teacher_server.command_line import CannotStart
-from teacher_server.engines import PreparedPicture
+from teacher_server.engines.private import NoAddress, NotPrivate, addresses_of
 from teacher_server.images import decode, from_base64
-from teacher_server.prompts import Message, PromptSet
+from teacher_server.interviews.messages import data_url, with_pictures
+from teacher_server.prompts import PromptSet
 from teacher_server.readout import numbers_schema
 from teacher_server.schemas import Question
 
@@ -38,10 +38,11 @@ class OpenAITarget(Http):
         url: the server's address, with or without /v1.
         prompts: what it is told.
         constrain: how it is held to JSON.
+        allow_host: a host that may be asked though it is not on the local network.
 
     Raises:
         ValueError: the url is no address.
-        CannotStart: no such server answers there.
+        CannotStart: no such server answers there, or it is not on the local network.
     """
 
     def __init__(
@@ -51,8 +52,14 @@ class OpenAITarget(Http):
         *,
         timeout_s: float,
         constrain: Constrain = by_response_format,
+        allow_host: str | None = None,
     ) -> None:
         address = checked_url(url).removesuffix("/v1")
+        host = httpx.URL(address).host
+        try:
+            asyncio.run(addresses_of(host, allowed=host == allow_host))
+        except (NoAddress, NotPrivate) as error:
+            raise CannotStart(f"--vs-openai: {error}") from error
         super().__init__(address, timeout_s)
         self._prompts, self._constrain = prompts, constrain
         self._model = _model_at(address)
@@ -65,9 +72,9 @@ class OpenAITarget(Http):
             task=question.task, mission=question.mission, actions=actions, readout="numbers"
         )
         shown = prompts.preparation.prepare(decode(from_base64(question.image), max_pixels=10**8))
-        pictures = iter([*conversation.pictures, shown])
-        opening = [_message(message, pictures) for message in (*conversation.opening, conversation.question)]
-        followup, schema = _message(conversation.followup, pictures), numbers_schema(actions)
+        pictures = map(data_url, (*conversation.pictures, shown))
+        opening = [with_pictures(each, pictures) for each in (*conversation.opening, conversation.question)]
+        schema = numbers_schema(actions)
         first = self._body(opening, prompts.schema, prompts.analysis_max_tokens)
 
         async def ask() -> Reply:
@@ -76,7 +83,7 @@ class OpenAITarget(Http):
             if analysis.status != "200":
                 return Reply(analysis.status, analysis.ended)
             said = {"role": "assistant", "content": analysis.text}
-            second = self._body([*opening, said, followup], schema, prompts.numbers_max_tokens)
+            second = self._body([*opening, said, conversation.followup], schema, prompts.numbers_max_tokens)
             action = await self._complete(second)
             parts_s = {"analysis": analysis.ended - sent, "action": action.ended - analysis.ended}
             return Reply(
@@ -128,22 +135,3 @@ def _model_at(address: str) -> str:
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         why = in_a_line(error)
         raise CannotStart(f"{address} does not answer as an OpenAI-compatible server does: {why}") from error
-
-
-def _message(message: Message, pictures: Iterator[PreparedPicture]) -> dict[str, Any]:
-    """A message with its pictures in it, as OpenAI's API takes them."""
-    return {
-        "role": message["role"],
-        "content": [
-            {"type": "image_url", "image_url": {"url": _data_url(next(pictures))}}
-            if part["type"] == "image"
-            else part
-            for part in message["content"]
-        ],
-    }
-
-
-def _data_url(picture: PreparedPicture) -> str:
-    file = io.BytesIO()
-    picture.image.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

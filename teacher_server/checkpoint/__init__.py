@@ -26,6 +26,7 @@ from teacher_server.checkpoint.dimensions import (
 from teacher_server.checkpoint.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, Unusable, unusable
 from teacher_server.checkpoint.memory import Engine, Hardware, MemoryNeed, memory_need, need_problems
 from teacher_server.checkpoint.weights import DTYPES, Tensor, read_weights
+from teacher_server.readout import single_token_problems
 from teacher_server.settings import EngineSettings
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
@@ -128,15 +129,9 @@ def read_checkpoint(folder: Path, *, weights: bool = True) -> Checkpoint:
 
 def label_problems(checkpoint: Checkpoint, labels: Mapping[str, str]) -> list[str]:
     """Labels, of actions, that are not one token each of their own: only those can be read in one step."""
-    found, owners = [], dict[int, str]()
-    for action, label in labels.items():
-        tokens = checkpoint.tokenizer.encode(label, add_special_tokens=False)
-        if len(tokens.ids) != 1:
-            cut = f"{len(tokens.ids)} tokens of this checkpoint {tokens.tokens}"
-            found.append(f"the label {label!r} of {action} is {cut}: choose a word or letter that is one")
-        elif (owner := owners.setdefault(tokens.ids[0], action)) != action:
-            found.append(f"the labels of {owner} and {action} are the same token ({label!r}): choose another")
-    return found
+    cut = {label: checkpoint.tokenizer.encode(label, add_special_tokens=False) for label in labels.values()}
+    pieces = {label: list(zip(tokens.ids, tokens.tokens, strict=True)) for label, tokens in cut.items()}
+    return single_token_problems(labels, pieces, "this checkpoint")
 
 
 def memory_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
+from gridworld.pictures import draw
 from teacher_server.chat import BadChatTemplate, ChatFormat
 from teacher_server.checkpoint import (
     BadCheckpoint,
@@ -13,11 +13,14 @@ from teacher_server.checkpoint import (
     read_checkpoint,
 )
 from teacher_server.engines import ChatEngine
+from teacher_server.engines.openai import CannotAttach
+from teacher_server.interviews.token_ids import TokenInterviewer
 from teacher_server.prompts import BadPromptSet, Conversation, PromptSet, load_prompt_set
-from teacher_server.settings import Settings
+from teacher_server.settings import Readout, Settings
 from teacher_server.teachers import Teacher
+from teacher_server.teachers.attached import attach
 from teacher_server.teachers.planner import PlannerTeacher
-from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
+from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut, room
 from teacher_server.teachers.uniform import UniformTeacher
 
 
@@ -37,6 +40,8 @@ def choose_teacher(settings: Settings) -> Teacher:
         return UniformTeacher()
     try:
         return _prompted(settings)
+    except CannotAttach as error:
+        raise CannotTeach(f"--engine openai: {error}") from error
     except (BadCheckpoint, BadChatTemplate) as error:
         raise CannotTeach(f"--model {settings.model}: {error}") from error
     except BadPromptSet as error:
@@ -44,6 +49,8 @@ def choose_teacher(settings: Settings) -> Teacher:
 
 
 def _prompted(settings: Settings) -> PromptedTeacher:
+    if settings.engine == "openai":
+        return attach(settings, load_prompt_set(settings.prompts))
     if settings.model is None:
         raise CannotTeach("--teacher prompted needs --model, the folder of a Qwen2.5-VL checkpoint")
     prompts = load_prompt_set(settings.prompts)
@@ -68,16 +75,17 @@ def _prompted(settings: Settings) -> PromptedTeacher:
     }
     if dummy:  # each engine draws weights of its own
         told["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
+    label_ids = {
+        action: checkpoint.tokenizer.encode(label, add_special_tokens=False).ids[0]
+        for action, label in prompts.labels.items()
+    }
+    interviewer = TokenInterviewer(engine, ChatFormat(checkpoint), label_ids)
+    reading = ReadingOut.chosen(settings, prompts)
     teacher = PromptedTeacher(
-        engine,
-        ChatFormat(checkpoint),
+        interviewer,
         prompts,
-        _reading(settings, prompts),
+        reading,
         checkpoint=told,
-        label_ids={
-            action: checkpoint.tokenizer.encode(label, add_special_tokens=False).ids[0]
-            for action, label in prompts.labels.items()
-        },
         hosting={
             "model": str(settings.model),
             "engine": settings.engine,
@@ -86,33 +94,35 @@ def _prompted(settings: Settings) -> PromptedTeacher:
         },
         seed=settings.seed,
     )
-    if teacher.longest > settings.max_model_len:
+    if (longest := _longest(interviewer, prompts, reading.readout)) > settings.max_model_len:
         raise CannotTeach(
-            f"a conversation with the prompt set {prompts.name} can have {teacher.longest} tokens, more than"
+            f"a conversation with the prompt set {prompts.name} can have {longest} tokens, more than"
             f" --max-model-len {settings.max_model_len}: raise it, or take a prompt set with fewer examples"
         )
     return teacher
 
 
-def _reading(settings: Settings, prompts: PromptSet) -> ReadingOut:
-    def chosen(name: str) -> Any:
-        setting = getattr(settings, name)
-        return getattr(prompts, name) if setting is None else setting
-
-    names = ("readout", "label_temperature", "min_label_mass", "sum_tolerance")
-    return ReadingOut(targets=settings.targets, **{name: chosen(name) for name in names})
+def _longest(interviewer: TokenInterviewer, prompts: PromptSet, readout: Readout) -> int:
+    """Tokens of the longest conversation about a picture of 16 x 16 tiles, answers included."""
+    picture = prompts.preparation.prepare(draw(room(16)))
+    questions = max(
+        interviewer.script(_conversation(prompts, task, readout)).tokens(picture) for task in prompts.tasks
+    )
+    return (
+        questions + prompts.analysis_max_tokens + (prompts.numbers_max_tokens if readout == "numbers" else 1)
+    )
 
 
 def _vllm(checkpoint: Checkpoint, settings: Settings, prompts: PromptSet) -> ChatEngine:
     from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415
 
-    examples = max(len(_conversation(prompts, task).pictures) for task in prompts.tasks)
+    examples = max(len(_conversation(prompts, task, prompts.readout).pictures) for task in prompts.tasks)
     side = math.isqrt(prompts.preparation.max_pixels)
     return VllmEngine(checkpoint, settings, pictures=examples + 1, side=side)
 
 
-def _conversation(prompts: PromptSet, task: str) -> Conversation:
-    return prompts.conversation(task=task, mission="", actions=prompts.tasks[task], readout=prompts.readout)
+def _conversation(prompts: PromptSet, task: str, readout: Readout) -> Conversation:
+    return prompts.conversation(task=task, mission="", actions=prompts.tasks[task], readout=readout)
 
 
 def _transformers(checkpoint: Checkpoint, settings: Settings, _: PromptSet) -> ChatEngine:

@@ -4,31 +4,30 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import jsonschema
 import numpy as np
 
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
-from teacher_server.chat import ChatFormat
-from teacher_server.engines import (
-    ChatEngine,
-    Decoding,
-    EngineDead,
-    EngineError,
-    Generated,
-    PreparedPicture,
-    Prompt,
-)
-from teacher_server.preparation import visual_tokens
+from teacher_server.engines import Decoding, EngineDead, EngineError
+from teacher_server.interviews import FollowUp, Interview, Interviewer, Said, Script
 from teacher_server.prompts import PromptSet
-from teacher_server.readout import Unreadable, from_label_scores, from_numbers, hardened, numbers_schema
+from teacher_server.readout import (
+    Unreadable,
+    from_label_scores,
+    from_numbers,
+    hardened,
+    numbers_schema,
+    with_untold,
+)
 from teacher_server.schemas import StageReport
-from teacher_server.settings import Readout, Targets
+from teacher_server.settings import Readout, Settings, Targets
 from teacher_server.teachers import (
     CannotAnswer,
     Observation,
@@ -53,6 +52,17 @@ class ReadingOut:
     min_label_mass: float
     sum_tolerance: float
 
+    @classmethod
+    def chosen(cls, settings: Settings, prompts: PromptSet) -> Self:
+        """As the settings say, and where they say nothing the prompt set."""
+
+        def of(name: str) -> Any:
+            setting = getattr(settings, name)
+            return getattr(prompts, name) if setting is None else setting
+
+        names = ("readout", "label_temperature", "min_label_mass", "sum_tolerance")
+        return cls(targets=settings.targets, **{name: of(name) for name in names})
+
     @property
     def description(self) -> dict[str, Any]:
         """What of it can change an answer."""
@@ -62,26 +72,16 @@ class ReadingOut:
         return told | {"sum_tolerance": self.sum_tolerance}
 
 
-@dataclass(frozen=True)
-class _Script:
-    """The token ids of a conversation, and the pictures of its examples."""
-
-    opening: tuple[int, ...]
-    followup: tuple[int, ...]
-    pictures: tuple[PreparedPicture, ...]
-
-
 class PromptedTeacher:
-    """A checkpoint behind an engine, asked with the conversations of a prompt set.
+    """A model that is interviewed with the conversations of a prompt set.
 
-    Stage 1 looks at the picture and writes an analysis, held to the set's schema. Stage 2 goes on with the
-    same token ids, so that an engine that caches prefixes computes the picture once, and gives the
-    probabilities: in one step by the actions' labels, or written out as numbers.
+    Stage 1 looks at the picture and writes an analysis, held to the set's schema. Stage 2 goes on from
+    there, so that an engine that caches prefixes computes the picture once, and gives the probabilities: in
+    one step by the actions' labels, or written out as numbers.
 
     Args:
-        checkpoint: what of the checkpoint can change an answer.
-        label_ids: the token of each action's label.
-        hosting: where and by what the checkpoint runs.
+        checkpoint: what of the model can change an answer.
+        hosting: where and by what the model runs.
         seed: of sampling, where the prompt set samples.
     """
 
@@ -89,18 +89,15 @@ class PromptedTeacher:
 
     def __init__(
         self,
-        engine: ChatEngine,
-        chat: ChatFormat,
+        interviewer: Interviewer,
         prompts: PromptSet,
         reading: ReadingOut,
         *,
         checkpoint: dict[str, Any],
-        label_ids: dict[str, int],
         hosting: dict[str, Any],
         seed: int = 0,
     ) -> None:
-        self._engine, self._chat, self._prompts, self._reading = engine, chat, prompts, reading
-        self._label_ids, self._seed = label_ids, seed
+        self._interviewer, self._prompts, self._reading, self._seed = interviewer, prompts, reading, seed
         self._schema = jsonschema.Draft202012Validator(prompts.schema)
         self._script = lru_cache(maxsize=512)(self._write)
         self.tasks = dict(prompts.tasks)
@@ -118,30 +115,14 @@ class PromptedTeacher:
         for task, actions in self.tasks.items():
             self._script(task, "", actions)  # so that what cannot be written is refused before any loading
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest conversation about a picture of 16 x 16 tiles, answers included."""
-        picture = self._prompts.preparation.prepare(draw(_room(16)))
-        scripts = [self._script(task, "", actions) for task, actions in self.tasks.items()]
-        return max(
-            len(script.opening)
-            + sum(visual_tokens(shown) for shown in (*script.pictures, picture))
-            + self._prompts.analysis_max_tokens
-            + len(script.followup)
-            + (self._prompts.numbers_max_tokens if self._reading.readout == "numbers" else 1)
-            for script in scripts
-        )
-
     async def start(self) -> None:
-        """Loads the checkpoint and asks it one question a task: its first answers are slow.
+        """Gets the model ready and asks it one question a task: its first answers are slow.
 
         Raises:
             CannotLoad, EngineError: there is no engine, or it does not generate.
         """
-        await self._engine.start()
-        observations = [
-            Observation(draw(_room(5)), "", task, actions) for task, actions in self.tasks.items()
-        ]
+        await self._interviewer.start()
+        observations = [Observation(draw(room(5)), "", task, actions) for task, actions in self.tasks.items()]
         for outcome in await asyncio.gather(*map(self.answer, observations), return_exceptions=True):
             if isinstance(outcome, UnreadableAnswer) and outcome.fault == "engine":
                 raise EngineError(f"the engine does not answer: {outcome}")
@@ -171,26 +152,16 @@ class PromptedTeacher:
         except UnreadablePicture as error:
             raise CannotAnswer("image", str(error)) from error
 
-        prompt = Prompt(script.opening, (*script.pictures, picture))
+        interview = script.about(picture)
         began = time.perf_counter()
-        decoding = Decoding(
-            max_tokens=self._prompts.analysis_max_tokens,
-            schema=self._prompts.schema,
-            temperature=self._prompts.temperature,
-            seed=_seed_of(self._seed, prompt) if self._prompts.temperature > 0 else 0,
-        )
-        said = await self._generate(prompt, decoding, "analysis")
-        self._check_analysis(said)
-        analysis = StageReport(text=said.text, tokens=len(said.token_ids), milliseconds=_since(began))
+        said, followup = await self._analyse(interview)
+        analysis = StageReport(text=said.text, tokens=said.tokens, milliseconds=_since(began))
         if observation.stage == "analysis":
             return TeacherAnswer(None, analysis, None)
 
         began = time.perf_counter()
-        prompt = prompt.then((*said.token_ids, *script.followup))
-        if self._reading.readout == "labels":
-            found, report = await self._by_labels(prompt, actions, said.text)
-        else:
-            found, report = await self._by_numbers(prompt, actions, said.text)
+        by = self._by_labels if self._reading.readout == "labels" else self._by_numbers
+        found, report = await by(followup, actions, said.text)
         report = report.model_copy(update={"milliseconds": _since(began)})
         if self._reading.targets == "hard":
             found = hardened(found)
@@ -198,33 +169,30 @@ class PromptedTeacher:
         return TeacherAnswer(probabilities, analysis, report)
 
     async def close(self) -> None:
-        """Ends the engine."""
-        await self._engine.close()
+        """Frees what `start` took."""
+        await self._interviewer.close()
 
-    def _write(self, task: str, mission: str, actions: tuple[str, ...]) -> _Script:
+    def _write(self, task: str, mission: str, actions: tuple[str, ...]) -> Script:
         """Raises ValueError for a mission that cannot be part of a conversation."""
-        if special := self._chat.special_in(mission):
-            raise ValueError(f"the mission holds {special!r}, which the model takes for a mark of its own")
-        conversation = self._prompts.conversation(
-            task=task, mission=mission, actions=actions, readout=self._reading.readout
+        if mark := self._interviewer.mark_in(mission):
+            raise ValueError(f"the mission holds {mark!r}, which the model takes for a mark of its own")
+        return self._interviewer.script(
+            self._prompts.conversation(
+                task=task, mission=mission, actions=actions, readout=self._reading.readout
+            )
         )
-        return _Script(*self._chat.stages(conversation), conversation.pictures)
 
-    async def _generate(
-        self, prompt: Prompt, decoding: Decoding, stage: StageName, so_far: str | None = None
-    ) -> Generated:
-        try:
-            said = await self._engine.generate(prompt, decoding)
-        except EngineDead as error:
-            raise TeacherGone(str(error)) from error
-        except EngineError as error:
-            raise UnreadableAnswer(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
-        if not said.complete:
-            reason = f"{stage}: it was not at its end after {decoding.max_tokens} tokens"
-            raise UnreadableAnswer(reason, said.text, stage=stage, fault="truncated")
-        return said
-
-    def _check_analysis(self, said: Generated) -> None:
+    async def _analyse(self, interview: Interview) -> tuple[Said, FollowUp]:
+        temperature = self._prompts.temperature
+        decoding = Decoding(
+            max_tokens=self._prompts.analysis_max_tokens,
+            schema=self._prompts.schema,
+            temperature=temperature,
+            seed=_seed_of(self._seed, interview) if temperature > 0 else 0,
+        )
+        with _engine_faults("analysis"):
+            said, followup = await interview.analyse(decoding)
+        _check_whole(said, decoding, "analysis")
         try:
             # A line break inside a string is no reason to lose an analysis
             self._schema.validate(json.loads(said.text, strict=False))
@@ -235,52 +203,71 @@ class PromptedTeacher:
             where = ".".join(map(str, error.absolute_path)) or "it"
             reason = f"analysis: {where}: {error.message}"
             raise UnreadableAnswer(reason, said.text, stage="analysis", fault="schema") from error
+        return said, followup
 
     async def _by_labels(
-        self, prompt: Prompt, actions: Sequence[str], so_far: str
+        self, followup: FollowUp, actions: Sequence[str], so_far: str
     ) -> tuple[dict[str, float], StageReport]:
-        try:
-            scores = await self._engine.score(prompt, [self._label_ids[action] for action in actions])
-        except EngineDead as error:
-            raise TeacherGone(str(error)) from error
-        except EngineError as error:
-            raise UnreadableAnswer(f"action: {error}", so_far, stage="action", fault="engine") from error
-        by_action = dict(zip(actions, scores, strict=True))
-        text = json.dumps({self._prompts.labels[action]: score for action, score in by_action.items()})
+        with _engine_faults("action", so_far):
+            scores = await followup.score(actions)
+        text = json.dumps({self._prompts.labels[action]: score for action, score in scores.known.items()})
         reading = self._reading
-        try:
+        with _unreadable(text):
             found, mass = from_label_scores(
-                by_action, temperature=reading.label_temperature, min_mass=reading.min_label_mass
+                with_untold(scores.known, scores.at_most),
+                temperature=reading.label_temperature,
+                min_mass=reading.min_label_mass,
             )
-        except Unreadable as error:
-            raise UnreadableAnswer(f"action: {error}", text, stage="action", fault=error.fault) from error
         return found, StageReport(text=text, tokens=1, milliseconds=0, label_mass=min(mass, 1.0))
 
     async def _by_numbers(
-        self, prompt: Prompt, actions: Sequence[str], so_far: str
+        self, followup: FollowUp, actions: Sequence[str], so_far: str
     ) -> tuple[dict[str, float], StageReport]:
         decoding = Decoding(max_tokens=self._prompts.numbers_max_tokens, schema=numbers_schema(actions))
-        said = await self._generate(prompt, decoding, "action", so_far)
-        try:
+        with _engine_faults("action", so_far):
+            said = await followup.write(decoding)
+        _check_whole(said, decoding, "action")
+        with _unreadable(said.text):
             found = from_numbers(said.text, actions, tolerance=self._reading.sum_tolerance)
-        except Unreadable as error:
-            raise UnreadableAnswer(
-                f"action: {error}", said.text, stage="action", fault=error.fault
-            ) from error
-        return found, StageReport(text=said.text, tokens=len(said.token_ids), milliseconds=0)
+        return found, StageReport(text=said.text, tokens=said.tokens, milliseconds=0)
+
+
+@contextmanager
+def _engine_faults(stage: StageName, so_far: str | None = None) -> Iterator[None]:
+    """Turns the engine's failures into the teacher's."""
+    try:
+        yield
+    except EngineDead as error:
+        raise TeacherGone(str(error)) from error
+    except EngineError as error:
+        raise UnreadableAnswer(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
+
+
+@contextmanager
+def _unreadable(text: str) -> Iterator[None]:
+    """Says of an answer to stage 2 that holds no distribution what it was."""
+    try:
+        yield
+    except Unreadable as error:
+        raise UnreadableAnswer(f"action: {error}", text, stage="action", fault=error.fault) from error
+
+
+def _check_whole(said: Said, decoding: Decoding, stage: StageName) -> None:
+    if not said.complete:
+        reason = f"{stage}: it was not at its end after {decoding.max_tokens} tokens"
+        raise UnreadableAnswer(reason, said.text, stage=stage, fault="truncated")
 
 
 def _since(began: float) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def _seed_of(seed: int, prompt: Prompt) -> int:
+def _seed_of(seed: int, interview: Interview) -> int:
     """One seed a question, so that the same question always gets the same sample."""
-    words = f"{seed} {prompt.pictures[-1].digest} {prompt.token_ids}"
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4])
+    return int.from_bytes(hashlib.sha256(f"{seed} {interview.key}".encode()).digest()[:4])
 
 
-def _room(side: int) -> View:
+def room(side: int) -> View:
     """Something to try a model with: an agent, a goal and four walls."""
     cells_HW = np.full((side, side), code("wall", "grey"), np.uint8)
     cells_HW[1:-1, 1:-1] = EMPTY

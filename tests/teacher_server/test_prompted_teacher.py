@@ -15,6 +15,7 @@ from gridworld.views import EMPTY, View, code
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines import Decoding, EngineDead, EngineError, Generated, Prompt
+from teacher_server.interviews.token_ids import TokenInterviewer
 from teacher_server.prompts import load_prompt_set
 from teacher_server.readout import numbers_schema
 from teacher_server.teachers import CannotAnswer, Observation, TeacherGone, UnreadableAnswer
@@ -90,12 +91,10 @@ def make_teacher(checkpoint: Checkpoint) -> MakeTeacher:
             action: checkpoint.tokenizer.encode(label).ids[0] for action, label in _PROMPTS.labels.items()
         }
         teacher = PromptedTeacher(
-            engine,
-            ChatFormat(checkpoint),
+            TokenInterviewer(engine, ChatFormat(checkpoint), labels),
             _PROMPTS,
             ReadingOut(**chosen | (reading or {})),
             checkpoint={"digest": "d", "dtype": "float32"},
-            label_ids=labels,
             hosting={},
         )
         return teacher, engine

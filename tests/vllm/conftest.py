@@ -1,14 +1,12 @@
 """Prompted teachers in processes of their own, with a real checkpoint in a real engine."""
 
 import importlib.util
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from teacher_server.prompts import SETS
+from tests import prompt_sets
 from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
 from tests.waiting import wait_until_ready
@@ -35,12 +33,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def patient_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`minigrid` with room for the longest analysis there can be: random weights seldom stop earlier."""
-    copy = shutil.copytree(SETS / "minigrid", tmp_path_factory.mktemp("prompts") / "patient")
-    settings = (copy / "set.toml").read_text()
-    settings = re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", settings)
-    (copy / "set.toml").write_text(settings)
-    return copy
+    """`minigrid` with room for the longest analysis there can be."""
+    return prompt_sets.patient_prompts(tmp_path_factory.mktemp("prompts") / "patient")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,89 @@
+"""The teacher whose model others serve: a chat server on the local network, tried out and described."""
+
+import asyncio
+import logging
+from typing import Any
+
+from teacher_server.engines import EngineError
+from teacher_server.engines.openai import CannotAttach, ChatServer
+from teacher_server.interviews.messages import MessageInterviewer
+from teacher_server.interviews.offers import Offers, offers_of
+from teacher_server.keys import read_key
+from teacher_server.prompts import PromptSet
+from teacher_server.readout import single_token_problems
+from teacher_server.settings import Settings
+from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
+
+_log = logging.getLogger(__name__)
+
+
+def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
+    """A teacher over the server that the settings name; the server is asked what it is and can do.
+
+    Raises:
+        BadKeyFile: the file of the server's key holds none.
+        CannotAttach: the server cannot be used as asked, or does not answer.
+    """
+    if settings.model is not None:
+        raise CannotAttach(
+            "the server has its model already: take --model away, and name it by --openai-model"
+        )
+    if settings.openai_url is None or settings.openai_model is None:
+        raise CannotAttach("needs --openai-url http://HOST:PORT/v1 and --openai-model NAME")
+    reading = ReadingOut.chosen(settings, prompts)
+    server = ChatServer(
+        settings.openai_url,
+        settings.openai_model,
+        key=read_key(settings.openai_key_file),
+        allow_host=settings.allow_host,
+        connections=settings.concurrency,
+        timeout_s=settings.timeout_s,
+    )
+    try:
+        described, offers = asyncio.run(_ask(server, prompts))
+    except EngineError as error:
+        raise CannotAttach(str(error)) from error
+    if reading.readout == "labels" and (problems := _label_problems(server, offers, prompts)):
+        raise CannotAttach(f"{'; '.join(problems)}; or take --readout numbers")
+    if offers.constraint is None:
+        _log.warning(
+            "the server at %s holds no answer to a schema: what does not fit by itself cannot be read",
+            server.url,
+        )
+    server.recognise(described)
+    return PromptedTeacher(
+        MessageInterviewer(server, offers, prompts.labels),
+        prompts,
+        reading,
+        checkpoint={"attached": described, **_ways(offers, reading)},
+        hosting={
+            "model": server.model,
+            "engine": "openai",
+            "server": server.url,
+            "prompts": prompts.name,
+        },
+        seed=settings.seed,
+    )
+
+
+async def _ask(server: ChatServer, prompts: PromptSet) -> tuple[dict[str, Any], Offers]:
+    await server.start()
+    try:
+        return await server.describe(), await offers_of(server, prompts.labels)
+    finally:
+        await server.close()
+
+
+def _ways(offers: Offers, reading: ReadingOut) -> dict[str, Any]:
+    """How the server is asked, as far as that can change an answer."""
+    told: dict[str, Any] = {"constraint": offers.constraint, "own_sampling": not offers.neutral}
+    if reading.readout == "labels":
+        told["label_scores"] = "all" if offers.by_id else f"of the {offers.top} most probable tokens"
+    return told
+
+
+def _label_problems(server: ChatServer, offers: Offers, prompts: PromptSet) -> list[str]:
+    """Why labels cannot be read in one step."""
+    if not offers.by_id and not offers.top:
+        return ["the server gives no log-probabilities"]
+    return single_token_problems(prompts.labels, offers.pieces, server.model) if offers.pieces else []

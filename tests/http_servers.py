@@ -1,0 +1,82 @@
+"""Real HTTP servers that say what a test tells them to."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: its path, its body read as JSON, and its headers by lower-case names."""
+
+    path: str
+    body: Any
+    headers: dict[str, str]
+    handler: BaseHTTPRequestHandler = field(repr=False)
+
+
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | None
+"""Status, what is sent as JSON (bytes: as they are), further headers; None: the connection is closed."""
+
+
+@dataclass(eq=False)
+class HttpServer:
+    """Listens on 127.0.0.1; `asked` has all requests so far, `answer` says what to answer."""
+
+    port: int
+    answer: Callable[[Asked], Answer]
+    asked: list[Asked] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def http_server(answer: Callable[[Asked], Answer]) -> Iterator[HttpServer]:
+    """A server, while the context lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            body = json.loads(self.rfile.read(length)) if length else None
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked = Asked(self.path, body, headers, self)
+            served.asked.append(asked)
+            told = served.answer(asked)
+            if told is None:
+                self.close_connection = True
+                return
+            status, content, more = (*told, {})[:3]
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **more}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        served = HttpServer(server.server_port, answer)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield served
+        finally:
+            server.shutdown()
+            thread.join()
+            for asked in served.asked:  # connections that are kept alive would be answered on
+                with suppress(OSError):
+                    asked.handler.connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,280 @@
+"""A teacher attached to stock `vllm serve`, beside our own engine with the same checkpoint."""
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import httpx
+import pytest
+
+from teacher_server.bench.questions import distinct_questions
+from teacher_server.chat import ChatFormat
+from teacher_server.checkpoint import Checkpoint
+from teacher_server.client import TeacherClient
+from teacher_server.engines import Decoding, PreparedPicture
+from teacher_server.engines.openai import ChatServer
+from teacher_server.images import decode, from_base64
+from teacher_server.interviews import LabelScores
+from teacher_server.interviews.messages import MessageFollowUp, MessageInterviewer, data_url, with_pictures
+from teacher_server.interviews.offers import offers_of
+from teacher_server.interviews.token_ids import TokenInterviewer
+from teacher_server.prompts import Conversation, PromptSet, load_prompt_set
+from teacher_server.readout import from_label_scores
+from teacher_server.schemas import Answer, ErrorBody, Question
+from teacher_server.settings import EngineSettings
+from tests.conftest import TeacherProcess, started_teachers
+from tests.engines import ENDLESS, checkpoint_with_habits
+from tests.prompt_sets import patient_prompts
+from tests.stock import StockServer
+from tests.waiting import wait_for, wait_until_ready
+
+pytestmark = [
+    pytest.mark.operate,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-operate"),
+]
+
+_MODEL = "tiny"
+
+
+@dataclass(frozen=True)
+class _Room:
+    """A checkpoint, prompts, the server that is asked, and a loop for what is asked in this process."""
+
+    checkpoint: Checkpoint
+    prompts: PromptSet
+    server: StockServer
+    runner: asyncio.Runner
+
+    def conversation(self, question: Question) -> Conversation:
+        return self.prompts.conversation(
+            task=question.task, mission=question.mission, actions=question.actions, readout="labels"
+        )
+
+    def picture(self, question: Question) -> PreparedPicture:
+        return self.prompts.preparation.prepare(decode(from_base64(question.image), max_pixels=10**8))
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Room]:
+    """Its checkpoint's own sampling settings would spoil every answer, if they were mixed in."""
+    checkpoint = checkpoint_with_habits(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    prompts = load_prompt_set(str(patient_prompts(tmp_path_factory.mktemp("prompts") / "patient")))
+    log = tmp_path_factory.mktemp("stock") / "log.txt"
+    server = StockServer(checkpoint.folder, log, "--served-model-name", _MODEL)
+    try:
+        with asyncio.Runner() as runner:
+            server.wait()
+            yield _Room(checkpoint, prompts, server, runner)
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def interviewer(room: _Room) -> Iterator[MessageInterviewer]:
+    """Talks to the server."""
+    server = ChatServer(room.server.url, _MODEL)
+
+    async def attached() -> MessageInterviewer:
+        await server.start()
+        return MessageInterviewer(server, await offers_of(server, room.prompts.labels), room.prompts.labels)
+
+    yield room.runner.run(attached())
+    room.runner.run(server.close())
+
+
+@pytest.fixture
+def attached(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
+    """A teacher that reads labels."""
+    with started_teachers(tmp_path_factory) as start:
+        teacher = start(*_flags(room), "--min-label-mass", "0")
+        wait_until_ready(teacher, 600)
+        yield teacher
+
+
+def _flags(room: _Room) -> tuple[str, ...]:
+    server = ("--openai-url", room.server.url, "--openai-model", _MODEL)
+    return ("--teacher", "prompted", "--engine", "openai", *server, "--prompts", str(room.prompts.folder))
+
+
+def _ask(teacher: TeacherProcess, questions: list[Question]) -> list[Answer | ErrorBody]:
+    with TeacherClient(teacher.url, deadline_s=300, batch_size=16) as client:
+        return list(client.ask_batch(questions))
+
+
+def test_what_vllm_offers_is_found(interviewer: MessageInterviewer, room: _Room) -> None:
+    offers = interviewer.offers
+    assert (offers.neutral, offers.constraint, offers.by_id) == (True, "grammar", True)
+    described = room.runner.run(interviewer.server.describe())
+    assert described["root"] == str(room.checkpoint.folder)
+    assert described["version"] == importlib.metadata.version("vllm").split("+")[0]
+
+
+def test_the_server_writes_the_same_tokens_as_we_do(interviewer: MessageInterviewer, room: _Room) -> None:
+    chat = ChatFormat(room.checkpoint)
+    analysis = '{"agent": {"row": 1, "column": 2, "heading": "up"}, "reasoning": "The lava is ahead."}'
+    for question in distinct_questions(8, seed=1):
+        conversation, picture = room.conversation(question), room.picture(question)
+        opening, followup = chat.stages(conversation)
+        said = room.checkpoint.tokenizer.encode(analysis, add_special_tokens=False).ids
+        urls = iter([data_url(each) for each in (*conversation.pictures, picture)])
+        first = [with_pictures(each, urls) for each in (*conversation.opening, conversation.question)]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": analysis}]}
+        assert _written(room, first) == list(opening)
+        assert _written(room, [*first, answer, conversation.followup]) == [*opening, *said, *followup]
+
+
+def _written(room: _Room, messages: list[dict[str, object]]) -> list[int]:
+    """The server's prompt of a conversation, one token for each picture."""
+    body = {"model": _MODEL, "messages": messages, "max_tokens": 1, "return_token_ids": True}
+    reply = httpx.post(f"{room.server.url}/chat/completions", json=body, timeout=60).json()
+    picture = room.checkpoint.image_token_id
+    runs = itertools.groupby(reply["prompt_token_ids"])
+    return [token for token, run in runs for _ in ([token] if token == picture else run)]
+
+
+def test_label_probabilities_agree_with_our_engine(attached: TeacherProcess, room: _Room) -> None:
+    questions = distinct_questions(40, seed=5)
+    answers = _ask(attached, questions)
+    expected = room.runner.run(_by_our_engine(room, questions, answers))
+    answered, differences, same = 0, [], 0
+    for answer, (probabilities, analysis) in zip(answers, expected, strict=True):
+        if isinstance(answer, Answer):
+            assert answer.probabilities is not None
+            answered += 1
+            same += answer.analysis == analysis
+            differences += [abs(p - probabilities[a]) for a, p in answer.probabilities.items()]
+    print(
+        f"\n{answered} of {len(questions)} answered, {same} with our engine's analysis to the letter;"
+        f" largest difference of a probability, given the analysis: {max(differences):.2e}"
+    )
+    assert answered > len(questions) / 2
+    assert same > answered / 2
+    assert max(differences) < 0.01
+
+
+async def _by_our_engine(
+    room: _Room, questions: list[Question], answers: list[Answer | ErrorBody]
+) -> list[tuple[dict[str, float], str]]:
+    """Probabilities after the analyses in the answers, and our engine's own analyses."""
+    from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415  (not everywhere)
+
+    tokenizer = room.checkpoint.tokenizer
+    settings = EngineSettings(dtype="float32", eager=True, kv_cache_gib=1, max_model_len=16384)
+    engine = VllmEngine(room.checkpoint, settings, pictures=6, side=1120)
+    label_ids = {action: tokenizer.encode(label).ids[0] for action, label in room.prompts.labels.items()}
+    interviewer = TokenInterviewer(engine, ChatFormat(room.checkpoint), label_ids)
+    decoding = Decoding(room.prompts.analysis_max_tokens, room.prompts.schema)
+
+    async def one(question: Question, answer: Answer | ErrorBody) -> tuple[dict[str, float], str]:
+        script = interviewer.script(room.conversation(question))
+        prompt = script.about(room.picture(question)).prompt
+        own = await engine.generate(prompt, decoding)
+        text = answer.analysis if isinstance(answer, Answer) else own.text
+        said = tokenizer.encode(text, add_special_tokens=False).ids
+        ids = [label_ids[action] for action in question.actions]
+        scores = await engine.score(prompt.then((*said, *script.followup)), ids)
+        by_action = dict(zip(question.actions, scores, strict=True))
+        return from_label_scores(by_action, temperature=1, min_mass=0)[0], own.text
+
+    await engine.start()
+    try:
+        return await asyncio.gather(*map(one, questions, answers))
+    finally:
+        await engine.close()
+
+
+def test_the_most_probable_tokens_alone_say_nothing_wrong(
+    interviewer: MessageInterviewer, room: _Room
+) -> None:
+    limited = replace(interviewer, offers=replace(interviewer.offers, by_id=False, top=20))
+    decoding = Decoding(room.prompts.analysis_max_tokens, room.prompts.schema)
+    questions = distinct_questions(24, seed=6)
+
+    async def exactly(question: Question) -> tuple[MessageFollowUp, dict[str, float]]:
+        interview = interviewer.script(room.conversation(question)).about(room.picture(question))
+        _, followup = await interview.analyse(decoding)
+        return followup, (await followup.score(question.actions)).known
+
+    async def as_shown(followup: MessageFollowUp, exact: dict[str, float]) -> LabelScores:
+        told = await limited.score(followup.messages, list(exact))
+        assert told.known.keys() | told.at_most.keys() == exact.keys()
+        for action, score in told.known.items():
+            assert score == pytest.approx(exact[action], abs=1e-3)
+        for action, most in told.at_most.items():
+            assert exact[action] <= most + 1e-3
+        return told
+
+    async def all_of_them() -> list[LabelScores]:
+        known = await asyncio.gather(*map(exactly, questions))
+        # Beside requests for named tokens vLLM shows one token alone
+        beside, _ = await asyncio.gather(
+            asyncio.gather(*(as_shown(*one) for one in known)), asyncio.gather(*map(exactly, questions))
+        )
+        return beside + await asyncio.gather(*(as_shown(*one) for one in known))
+
+    scores = room.runner.run(all_of_them())[len(questions) :]
+    known, hidden = sum(len(one.known) for one in scores), sum(len(one.at_most) for one in scores)
+    print(f"\n{known} labels among the 20 most probable tokens, {hidden} not")
+    assert known > 0
+    assert hidden > 0
+
+
+def test_numbers(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with started_teachers(tmp_path_factory) as start:
+        teacher = start(*_flags(room), "--readout", "numbers", "--sum-tolerance", "0.5")
+        wait_until_ready(teacher, 600)
+        outcomes = _ask(teacher, distinct_questions(40, seed=7))
+    answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    for outcome in outcomes:
+        if isinstance(outcome, Answer):
+            assert outcome.probabilities is not None
+            assert math.fsum(outcome.probabilities.values()) == pytest.approx(1)
+        else:
+            assert outcome.status == 502
+            assert outcome.raw
+    print(f"\n{len(answered)} of {len(outcomes)} answered")
+    assert answered
+
+
+def test_cancelling_frees_the_server(interviewer: MessageInterviewer, room: _Room) -> None:
+    async def ask_and_leave() -> None:
+        messages = [{"role": "user", "content": "Write."}]
+        decoding = replace(ENDLESS, max_tokens=15_000)
+        asking = [asyncio.create_task(interviewer.write(messages, decoding)) for _ in range(8)]
+
+        def running() -> float:
+            return room.server.metric("vllm:num_requests_running")
+
+        await asyncio.to_thread(wait_for, lambda: running() == 8, "eight requests")
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        left = time.monotonic()
+        await asyncio.to_thread(wait_for, lambda: running() == 0, "none", 30)
+        print(f"\nnone of 8 requests left {time.monotonic() - left:.2f} s after they were cancelled")
+
+    room.runner.run(ask_and_leave())
+
+
+def test_a_server_that_goes_and_comes_back(attached: TeacherProcess, room: _Room) -> None:
+    before, meanwhile, after = distinct_questions(3, seed=8)
+    (answer,) = _ask(attached, [before])
+    assert isinstance(answer, Answer)
+    room.server.kill()
+    reply = httpx.post(f"{attached.url}/policy", json=meanwhile.model_dump(mode="json"), timeout=60)
+    assert reply.status_code == 502
+    assert "nothing answers at" in reply.json()["error"]["reason"]
+    (stored,) = _ask(attached, [before])
+    assert isinstance(stored, Answer)
+    assert stored.stored
+    room.server.start()
+    room.server.wait()
+    again = _ask(attached, [meanwhile, after])
+    assert [outcome.teacher for outcome in again if isinstance(outcome, Answer)] == [answer.teacher] * 2
+    assert attached.process.poll() is None

@@ -1,0 +1,218 @@
+"""What can go wrong between the teacher and a chat server, with a server that does it."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from teacher_server.engines import EngineDead, EngineError
+from teacher_server.engines.openai import CannotAttach, ChatServer, Refused, Reply
+from tests.http_servers import Asked, http_server
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.unit
+
+_REPLY = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
+_CARD = {"id": "m", "object": "model", "owned_by": "vllm", "root": "/models/m", "max_model_len": 4096}
+
+
+def _complete(url: str, **settings: Any) -> Reply:
+    async def complete() -> Reply:
+        server = ChatServer(f"{url}/v1", "m", **settings)
+        await server.start()
+        try:
+            return await server.complete(messages=[], max_tokens=1)
+        finally:
+            await server.close()
+
+    return asyncio.run(complete())
+
+
+def test_a_completion() -> None:
+    with http_server(lambda _: (200, _REPLY)) as server:
+        reply = _complete(server.url, key="secret")
+    assert (reply.text, reply.finish_reason, reply.tokens, reply.first_step) == ("hello", "stop", 0, [])
+    (asked,) = server.asked
+    assert asked.path == "/v1/chat/completions"
+    assert asked.body == {"model": "m", "messages": [], "max_tokens": 1}
+    assert asked.headers["authorization"] == "Bearer secret"
+
+
+def test_a_server_that_is_too_busy_is_asked_again() -> None:
+    def answer(_: Asked) -> tuple[int, Any]:
+        return (200, _REPLY) if len(server.asked) > 2 else (429 if len(server.asked) > 1 else 503, {})
+
+    with http_server(answer) as server:
+        assert _complete(server.url).text == "hello"
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "said"),
+    [
+        (lambda _: (400, {"error": {"message": "too\nlong"}}), Refused, "refuses: 400: too long"),
+        (lambda _: (422, {"detail": "what?"}), Refused, "refuses: 422"),
+        (lambda _: (401, b"no"), Refused, "refuses: 401: no; its key is given by --openai-key-file"),
+        (lambda _: (500, {"error": "it broke"}), EngineError, "failed: 500: it broke"),
+        (lambda _: (200, b"<html>"), EngineError, "something else than JSON"),
+        (lambda _: (200, {"choices": []}), EngineError, "no chat completion: choices"),
+        (lambda _: (200, ["hello"]), EngineError, "no chat completion"),
+        (lambda _: None, EngineError, "was lost"),
+        (lambda _: (307, b"", {"Location": "http://8.8.8.8/"}), Refused, "sends on to http://8.8.8.8/"),
+    ],
+)
+def test_what_a_server_may_do_wrong(answer: Callable[[Asked], Any], kind: type[Exception], said: str) -> None:
+    with http_server(answer) as server, pytest.raises(kind, match=said):
+        _complete(server.url)
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_takes_too_long() -> None:
+    over = threading.Event()
+
+    def answer(_: Asked) -> None:
+        over.wait(30)
+
+    with http_server(answer) as server:
+        with pytest.raises(EngineError, match=r"did not answer within 0\.2 s"):
+            _complete(server.url, timeout_s=0.2)
+        over.set()
+
+
+def test_a_server_that_is_not_there() -> None:
+    with http_server(lambda _: None) as server:
+        pass
+    with pytest.raises(EngineError, match=f"nothing answers at {server.url}"):
+        _complete(server.url)
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with http_server(lambda _: (200, _REPLY)) as server:
+        assert _complete(server.url).text == "hello"
+
+
+def test_cancelling_closes_the_connection() -> None:
+    closed = threading.Event()
+
+    def answer(asked: Asked) -> None:
+        if asked.handler.connection.recv(1) == b"":
+            closed.set()
+
+    async def ask_and_leave() -> None:
+        chat = ChatServer(f"{server.url}/v1", "m")
+        await chat.start()
+        asking = asyncio.create_task(chat.complete(messages=[]))
+        await asyncio.to_thread(wait_for, lambda: server.asked, "the request")
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert await asyncio.to_thread(closed.wait, 10)
+        await chat.close()
+
+    with http_server(answer) as server:
+        asyncio.run(ask_and_leave())
+
+
+class _Models:
+    """A server with a list of models, a version, and one answer."""
+
+    def __init__(self) -> None:
+        self.cards = [dict(_CARD)]
+        self.here = True
+
+    def __call__(self, asked: Asked) -> tuple[int, Any] | None:
+        if not self.here:
+            return None
+        if asked.path == "/version":
+            return 200, {"version": "1.2"}
+        return 200, {"data": self.cards} if asked.path == "/v1/models" else _REPLY
+
+
+def _describe(url: str, model: str = "m") -> dict[str, Any]:
+    async def describe() -> dict[str, Any]:
+        server = ChatServer(url, model)
+        await server.start()
+        try:
+            return await server.describe()
+        finally:
+            await server.close()
+
+    return asyncio.run(describe())
+
+
+def test_what_a_server_says_of_itself() -> None:
+    with http_server(_Models()) as server:
+        told = {
+            "model": "m",
+            "root": "/models/m",
+            "max_model_len": 4096,
+            "owned_by": "vllm",
+            "version": "1.2",
+        }
+        assert _describe(f"{server.url}/v1/") == told
+        with pytest.raises(CannotAttach, match="'other' is not served there; --openai-model is one of: m"):
+            _describe(f"{server.url}/v1", "other")
+        with pytest.raises(EngineError, match="does the address end in /v1"):
+            _describe(server.url)
+
+
+def test_a_server_without_a_version() -> None:
+    with http_server(lambda a: (200, {"data": [{"id": "m"}]}) if "models" in a.path else (404, {})) as server:
+        assert _describe(f"{server.url}/v1") == {"model": "m"}
+
+
+@pytest.mark.parametrize("change", [{"root": "/models/other"}, {"id": "other"}, {}])
+def test_a_server_that_comes_back_as_another_one(change: dict[str, str]) -> None:
+    models = _Models()
+
+    async def ask() -> None:
+        chat = ChatServer(f"{server.url}/v1", "m")
+        await chat.start()
+        chat.recognise(await chat.describe())
+        assert (await chat.complete(messages=[])).text == "hello"
+        models.here = False
+        with pytest.raises(EngineError, match="was lost"):
+            await chat.complete(messages=[])
+        models.here, models.cards = True, [{**_CARD, **change}]
+        if change:
+            with pytest.raises(EngineDead, match="is another one by now"):
+                await chat.complete(messages=[])
+        else:
+            assert (await chat.complete(messages=[])).text == "hello"
+        await chat.close()
+
+    with http_server(models) as server:
+        asyncio.run(ask())
+
+
+def test_a_server_is_recognised_once_for_many_questions() -> None:
+    async def ask() -> None:
+        chat = ChatServer(f"{server.url}/v1", "m")
+        await chat.start()
+        chat.recognise(await chat.describe())
+        await asyncio.gather(*(chat.complete(messages=[]) for _ in range(20)))
+        await chat.close()
+
+    with http_server(_Models()) as server:
+        asyncio.run(ask())
+    assert [asked.path for asked in server.asked].count("/v1/models") == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("127.0.0.1:8000/v1", "is no address of a server"),
+        ("ftp://127.0.0.1/v1", "is no address of a server"),
+        ("http:///v1", "is no address of a server"),
+        ("http://me:secret@127.0.0.1/v1", "--openai-key-file"),
+        ("http://127.0.0.1/v1?key=1", "--openai-key-file"),
+        ("http://127.0.0.1:port/v1", "is no address"),
+    ],
+)
+def test_what_is_no_address(url: str, said: str) -> None:
+    with pytest.raises(CannotAttach, match=said) as caught:
+        ChatServer(url, "m")
+    assert "secret" not in str(caught.value)
