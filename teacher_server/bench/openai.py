@@ -1,5 +1,6 @@
 """The two-stage conversation with any OpenAI-compatible vision server: what a user without us would write."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from teacher_server.bench.loops import Ask, Reply
 from teacher_server.bench.targets import Http
 from teacher_server.client import checked_url
 from teacher_server.command_line import CannotStart
+from teacher_server.engines.private import NoAddress, NotPrivate, addresses_of
 from teacher_server.images import decode, from_base64
 from teacher_server.interviews.messages import data_url, with_pictures
 from teacher_server.prompts import PromptSet
@@ -36,10 +38,11 @@ class OpenAITarget(Http):
         url: the server's address, with or without /v1.
         prompts: what it is told.
         constrain: how it is held to JSON.
+        allow_host: a host that may be asked though it is not on the local network.
 
     Raises:
         ValueError: the url is no address.
-        CannotStart: no such server answers there.
+        CannotStart: no such server answers there, or it is not on the local network.
     """
 
     def __init__(
@@ -49,8 +52,14 @@ class OpenAITarget(Http):
         *,
         timeout_s: float,
         constrain: Constrain = by_response_format,
+        allow_host: str | None = None,
     ) -> None:
         address = checked_url(url).removesuffix("/v1")
+        host = httpx.URL(address).host
+        try:
+            asyncio.run(addresses_of(host, allowed=host == allow_host))
+        except (NoAddress, NotPrivate) as error:
+            raise CannotStart(f"--vs-openai: {error}") from error
         super().__init__(address, timeout_s)
         self._prompts, self._constrain = prompts, constrain
         self._model = _model_at(address)
@@ -63,9 +72,9 @@ class OpenAITarget(Http):
             task=question.task, mission=question.mission, actions=actions, readout="numbers"
         )
         shown = prompts.preparation.prepare(decode(from_base64(question.image), max_pixels=10**8))
-        urls = map(data_url, [*conversation.pictures, shown])
-        opening = [with_pictures(message, urls) for message in (*conversation.opening, conversation.question)]
-        followup, schema = conversation.followup, numbers_schema(actions)
+        pictures = map(data_url, (*conversation.pictures, shown))
+        opening = [with_pictures(each, pictures) for each in (*conversation.opening, conversation.question)]
+        schema = numbers_schema(actions)
         first = self._body(opening, prompts.schema, prompts.analysis_max_tokens)
 
         async def ask() -> Reply:
@@ -74,7 +83,7 @@ class OpenAITarget(Http):
             if analysis.status != "200":
                 return Reply(analysis.status, analysis.ended)
             said = {"role": "assistant", "content": analysis.text}
-            second = self._body([*opening, said, followup], schema, prompts.numbers_max_tokens)
+            second = self._body([*opening, said, conversation.followup], schema, prompts.numbers_max_tokens)
             action = await self._complete(second)
             parts_s = {"analysis": analysis.ended - sent, "action": action.ended - analysis.ended}
             return Reply(

@@ -48,6 +48,11 @@ class BenchSettings(BaseSettings):
         description="the address of an OpenAI-compatible vision server, such as `vllm serve`, asked the same"
         " two stages in turn with the first",
     )
+    allow_host: str | None = Field(
+        default=None,
+        description="--vs-openai: a host that pictures and missions may be sent to though it is not on the"
+        " local network",
+    )
     prompts: str = Field(
         default="minigrid", description="--vs-openai: the prompt set to ask with, by name or folder"
     )

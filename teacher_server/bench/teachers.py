@@ -111,7 +111,8 @@ def _openai(settings: BenchSettings, url: str) -> Found:
 
     try:
         prompts = load_prompt_set(settings.prompts)
-        return Found(OpenAITarget(url, prompts, timeout_s=settings.timeout_s), prompts.tasks)
+        target = OpenAITarget(url, prompts, timeout_s=settings.timeout_s, allow_host=settings.allow_host)
+        return Found(target, prompts.tasks)
     except BadPromptSet as error:
         raise CannotStart(f"--prompts: {error}") from error
     except ValueError as error:

@@ -2,14 +2,9 @@
 
 import importlib.util
 import json
-import os
-import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ import pytest
 
 from teacher_server.prompts import load_prompt_set
 from tests.conftest import TeacherProcess
+from tests.stock import StockServer
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, patient_prompts, start_prompted
 from tests.waiting import metric
 
@@ -43,38 +39,14 @@ def teacher(start_prompted: StartPrompted, patient_prompts: Path) -> TeacherProc
 
 
 @pytest.fixture(scope="module")
-def stock(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a `vllm serve` with the same checkpoint."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    limit = {"image": {"count": 6, "width": 1120, "height": 1120}, "video": 0}
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(checkpoint), "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "16384"]
-    command += ["--kv-cache-memory-bytes", str(2**30), "--limit-mm-per-prompt", json.dumps(limit)]
-    log = tmp_path_factory.mktemp("stock") / "log.txt"
-    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    url = f"http://127.0.0.1:{port}"
-    with (
-        log.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | quiet) as server,
-    ):
-        try:
-            _wait(f"{url}/health", server, log)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
-def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-3000:]
-        with suppress(httpx.TransportError):
-            if httpx.get(url).status_code == 200:
-                return
-        time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])
+def stock(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StockServer]:
+    """A `vllm serve` with the same checkpoint."""
+    server = StockServer(checkpoint, tmp_path_factory.mktemp("stock") / "log.txt")
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
 
 
 def _bench(out: Path, *flags: str) -> dict[str, Any]:
@@ -138,13 +110,13 @@ def test_a_checkpoint_s_folder_is_served_for_the_run(
 
 
 def test_stock_vllm_is_asked_the_same_two_stages(
-    teacher: TeacherProcess, stock: str, patient_prompts: Path, tmp_path: Path
+    teacher: TeacherProcess, stock: StockServer, patient_prompts: Path, tmp_path: Path
 ) -> None:
-    before = _tokens(stock)
+    before = stock.metric("vllm:generation_tokens_total")
     flags = ("--concurrency", "2", "--questions", "12", "--rounds", "3", "--warm-up", "0", "--no-warm")
-    openai = ("--vs-openai", f"{stock}/v1", "--prompts", str(patient_prompts))
+    openai = ("--vs-openai", stock.url, "--prompts", str(patient_prompts))
     told = _bench(tmp_path, teacher.url, *flags, *openai)
-    generated = _tokens(stock) - before
+    generated = stock.metric("vllm:generation_tokens_total") - before
     ours, theirs = told["points"]
     assert (ours["teacher"], theirs["teacher"]) == ("teacher", "openai")
     assert theirs["errors"].keys() <= {"cut off"}  # random weights may not come to an end
@@ -154,10 +126,3 @@ def test_stock_vllm_is_asked_the_same_two_stages(
     most = load_prompt_set(str(patient_prompts)).numbers_max_tokens
     assert theirs["tokens"]["action"] <= most
     assert generated >= theirs["answered"] * sum(theirs["tokens"].values())
-
-
-def _tokens(stock: str) -> float:
-    text = httpx.get(f"{stock}/metrics").text
-    return sum(
-        float(n) for n in re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", text, re.MULTILINE)
-    )
