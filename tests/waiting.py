@@ -17,12 +17,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         time.sleep(0.01)
 
 
-def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
+def wait_until_ready(teacher: TeacherProcess, within_s: float = 600) -> None:
     """Returns when the teacher can answer; fails if its process ends first."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         assert teacher.process.poll() is None, teacher.stderr[-3000:]
-        if httpx.get(f"{teacher.url}/readyz").status_code == 200:
+        if httpx.get(f"{teacher.url}/readyz", timeout=60).status_code == 200:
             return
         time.sleep(0.5)
     raise AssertionError(f"not ready within {within_s:g} s: {teacher.stderr[-3000:]}")
@@ -31,7 +31,7 @@ def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
 def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
     """The sum of a metric's series that have these labels, now."""
     total = 0.0
-    for line in httpx.get(f"{teacher.url}/metrics").text.splitlines():
+    for line in httpx.get(f"{teacher.url}/metrics", timeout=60).text.splitlines():
         match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
         if match and all(f'{label}="{value}"' in (match[1] or "") for label, value in labels.items()):
             total += float(match[2])

@@ -18,7 +18,7 @@ from tests.questions import distinct_questions
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 from tests.waiting import metric
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_clients_that_go_away_free_the_engine(slow_teacher: TeacherProcess) -> N
     running = asyncio.run(ask_and_leave())
     left = time.monotonic()
     while _in_engine(slow_teacher) > 0:
-        assert time.monotonic() - left < 30
+        assert time.monotonic() - left < 120
         time.sleep(0.05)
     print(
         f"\n{running} requests in the engine; none {time.monotonic() - left:.2f} s after their clients left"
@@ -70,7 +70,7 @@ def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherP
     questions = distinct_questions(32, seed=8)
 
     async def ask_and_kill() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=120) as http:
+        async with httpx.AsyncClient(timeout=None) as http:
             url = f"{slow_teacher.url}/policy"
             asking = [asyncio.create_task(http.post(url, json=q.model_dump(mode="json"))) for q in questions]
             await asyncio.to_thread(_wait_for, lambda: _in_engine(slow_teacher), len(questions))
@@ -107,7 +107,7 @@ def _in_engine(teacher: TeacherProcess) -> float:
     return metric(teacher, "vllm:num_requests_running") + metric(teacher, "vllm:num_requests_waiting")
 
 
-def _wait_for(count: object, least: float, within_s: float = 60) -> float:
+def _wait_for(count: object, least: float, within_s: float = 240) -> float:
     assert callable(count)
     deadline = time.monotonic() + within_s
     while (now := count()) < least:
