@@ -54,7 +54,7 @@ def test_clients_that_go_away_free_the_engine(slow_teacher: TeacherProcess) -> N
     running = asyncio.run(ask_and_leave())
     left = time.monotonic()
     while _in_engine(slow_teacher) > 0:
-        assert time.monotonic() - left < 120
+        assert time.monotonic() - left < 30
         time.sleep(0.05)
     print(
         f"\n{running} requests in the engine; none {time.monotonic() - left:.2f} s after their clients left"
@@ -79,7 +79,7 @@ def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherP
             assert engine
             for process in engine:
                 process.kill()
-            return await asyncio.gather(*asking)
+            return await asyncio.wait_for(asyncio.gather(*asking), 120)
 
     for reply in asyncio.run(ask_and_kill()):
         assert reply.status_code == 502
