@@ -106,7 +106,7 @@ def shared_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teacher
 @pytest.fixture
 def client(shared_teacher: TeacherProcess) -> Iterator[TeacherClient]:
     """A client of the shared teacher."""
-    with TeacherClient(shared_teacher.url, deadline_s=60) as client:
+    with TeacherClient(shared_teacher.url, deadline_s=300) as client:
         yield client
 
 

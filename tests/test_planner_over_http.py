@@ -16,6 +16,7 @@ from student.evaluate import Policy, evaluate
 from student.scoring import score
 from student.settings import EvaluateSettings
 from tests.conftest import TeacherProcess
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +60,7 @@ def test_student_evaluate_reports_the_teacher(shared_teacher: TeacherProcess, tm
         [*command, "--episodes", str(_EPISODES), "--out", str(out)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LONG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -8,8 +8,11 @@ import httpx
 
 from tests.conftest import TeacherProcess
 
+# Longer than anything here takes, even on a machine that stands still for a minute at a time
+LONG_S = 300
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = LONG_S) -> None:
     """Returns when it is so; fails if that takes longer."""
     end = time.monotonic() + seconds
     while not condition():
@@ -17,12 +20,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         time.sleep(0.01)
 
 
-def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
+def wait_until_ready(teacher: TeacherProcess, within_s: float = 600) -> None:
     """Returns when the teacher can answer; fails if its process ends first."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         assert teacher.process.poll() is None, teacher.stderr[-3000:]
-        if httpx.get(f"{teacher.url}/readyz", timeout=30).status_code == 200:
+        if httpx.get(f"{teacher.url}/readyz", timeout=LONG_S).status_code == 200:
             return
         time.sleep(0.5)
     raise AssertionError(f"not ready within {within_s:g} s: {teacher.stderr[-3000:]}")
@@ -31,7 +34,7 @@ def wait_until_ready(teacher: TeacherProcess, within_s: float = 240) -> None:
 def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
     """The sum of a metric's series that have these labels, now."""
     total = 0.0
-    for line in httpx.get(f"{teacher.url}/metrics").text.splitlines():
+    for line in httpx.get(f"{teacher.url}/metrics", timeout=LONG_S).text.splitlines():
         match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
         if match and all(f'{label}="{value}"' in (match[1] or "") for label, value in labels.items()):
             total += float(match[2])

@@ -33,9 +33,9 @@ _GIB = 2**30
 def nap_while_waiting() -> None:
     """Lets other programs run beside vLLM's processes on CPUs; vLLM calls this in each, as its plugin.
 
-    They wait for each other in a loop of `sched_yield`. In Linux 6.18 each call puts the caller's virtual
-    time forward, and with it that of whatever wakes up on its core, which then waits until a busy process has
-    caught up: up to 18.7 s where it was measured. A sleep of 0 s leaves the core for some 50 us instead.
+    They wait for each other in a loop of `sched_yield`. Beside it, on two cores under Linux 6.18, a program
+    that only slept 50 ms at a time stood still for up to 18.7 s; why yielding does that is not known.
+    A sleep of 0 s leaves the core instead, for about a tenth of a millisecond.
     """
     if current_platform.is_cpu():
         vllm.distributed.utils.USE_SCHED_YIELD = False

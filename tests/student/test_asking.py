@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,6 @@ def _learn(table: LabelTable, rollout_TNK: np.ndarray, **spending: Any) -> torch
     return table.look_up(_flat(rollout_TNK), **spending).given_B
 
 
-_until = partial(wait_for, seconds=20)
-
-
 def _assert_same_labels(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name in ("keys", "probabilities", "status"):
         assert torch.equal(one[name], other[name]), name
@@ -99,7 +95,7 @@ def test_a_question_leaves_as_soon_as_its_state_is_seen(teacher_process: StartTe
         for obs_NK in rollout_TNK:
             table.see(obs_NK)
         asked = len(_first_met(rollout_TNK))
-        _until(lambda: metric(teacher, "teacher_questions_total", way="asked") == asked, "all questions")
+        wait_for(lambda: metric(teacher, "teacher_questions_total", way="asked") == asked, "all questions")
         assert table.look_up(_flat(rollout_TNK)[::-1].copy()).given_B.all()
         assert table.asked == asked
 
@@ -124,7 +120,7 @@ def test_late_labels_serve_the_next_look_up(teacher_process: StartTeacher) -> No
     with _table(teacher.url, vocabulary, late="go-on") as table:
         assert not _learn(table, rollout_TNK).any()
         assert not table.stored()[1].given_B.any()
-        _until(lambda: bool(table.look_up(_flat(rollout_TNK)).given_B.all()), "the labels")
+        wait_for(lambda: bool(table.look_up(_flat(rollout_TNK)).given_B.all()), "the labels")
         assert table.stored()[1].given_B.all()
         assert table.asked == table.states == len(_first_met(rollout_TNK))
 
@@ -137,7 +133,7 @@ def test_a_checkpoint_in_mid_flight_holds_what_was_answered_and_the_rest_is_aske
     with _table(teacher.url, vocabulary) as table:
         for obs_NK in rollouts[0]:
             table.see(obs_NK)
-        _until(lambda: table.state()["asked"] > 0, "an answer")
+        wait_for(lambda: table.state()["asked"] > 0, "an answer")
         state = table.state()
         assert state["asked"] == int(table.stored()[1].given_B.sum()) < table.states
     with (
@@ -219,7 +215,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_look_up_and_nothing_is
             table.look_up(_flat(next_TNK))
         assert table.stored()[1].given_B.sum() == len(_first_met(rollout_TNK))
         teacher.restart()
-        _until(lambda: _answered(table, _flat(next_TNK)), "all labels")
+        wait_for(lambda: _answered(table, _flat(next_TNK)), "all labels")
         assert table.asked + table.store_hits == len(_first_met(rollout_TNK, next_TNK))
     assert "Traceback" not in capfd.readouterr().err
 
@@ -235,17 +231,17 @@ def test_closing_ends_the_threads_at_once_whatever_they_wait_for(
     teacher_process: StartTeacher, capfd: pytest.CaptureFixture[str]
 ) -> None:
     vocabulary, (rollout_TNK,) = _rollouts()
-    teacher = teacher_process("--delay-ms", "60000")
+    teacher = teacher_process("--delay-ms", "600000")
     with _table(teacher.url, vocabulary) as table:
         for obs_NK in rollout_TNK:
             table.see(obs_NK)
-        _until(lambda: metric(teacher, "teacher_pending") >= len(_first_met(rollout_TNK)), "the questions")
+        wait_for(lambda: metric(teacher, "teacher_pending") >= len(_first_met(rollout_TNK)), "the questions")
         began = time.monotonic()
         table.close()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         assert not [thread for thread in threading.enumerate() if thread.name == "asker"]
         assert table.state()["asked"] == 0
-        _until(lambda: metric(teacher, "teacher_pending") == 0, "the teacher to hear of it")
+        wait_for(lambda: metric(teacher, "teacher_pending") == 0, "the teacher to hear of it")
     assert capfd.readouterr().err == ""
 
 
@@ -276,19 +272,18 @@ def test_sigint_ends_waiting_at_once_and_the_run_resumes_to_the_same_end(
 ) -> None:
     flags = (*_SMALL, "--teacher-budget", str(budget)) if budget else _SMALL
     quick = teacher_process("--noise", "0.3")
-    slow = teacher_process("--noise", "0.3", "--delay-ms", "400", "--concurrency", "1")
+    slow = teacher_process("--noise", "0.3", "--delay-ms", "1000", "--concurrency", "1")
     run, whole = tmp_path / "run", tmp_path / "whole"
     with _start(*flags, "--out", str(run), "--teacher", slow.url) as process:
         assert process.stderr is not None
-        _until(lambda: metric(slow, "teacher_seconds_count", part="storing") >= 2, "two answers")
-        began = time.monotonic()
+        wait_for(lambda: metric(slow, "teacher_seconds_count", part="storing") >= 2, "two answers")
         process.send_signal(signal.SIGINT)
         said = process.stderr.readline()
-        assert time.monotonic() - began < 5
         assert "interrupted" in said
         assert f"--resume {run}" in said
         assert process.stderr.read() == ""
     assert process.returncode == 130
+    assert metric(slow, "teacher_seconds_count", part="storing") < 20  # of the first update's 30 or more
     for flags_of_one in (("--resume", str(run)), (*flags, "--out", str(whole))):
         train(parse(TrainSettings, [*flags_of_one, "--teacher", quick.url, "--no-progress"]))
     (resumed, summary, rows), (straight, _, expected) = _end(run), _end(whole)

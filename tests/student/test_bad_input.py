@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TeacherProcess
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -19,7 +20,7 @@ _EMPTY = "MiniGrid-Empty-5x5-v0"
 def _fails(*arguments: str | Path, code: int = 2) -> str:
     """The one line of a command that fails."""
     result = subprocess.run(
-        [_STUDENT, *map(str, arguments)], capture_output=True, text=True, timeout=100, check=False
+        [_STUDENT, *map(str, arguments)], capture_output=True, text=True, timeout=LONG_S, check=False
     )
     assert result.returncode == code, result.stderr
     lines = result.stderr.splitlines()

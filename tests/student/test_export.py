@@ -21,6 +21,7 @@ from student.exported import FORMAT, About, open_exported
 from student.scoring import load_student, load_trained
 from student.settings import ExportSettings
 from tests.conftest import StartTeacher
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration  # onnx is imported late: the vLLM suites' environment is without it
 
@@ -236,7 +237,7 @@ def test_a_file_that_is_there_stays_unless_told(
     assert "is there already" in _fails(capsys, "export", run, "--out", file)
     assert file.read_bytes() == b"mine"
     command = [_STUDENT, "export", str(run), "--out", str(file), "--overwrite"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=True)
     assert result.stderr == ""
     assert result.stdout.startswith(f"{file}: {_ENV}, 512 frames of ppo, seed 1, teacher none\nsize ")
     assert open_exported(file).about.env == _ENV

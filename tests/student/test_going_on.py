@@ -18,7 +18,7 @@ from student.cli import main
 from student.settings import TrainSettings
 from teacher_server.command_line import BadSetting, parse
 from tests.conftest import StartTeacher
-from tests.waiting import metric, wait_for
+from tests.waiting import LONG_S, metric, wait_for
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 _SMALL = (
@@ -96,7 +96,7 @@ def test_the_same_command_comes_to_the_same_end_and_then_does_nothing(
         process = _start(*again)
         wait_for(lambda before=before: bool(set(parts.glob("checkpoints/*.pt")) - before), "a checkpoint")
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=LONG_S)
         assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)
         assert not (parts / "summary.json").exists()
     second = _train(*again)

@@ -11,6 +11,7 @@ import pytest
 
 from student.cli import main
 from tests.conftest import StartTeacher, TeacherProcess
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +58,7 @@ def _student(*arguments: str | Path, code: int = 0) -> str:
 def _student_process(*arguments: str | Path) -> tuple[int, list[str]]:
     """The exit code, and the lines on stderr."""
     command = [_STUDENT, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert _KEY not in done.stdout + done.stderr
     return done.returncode, done.stderr.splitlines()
 

@@ -19,7 +19,7 @@ import pytest
 
 from student.cli import main
 from student.plans import BadPlan, differences, read_plan, stored_plan, teacher_name
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 _ENV = "MiniGrid-LavaGapS5-v0"
 _PLAN = f"""
@@ -236,9 +236,9 @@ def test_a_killed_sweep_leaves_nobody_behind_and_goes_on_to_the_same_results(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     again = _start(plan, out)
-    wait_for(lambda: not any(map(_alive, helpers)), "the helpers' end", 10)
+    wait_for(lambda: not any(map(_alive, helpers)), "the helpers' end")
     unfinished = len(_summaries(out))
-    said, errors = again.communicate(timeout=100)
+    said, errors = again.communicate(timeout=LONG_S)
     assert again.returncode == 0, errors
     assert unfinished < 4
     assert len(said.splitlines()) == 4 - unfinished
@@ -258,7 +258,7 @@ def test_a_killed_worker_costs_one_attempt_and_an_interrupted_sweep_goes_on(
     worker.kill()
     wait_for(lambda: _summaries(out), "the first run's end")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
     assert re.fullmatch(
         r"student sweep: error: interrupted; [1-4] of 5 runs are done: the same command goes on\n", errors
@@ -355,7 +355,7 @@ def ray_address() -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=LONG_S)
 
 
 @pytest.mark.integration
@@ -365,11 +365,11 @@ def test_the_same_sweep_on_a_ray_cluster(whole: Path, tmp_path: Path, ray_addres
     process = _start(plan, out, "--ray", ray_address)
     wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LONG_S)
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     process = _start(plan, out, "--ray", ray_address)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=LONG_S)
     assert process.returncode == 0, errors
     assert _summaries(out) == _summaries(whole)
 
@@ -382,7 +382,7 @@ def test_a_ray_cluster_that_does_not_answer(tmp_path: Path) -> None:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         began = time.monotonic()
         process = _start(_write(tmp_path), tmp_path / "out", "--ray", address)
-        said, errors = process.communicate(timeout=60)
+        said, errors = process.communicate(timeout=LONG_S)
     assert (process.returncode, said) == (2, "")
     assert errors.splitlines() == [
         f"student sweep: error: no Ray cluster answered at {address} for 15 s; is it running?"

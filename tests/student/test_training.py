@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -36,7 +36,7 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     process = _start(*arguments)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=LONG_S)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
@@ -149,7 +149,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         process = _start("train", *_SMALL, "--out", str(parts), *flags, "--frames", "6000")
         wait_for(lambda: any(parts.glob("checkpoints/*1*.pt")), "a checkpoint")
         process.send_signal(getattr(signal, how))
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=LONG_S)
         if how == "SIGTERM":
             assert process.returncode == 130
             assert f"--resume {parts}" in err
@@ -172,7 +172,7 @@ def test_the_student_waits_for_a_killed_teacher_and_loses_no_label(
         time.sleep(0.5)
         assert process.poll() is None
         teacher.restart()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 0, err
     _assert_same_end(reference, run)
     summary = _summary(run)
@@ -188,7 +188,7 @@ def test_a_teacher_gone_for_good_stops_the_run_which_can_be_resumed(
     process = _start("train", *_SMALL, "--out", str(run), *flags, "--teacher-wait-s", "1")
     wait_for(lambda: _asked(teacher.url) >= 30, "30 questions")
     teacher.kill()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 3
     assert f"student train --resume {run}" in err
     assert "Traceback" not in err
@@ -282,7 +282,7 @@ def test_the_demo_leaves_what_it_promises(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "student.demo", "--frames", "1100", "--env", "MiniGrid-LavaGapS5-v0"]
     for hits in (False, True):
         result = subprocess.run(
-            [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
+            [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=LONG_S, check=False
         )
         assert result.returncode == 0, result.stderr
         arms = json.loads((tmp_path / "summary.json").read_text())["arms"]

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from teacher_server.schemas import Answer, BatchAnswer, ErrorAnswer, ErrorBody, 
 from teacher_server.settings import Settings
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess
 from tests.teacher_server.test_images import black_png
+from tests.waiting import LONG_S, metric, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +26,7 @@ _JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 def http(shared_teacher: TeacherProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=shared_teacher.url, timeout=60) as http:
+    with httpx.Client(base_url=shared_teacher.url, timeout=LONG_S) as http:
         yield http
 
 
@@ -141,7 +141,7 @@ def test_unknown_paths_and_methods_are_told_the_same_way(http: httpx.Client) -> 
 
 def test_a_large_body_is_refused_before_it_is_read(teacher_process: StartTeacher) -> None:
     teacher = teacher_process("--max-body-mib", "1")
-    with httpx.Client(base_url=teacher.url, timeout=60) as http:
+    with httpx.Client(base_url=teacher.url, timeout=LONG_S) as http:
         told = http.post("/policy", content=b"x" * (1 << 21), headers=_JSON)
         untold = http.post("/policy", content=(b"x" * (1 << 19) for _ in range(4)), headers=_JSON)
         assert _error(told).status == _error(untold).status == 413
@@ -198,10 +198,6 @@ def test_the_documentation_works_offline(http: httpx.Client) -> None:
 
 def test_when_the_client_goes_the_asking_ends(teacher_process: StartTeacher, ask_about: AskAbout) -> None:
     teacher = teacher_process("--delay-ms", "600000")
-    with httpx.Client(base_url=teacher.url, timeout=1) as http:
-        with pytest.raises(httpx.ReadTimeout):
-            http.post("/policy", json=ask_about("MiniGrid-LavaGapS5-v0").model_dump())
-        deadline = time.monotonic() + 20
-        while "teacher_in_flight 0.0" not in http.get("/metrics", timeout=20).text:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with httpx.Client(base_url=teacher.url, timeout=1) as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/policy", json=ask_about("MiniGrid-LavaGapS5-v0").model_dump())
+    wait_for(lambda: metric(teacher, "teacher_in_flight") == 0, "the asking's end")

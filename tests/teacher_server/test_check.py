@@ -9,6 +9,7 @@ import pytest
 
 from teacher_server.checkpoint import read_checkpoint
 from tests.checkpoints import make_checkpoint
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -24,7 +25,7 @@ def _check(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
         command,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LONG_S,
         check=False,
         env={"PATH": "/usr/bin:/bin", **env},
     )

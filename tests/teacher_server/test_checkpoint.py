@@ -29,6 +29,7 @@ from tests.teacher_server.breaking import (
     split,
     write,
 )
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.unit
 
@@ -322,7 +323,8 @@ def test_no_model_library_is_loaded_to_read_one(made: Path) -> None:
     reading += "read_checkpoint(Path(sys.argv[1])).digest();"
     reading += "print([name for name in ('torch', 'transformers', 'vllm') if name in sys.modules])"
     command = [sys.executable, "-c", reading, str(made)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "[]\n"
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONG_S)
+    assert done.stdout == "[]\n"
 
 
 def test_labels(made: Path) -> None:

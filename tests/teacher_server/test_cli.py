@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import httpx
 import pytest
 
 from tests.conftest import AskAbout, StartTeacher
+from tests.waiting import LONG_S, metric, wait_for
 
 pytestmark = pytest.mark.integration
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     teacher = Path(sys.executable).with_name("teacher")
-    return subprocess.run([teacher, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([teacher, *arguments], capture_output=True, text=True, timeout=LONG_S, check=False)
 
 
 def _refused(*arguments: str) -> str:
@@ -80,9 +80,8 @@ def test_told_to_stop_it_sends_those_who_wait_away(
     teacher = teacher_process("--delay-ms", "600000")
     body = ask_about("MiniGrid-LavaGapS5-v0").model_dump()
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(httpx.post, f"{teacher.url}/policy", json=body, timeout=60)
-        while "teacher_in_flight 1.0" not in httpx.get(f"{teacher.url}/metrics", timeout=60).text:
-            time.sleep(0.02)
+        asking = pool.submit(httpx.post, f"{teacher.url}/policy", json=body, timeout=LONG_S)
+        wait_for(lambda: metric(teacher, "teacher_in_flight") == 1, "the question")
         assert teacher.stop() == 0
         reply = asking.result()
     assert reply.status_code == 503
@@ -94,6 +93,7 @@ _FAILING = """
 import sys
 from teacher_server import cli
 from teacher_server.teachers.planner import PlannerTeacher
+from tests.waiting import LONG_S
 
 async def start(self):
     raise RuntimeError("no weights here")
@@ -108,7 +108,7 @@ def test_a_teacher_that_cannot_start_ends_the_process(tmp_path: Path) -> None:
         [sys.executable, "-c", _FAILING, str(tmp_path / "answers.sqlite3")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG_S,
         check=False,
     )
     assert done.returncode == 1

@@ -13,6 +13,7 @@ from teacher_server.client import TeacherClient, TeacherError
 from teacher_server.keys import BadKeyFile, read_key
 from teacher_server.schemas import Answer, ErrorAnswer
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess
+from tests.waiting import LONG_S
 
 _KEY = "s3cret and-long_enough=="
 _TEACHER = str(Path(sys.executable).with_name("teacher"))
@@ -54,7 +55,7 @@ def test_only_who_bears_the_key_is_answered(teacher: TeacherProcess, ask_about: 
         ({"Authorization": f"Bearer {_KEY}"}, 200, ""),
         ({"Authorization": f"bearer {_KEY}"}, 200, ""),
     ]
-    with httpx.Client(base_url=teacher.url, timeout=60) as http:
+    with httpx.Client(base_url=teacher.url, timeout=LONG_S) as http:
         for method, path, body in _requests(question):
             for header, status, reason in headers:
                 reply = http.request(method, path, json=body, headers=header)
@@ -75,7 +76,7 @@ def test_only_who_bears_the_key_is_answered(teacher: TeacherProcess, ask_about: 
 
 @pytest.mark.integration
 def test_a_body_without_the_key_is_not_read(teacher: TeacherProcess) -> None:
-    with httpx.Client(base_url=teacher.url, timeout=60) as http:
+    with httpx.Client(base_url=teacher.url, timeout=LONG_S) as http:
         for content in (b"{", b"x" * (1 << 27)):
             assert http.post("/policy", content=content).status_code == 401
         assert http.get("/livez").status_code == 200
@@ -128,7 +129,7 @@ def test_a_file_without_a_key_is_refused_at_the_start(tmp_path: Path) -> None:
         (tmp_path, "Is a directory"),
     ):
         command = [_TEACHER, "serve", "--port", "0", "--store", str(store), "--api-key-file", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         (line,) = done.stderr.splitlines()
         assert line.startswith("teacher serve: error: ")

@@ -25,6 +25,7 @@ from teacher_server.checkpoint.memory import (
 )
 from teacher_server.settings import EngineSettings
 from tests.checkpoints import make_checkpoint
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.unit
 
@@ -264,7 +265,7 @@ def _gpus_with_torch(folder: Path, source: str) -> object:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=LONG_S,
         env=os.environ | {"PYTHONPATH": str(folder)},
     )
     return json.loads(done.stdout)

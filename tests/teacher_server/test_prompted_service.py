@@ -19,7 +19,7 @@ from teacher_server.client import TeacherClient
 from teacher_server.prompts import SETS
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.waiting import metric, wait_until_ready
+from tests.waiting import LONG_S, metric, wait_until_ready
 
 pytestmark = pytest.mark.integration
 
@@ -66,7 +66,8 @@ def test_it_answers_and_stores(start_prompted: Callable[..., TeacherProcess], tm
     assert about["hosting"]["weight_bytes"] > 0
     body = [question.model_dump(mode="json") for question in distinct_questions(4)]
     first, second = (
-        httpx.post(f"{teacher.url}/policy/batch", json=body, timeout=60).json()["answers"] for _ in range(2)
+        httpx.post(f"{teacher.url}/policy/batch", json=body, timeout=LONG_S).json()["answers"]
+        for _ in range(2)
     )
     for asked, again in zip(first, second, strict=True):
         assert (asked["status"], asked["answer"]["stored"]) == (200, False)
@@ -83,7 +84,7 @@ def test_it_teaches_a_student(start_prompted: Callable[..., TeacherProcess], tmp
     run = tmp_path / "run"
     flags = ["--env", "MiniGrid-LavaGapS5-v0", "--frames", "256", "--evaluation-episodes", "2"]
     command = [sys.executable, "-m", "student", "train", "--teacher", teacher.url, *flags, "--out", str(run)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=LONG_S)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["teacher"] == httpx.get(f"{teacher.url}/teacher").json()["identity"]
     assert 0 < summary["questions"] == metric(teacher, "teacher_questions_total", way="asked")
@@ -138,7 +139,7 @@ def test_what_cannot_be_read_is_told_and_counted_and_not_stored(
     (question,) = distinct_questions(1)
     before = metric(teacher, "teacher_unreadable_total", stage=stage, fault=fault)
     for _ in range(2):
-        reply = httpx.post(f"{teacher.url}/policy", json=question.model_dump(mode="json"), timeout=60)
+        reply = httpx.post(f"{teacher.url}/policy", json=question.model_dump(mode="json"), timeout=LONG_S)
         assert reply.status_code == 502, reply.text
         error: dict[str, Any] = reply.json()["error"]
         assert error["reason"].startswith(f"{stage}: ")
@@ -204,7 +205,7 @@ def _refused(*flags: str) -> str:
     """What `teacher serve` says as it refuses, in one line."""
     command = [_TEACHER, "serve", "--teacher", "prompted", "--engine", "transformers", "--port", "0"]
     command += ["--store", "none", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -11,6 +11,7 @@ import pytest
 from teacher_server.client import TeacherClient
 from teacher_server.schemas import Answer, ErrorBody, Question
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +26,7 @@ def questions(ask_about: AskAbout) -> list[Question]:
 
 
 def _asked(teacher: TeacherProcess) -> int:
-    page = httpx.get(f"{teacher.url}/metrics", timeout=60).text
+    page = httpx.get(f"{teacher.url}/metrics", timeout=LONG_S).text
     counts = [line for line in page.splitlines() if line.startswith('teacher_questions_total{way="asked"}')]
     return int(float(counts[0].split()[-1])) if counts else 0
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from teacher_server.prompts import SETS, load_prompt_set
+from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.integration
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     teacher = Path(sys.executable).with_name("teacher")
     command = [teacher, "prompts", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False, cwd=folder)
 
 
 def test_the_list_names_every_set(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
     teacher = Path(sys.executable).with_name("teacher")
     command = f"{teacher} prompts list | head -1"
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+        ["bash", "-c", command], capture_output=True, text=True, timeout=LONG_S, check=False, cwd=tmp_path
     )
     assert done.stdout.startswith("minigrid  ")
     assert done.stderr == ""
@@ -84,7 +85,7 @@ def test_a_task_of_ones_own_as_the_document_has_it(tmp_path: Path) -> None:
         ["bash", "-e", "-c", commands],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LONG_S,
         check=False,
         cwd=tmp_path,
         env=os.environ | {"PATH": path},
@@ -149,7 +150,7 @@ def test_making_the_examples_again_gives_the_same(tmp_path: Path) -> None:
     copied.mkdir()
     shutil.copy(SETS / "minigrid/examples.toml", copied)
     for _ in range(2):  # over those that are there, too
-        subprocess.run([sys.executable, SETS / "make_examples.py", copied], check=True, timeout=120)
+        subprocess.run([sys.executable, SETS / "make_examples.py", copied], check=True, timeout=LONG_S)
     made, kept = (
         {path.relative_to(folder): path for path in sorted(folder.glob("examples/*/*"))}
         for folder in (copied, SETS / "minigrid")

@@ -32,7 +32,7 @@ def teachers(start_prompted: StartPrompted, patient_prompts: Path) -> tuple[Teac
 def test_both_are_the_same_teacher(teachers: tuple[TeacherProcess, TeacherProcess]) -> None:
     identities = []
     for teacher in teachers:
-        with TeacherClient(teacher.url, deadline_s=60) as client:
+        with TeacherClient(teacher.url, deadline_s=600) as client:
             identities.append(client.teacher().identity)
     assert identities[0] == identities[1]
 

@@ -18,7 +18,7 @@ from tests.conftest import TeacherProcess
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 from tests.waiting import metric
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherP
     questions = distinct_questions(32, seed=8)
 
     async def ask_and_kill() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=120) as http:
+        async with httpx.AsyncClient(timeout=None) as http:
             url = f"{slow_teacher.url}/policy"
             asking = [asyncio.create_task(http.post(url, json=q.model_dump(mode="json"))) for q in questions]
             await asyncio.to_thread(_wait_for, lambda: _in_engine(slow_teacher), len(questions))
@@ -79,7 +79,7 @@ def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherP
             assert engine
             for process in engine:
                 process.kill()
-            return await asyncio.gather(*asking)
+            return await asyncio.wait_for(asyncio.gather(*asking), 120)
 
     for reply in asyncio.run(ask_and_kill()):
         assert reply.status_code == 502
@@ -97,7 +97,7 @@ def test_vllm_leaves_other_programs_their_turn_on_cpus() -> None:
         [sys.executable, "-c", found_in_every_process],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     assert "yields False" in said.stdout
@@ -107,7 +107,7 @@ def _in_engine(teacher: TeacherProcess) -> float:
     return metric(teacher, "vllm:num_requests_running") + metric(teacher, "vllm:num_requests_waiting")
 
 
-def _wait_for(count: object, least: float, within_s: float = 60) -> float:
+def _wait_for(count: object, least: float, within_s: float = 240) -> float:
     assert callable(count)
     deadline = time.monotonic() + within_s
     while (now := count()) < least:
