@@ -69,7 +69,7 @@ def verdicts(score: Score) -> list[str]:
 
 
 def _verdict(task: TaskScore) -> Iterable[str]:
-    ways = {"success, sampled": task.sampled, "success, arg-max": task.argmax}
+    ways = {"success (sampled)": task.sampled, "success (arg-max)": task.argmax}
     standings = {name: _standing(way.success, task.chance.success) for name, way in ways.items() if way}
     if task.agreement:
         low, high = sorted((task.agreement.uniform, task.agreement.reshuffled))

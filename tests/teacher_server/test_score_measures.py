@@ -185,23 +185,23 @@ def _task_score(success: int, chance: int, optimal: int) -> TaskScore:
     [
         (
             *(52, 50, 33),
-            "this teacher cannot be told from chance, in agreement with the planner, success, sampled and"
-            " success, arg-max.",
+            "this teacher cannot be told from chance, in agreement with the planner, success (sampled) and"
+            " success (arg-max).",
         ),
         (
             98,
             50,
             90,
-            "better than chance in agreement with the planner, success, sampled and success, arg-max.",
+            "better than chance in agreement with the planner, success (sampled) and success (arg-max).",
         ),
         (
             *(10, 50, 90),
-            "better than chance in agreement with the planner; worse than chance in success, sampled and"
-            " success, arg-max.",
+            "better than chance in agreement with the planner; worse than chance in success (sampled) and"
+            " success (arg-max).",
         ),
         (
             *(52, 50, 5),
-            "cannot be told from chance in success, sampled and success, arg-max; worse than chance in"
+            "cannot be told from chance in success (sampled) and success (arg-max); worse than chance in"
             " agreement with the planner.",
         ),
     ],
