@@ -73,7 +73,7 @@ class TeacherProcess:
 
     def _end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)  # does nothing to one that has ended
-        code = self.process.wait(30)
+        code = self.process.wait(300)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,13 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def _train(out: Path, *arguments: str) -> dict[str, Any]:
-    result = _run("train", *_SMALL, "--out", str(out), *arguments)
+def _completed(*arguments: str) -> None:
+    result = _run("train", *arguments)
     assert result.returncode == 0, result.stderr
+
+
+def _train(out: Path, *arguments: str) -> dict[str, Any]:
+    _completed(*_SMALL, "--out", str(out), *arguments)
     return _summary(out)
 
 
@@ -105,6 +111,19 @@ def _asked(url: str) -> int:
     return int(float(match[1])) if match else 0
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """undisturbed(*flags): the folder of a run that nothing interrupted; the same flags, the same run."""
+
+    @cache
+    def run(*flags: str) -> Path:
+        out = tmp_path_factory.mktemp("undisturbed") / "run"
+        _completed(*flags, "--out", str(out))
+        return out
+
+    return run
+
+
 def test_questions_are_asked_once_ever(teacher_process: StartTeacher, tmp_path: Path) -> None:
     """No more questions than distinct states; none in a second run; only new states with a second seed."""
     teacher = teacher_process()
@@ -136,34 +155,42 @@ _A2C_SCHEDULED = "--algo a2c --targets hard --lambda 0.3 --lambda-schedule linea
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    teacher_process: StartTeacher, tmp_path: Path, taught: bool, how: str, learning: str
+    teacher_process: StartTeacher,
+    shared_teacher: TeacherProcess,
+    undisturbed: Callable[..., Path],
+    tmp_path: Path,
+    taught: bool,
+    how: str,
+    learning: str,
 ) -> None:
-    flags = tuple(learning.split())
+    flags, frames = (*_SMALL, *learning.split()), ("--frames", "6000")
+    whole = undisturbed(*flags, *frames, *(("--teacher", shared_teacher.url) if taught else ()))
+    parts = tmp_path / "parts"
+    flags += ("--out", str(parts))
     if taught:
         flags += ("--teacher", teacher_process("--delay-ms", "5").url)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    _train(whole, *flags, "--frames", "6000")
     if how == "frames":
-        _train(parts, *flags, "--frames", "2500")
+        _completed(*flags, "--frames", "2500")
     else:
-        process = _start("train", *_SMALL, "--out", str(parts), *flags, "--frames", "6000")
+        process = _start("train", *flags, *frames)
         wait_for(lambda: any(parts.glob("checkpoints/*1*.pt")), "a checkpoint")
         process.send_signal(getattr(signal, how))
         _, err = process.communicate(timeout=LONG_S)
         if how == "SIGTERM":
             assert process.returncode == 130
             assert f"--resume {parts}" in err
-    result = _run("train", "--resume", str(parts), "--frames", "6000")
-    assert result.returncode == 0, result.stderr
+    _completed("--resume", str(parts), *frames)
     _assert_same_end(whole, parts)
     assert _summary(parts)["success"] == _summary(whole)["success"]
 
 
 def test_the_student_waits_for_a_killed_teacher_and_loses_no_label(
-    teacher_process: StartTeacher, tmp_path: Path
+    teacher_process: StartTeacher,
+    shared_teacher: TeacherProcess,
+    undisturbed: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    reference = tmp_path / "reference"
-    _train(reference, "--teacher", teacher_process().url, "--frames", "2000")
+    reference = undisturbed(*_SMALL, "--teacher", shared_teacher.url, "--frames", "2000")
     teacher, run = teacher_process("--delay-ms", "30", "--concurrency", "2"), tmp_path / "run"
     process = _start("train", *_SMALL, "--out", str(run), "--teacher", teacher.url, "--frames", "2000")
     for _ in range(3):
@@ -180,9 +207,12 @@ def test_the_student_waits_for_a_killed_teacher_and_loses_no_label(
 
 
 def test_a_teacher_gone_for_good_stops_the_run_which_can_be_resumed(
-    teacher_process: StartTeacher, tmp_path: Path
+    teacher_process: StartTeacher,
+    shared_teacher: TeacherProcess,
+    undisturbed: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    reference, run = tmp_path / "reference", tmp_path / "run"
+    run = tmp_path / "run"
     teacher = teacher_process("--delay-ms", "20", "--concurrency", "2")
     flags = ("--teacher", teacher.url, "--frames", "2000")
     process = _start("train", *_SMALL, "--out", str(run), *flags, "--teacher-wait-s", "1")
@@ -193,10 +223,8 @@ def test_a_teacher_gone_for_good_stops_the_run_which_can_be_resumed(
     assert f"student train --resume {run}" in err
     assert "Traceback" not in err
     teacher.restart()
-    result = _run("train", "--resume", str(run))
-    assert result.returncode == 0, result.stderr
-    _train(reference, *flags)
-    _assert_same_end(reference, run)
+    _completed("--resume", str(run))
+    _assert_same_end(undisturbed(*_SMALL, "--teacher", shared_teacher.url, "--frames", "2000"), run)
 
 
 def test_another_teacher_stops_a_resumed_run_unless_told_to_go_on(
@@ -218,16 +246,14 @@ def test_another_teacher_stops_a_resumed_run_unless_told_to_go_on(
 
 @pytest.mark.parametrize("targets", ["soft", "hard"])
 def test_a2c_learns_from_the_teacher_within_few_frames(
-    shared_teacher: TeacherProcess, tmp_path: Path, targets: str
+    shared_teacher: TeacherProcess, undisturbed: Callable[..., Path], tmp_path: Path, targets: str
 ) -> None:
     """Alone it does not get there: the same run without the teacher is beside it."""
     flags = ("--algo", "a2c", "--env", "MiniGrid-LavaGapS5-v0", "--frames", "16000", "--evaluate-every", "0")
     taught = ("--teacher", shared_teacher.url, "--targets", targets, "--doubt", "0")
-    for name, more in (("taught", taught), ("alone", ())):
-        result = _run("train", *flags, "--out", str(tmp_path / name), *more)
-        assert result.returncode == 0, result.stderr
+    _completed(*flags, *taught, "--out", str(tmp_path / "taught"))
     assert _summary(tmp_path / "taught")["success"] >= 0.9
-    assert _summary(tmp_path / "alone")["success"] < 0.9
+    assert _summary(undisturbed(*flags))["success"] < 0.9
     # None once lambda is 0 and the teacher is not asked
     entropies = {row["target_entropy"] for row in _metrics(tmp_path / "taught")} - {None}
     assert entropies
