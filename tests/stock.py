@@ -49,7 +49,7 @@ class StockServer:
                 self._command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
             )
 
-    def wait(self, within_s: float = 1800) -> None:
+    def wait(self, within_s: float = 600) -> None:
         """Returns when it answers."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
@@ -64,7 +64,7 @@ class StockServer:
         """kill -9, with all that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(30)
+        self._process.wait(300)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series, now."""

@@ -31,7 +31,7 @@ from tests.conftest import TeacherProcess, started_teachers
 from tests.engines import ENDLESS, checkpoint_with_habits
 from tests.prompt_sets import patient_prompts
 from tests.stock import StockServer
-from tests.waiting import wait_for, wait_until_ready
+from tests.waiting import LONG_S, wait_for, wait_until_ready
 
 pytestmark = [
     pytest.mark.operate,
@@ -133,7 +133,7 @@ def test_the_server_writes_the_same_tokens_as_we_do(interviewer: MessageIntervie
 def _written(room: _Room, messages: list[dict[str, object]]) -> list[int]:
     """The server's prompt of a conversation, one token for each picture."""
     body = {"model": _MODEL, "messages": messages, "max_tokens": 1, "return_token_ids": True}
-    reply = httpx.post(f"{room.server.url}/chat/completions", json=body, timeout=60).json()
+    reply = httpx.post(f"{room.server.url}/chat/completions", json=body, timeout=LONG_S).json()
     picture = room.checkpoint.image_token_id
     runs = itertools.groupby(reply["prompt_token_ids"])
     return [token for token, run in runs for _ in ([token] if token == picture else run)]
@@ -268,7 +268,7 @@ def test_a_server_that_goes_and_comes_back(attached: TeacherProcess, room: _Room
     (answer,) = _ask(attached, [before])
     assert isinstance(answer, Answer)
     room.server.kill()
-    reply = httpx.post(f"{attached.url}/policy", json=meanwhile.model_dump(mode="json"), timeout=60)
+    reply = httpx.post(f"{attached.url}/policy", json=meanwhile.model_dump(mode="json"), timeout=LONG_S)
     assert reply.status_code == 502
     assert "nothing answers at" in reply.json()["error"]["reason"]
     (stored,) = _ask(attached, [before])

@@ -18,7 +18,7 @@ from gridworld.tasks import TASKS
 from teacher_server.prompts import SETS
 from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess, started_teachers
-from tests.waiting import metric, wait_until_ready
+from tests.waiting import LONG_S, metric, wait_until_ready
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright: pip install 'lvlm2p[operate]'")
 Browser, Page = playwright.Browser, playwright.Page
@@ -376,7 +376,7 @@ def test_a_prompted_teacher_is_asked_again_with_edited_templates(
     page = watched.open(prompted)
     _settled(page)
     question = _question_of(page)
-    served = httpx.post(f"{prompted.url}/policy", json=question, timeout=60).json()
+    served = httpx.post(f"{prompted.url}/policy", json=question, timeout=LONG_S).json()
     assert served["stored"]
     told = {action: f"{p:.3f}" for action, p in served["probabilities"].items()}
     assert _bars(page, "teacher") == told

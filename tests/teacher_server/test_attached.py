@@ -30,7 +30,7 @@ from teacher_server.teachers import CannotAnswer, Observation, UnreadableAnswer
 from teacher_server.teachers.choice import CannotTeach, choose_teacher
 from tests.conftest import StartTeacher
 from tests.http_servers import Asked, http_server
-from tests.waiting import wait_until_ready
+from tests.waiting import LONG_S, wait_until_ready
 
 pytestmark = pytest.mark.integration
 
@@ -307,15 +307,15 @@ def test_served_over_http(teacher_process: StartTeacher, tmp_path: Path) -> None
         )
         wait_until_ready(teacher)
         assert all(asked.headers["authorization"] == "Bearer secret" for asked in server.asked)
-        reply = httpx.post(f"{teacher.url}/policy", json=_QUESTION, timeout=60)
+        reply = httpx.post(f"{teacher.url}/policy", json=_QUESTION, timeout=LONG_S)
         assert reply.status_code == 200
         told = httpx.get(f"{teacher.url}/teacher").json()
         assert told["hosting"]["server"] == f"{server.url}/v1"
         assert "secret" not in json.dumps(told)
     other = {**_QUESTION, "mission": "get a grey key"}
-    reply = httpx.post(f"{teacher.url}/policy", json=other, timeout=60)
+    reply = httpx.post(f"{teacher.url}/policy", json=other, timeout=LONG_S)
     assert (reply.status_code, reply.json()["error"]["reason"][:25]) == (502, "analysis: nothing answers")
-    assert httpx.post(f"{teacher.url}/policy", json=_QUESTION, timeout=60).json()["stored"]
+    assert httpx.post(f"{teacher.url}/policy", json=_QUESTION, timeout=LONG_S).json()["stored"]
     assert teacher.process.poll() is None
 
 
@@ -339,7 +339,7 @@ def test_a_server_that_is_not_there_is_refused_in_one_line() -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     command = [_TEACHER, "serve", "--teacher", "prompted", "--engine", "openai", "--port", "0"]
     command += ["--store", "none", "--openai-url", url, "--openai-model", "tiny"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith(f"teacher serve: error: --engine openai: nothing answers at {url}")

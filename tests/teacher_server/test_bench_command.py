@@ -14,7 +14,7 @@ import pytest
 
 from teacher_server.cli import main
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.waiting import metric
+from tests.waiting import LONG_S, metric
 
 pytestmark = pytest.mark.integration
 
@@ -171,7 +171,7 @@ def test_ctrl_c_keeps_what_was_measured(shared_teacher: TeacherProcess, tmp_path
             told = process.stderr.readline()
             assert told, "the run ended too early"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
     assert re.search(r"^teacher bench: error: interrupted; what was measured is in \S+$", err, re.MULTILINE)
     assert "Traceback" not in err

@@ -29,17 +29,17 @@ async def _started(host: Host) -> Host:
 def test_who_waits_for_the_last_lease_waits_for_all_of_them() -> None:
     async def test() -> None:
         host = await _started(Host(PlannerTeacher(), Settings(), None, Metrics()))
-        await asyncio.wait_for(host.unused(), 1)
+        await asyncio.wait_for(host.unused(), 60)
         with host.lease() as teacher:
             with host.lease() as again:
                 assert again is teacher is host.teacher
             waiting = asyncio.create_task(host.unused())
             await asyncio.sleep(0.01)
             assert not waiting.done()
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, 60)
         with pytest.raises(ZeroDivisionError), host.lease():
             _ = 1 / 0
-        await asyncio.wait_for(host.unused(), 1)
+        await asyncio.wait_for(host.unused(), 60)
         await host.close()
 
     asyncio.run(test())
@@ -102,7 +102,7 @@ def test_closing_breaks_off_what_is_under_way() -> None:
     async def test() -> None:
         host = await _started(Host(PlannerTeacher(), Settings(), None, Metrics()))
         work = host.begin(asyncio.sleep(600))
-        await asyncio.wait_for(host.close(), 5)
+        await asyncio.wait_for(host.close(), 60)
         assert work.cancelled()
 
     asyncio.run(test())

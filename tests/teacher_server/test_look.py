@@ -23,7 +23,7 @@ from teacher_server.prompts import SETS
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody
 from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, TeacherProcess, started_teachers
-from tests.waiting import metric, wait_until_ready
+from tests.waiting import LONG_S, metric, wait_until_ready
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +32,7 @@ _SMALLEST = {task.key: task.env_ids[0] for task in TASKS.values()}
 
 @pytest.fixture
 def http(shared_teacher: TeacherProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=shared_teacher.url, timeout=60) as http:
+    with httpx.Client(base_url=shared_teacher.url, timeout=LONG_S) as http:
         yield http
 
 
@@ -237,7 +237,7 @@ def test_edited_templates_make_another_answer_that_is_not_stored(
     prompted: TeacherProcess, store: Path, ask_about: AskAbout
 ) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump()
-    with httpx.Client(base_url=prompted.url, timeout=60) as http:
+    with httpx.Client(base_url=prompted.url, timeout=LONG_S) as http:
         told = http.get("/look/prompts").json()
         sources = {template["name"]: template["source"] for template in told["templates"]}
         folder = SETS / "minigrid-zero-shot"
@@ -293,7 +293,7 @@ def test_a_template_that_cannot_be_used(
     prompted: TeacherProcess, ask_about: AskAbout, name: str, source: str, reason: str
 ) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump() | {"templates": {name: source}}
-    error = _error(httpx.post(f"{prompted.url}/look/ask", json=question, timeout=60))
+    error = _error(httpx.post(f"{prompted.url}/look/ask", json=question, timeout=LONG_S))
     assert error.status == 422
     assert reason in error.reason
     assert error.field == ("templates" if name == "other.txt" else name)
@@ -303,7 +303,7 @@ def test_a_template_that_cannot_be_used(
 def test_a_conversation_that_is_too_long_is_told(prompted: TeacherProcess, ask_about: AskAbout) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump()
     change = {"templates": {"system.txt": "x " * 15_000}}
-    error = _error(httpx.post(f"{prompted.url}/look/ask", json=question | change, timeout=60))
+    error = _error(httpx.post(f"{prompted.url}/look/ask", json=question | change, timeout=LONG_S))
     assert error.status == 502
     assert "--max-model-len is 8192" in error.reason
 
@@ -315,7 +315,7 @@ def test_a_bad_question_is_told_as_by_policy(prompted: TeacherProcess, ask_about
         ({"image": "?"}, "image"),
         ({"actions": ["fly"]}, "actions"),
     ):
-        error = _error(httpx.post(f"{prompted.url}/look/ask", json=question | change, timeout=60))
+        error = _error(httpx.post(f"{prompted.url}/look/ask", json=question | change, timeout=LONG_S))
         assert (error.status, error.field) == (422, field)
 
 
@@ -323,7 +323,7 @@ def test_a_prompted_teacher_shows_the_picture_as_its_model_sees_it(
     prompted: TeacherProcess, ask_about: AskAbout
 ) -> None:
     image = ask_about("MiniGrid-LavaGapS6-v0", tile=28).image
-    shown = httpx.post(f"{prompted.url}/look/prepared", json={"image": image}, timeout=60).json()
+    shown = httpx.post(f"{prompted.url}/look/prepared", json={"image": image}, timeout=LONG_S).json()
     prepared = Preparation().prepare(_pixels(image))
     assert np.array_equal(_pixels(shown["image"]), np.asarray(prepared.image))
     assert (shown["width"], shown["height"], shown["tokens"]) == (168, 168, 36)

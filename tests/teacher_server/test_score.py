@@ -15,7 +15,7 @@ from student.settings import EvaluateSettings
 from teacher_server.cli import main
 from teacher_server.score.figures import Score, TaskScore
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.waiting import wait_for
+from tests.waiting import LONG_S, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -97,9 +97,9 @@ def test_what_is_complete_is_kept_and_gone_on_with(shared_teacher: TeacherProces
     command = [_TEACHER, "score", shared_teacher.url, "--out", str(out), *flags]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
-            wait_for(lambda: (out / "score.json").exists() and _tasks(out), "the first environment", 200)
+            wait_for(lambda: (out / "score.json").exists() and _tasks(out), "the first environment")
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=60)
+            _, told = process.communicate(timeout=LONG_S)
         finally:
             process.kill()
     assert process.returncode == 130

@@ -24,7 +24,7 @@ from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swa
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess, started_teachers
 from tests.teacher_server.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break, change_tensors
-from tests.waiting import metric, wait_for, wait_until_ready
+from tests.waiting import LONG_S, metric, wait_for, wait_until_ready
 
 pytestmark = pytest.mark.integration
 
@@ -83,7 +83,7 @@ def _start(start: StartTeacher, model: Path, prompts: Path, key_file: Path) -> T
 
 def _swap(teacher: TeacherProcess, model: Path, **wanted: Any) -> httpx.Response:
     body = {"model": str(model), **wanted}
-    return httpx.post(f"{teacher.url}/admin/checkpoint", json=body, headers=_HEADERS, timeout=100)
+    return httpx.post(f"{teacher.url}/admin/checkpoint", json=body, headers=_HEADERS, timeout=LONG_S)
 
 
 def _swapped(teacher: TeacherProcess, model: Path) -> Swapped:
@@ -193,7 +193,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_touched(
         places["{without vision}"] = _spoilt(models, tmp_path, WITHOUT_VISION)
     if (model := wanted.get("model")) in places:
         wanted = wanted | {"model": str(places[model])}
-    reply = httpx.post(f"{teacher.url}/admin/checkpoint", json=wanted, headers=_HEADERS, timeout=60)
+    reply = httpx.post(f"{teacher.url}/admin/checkpoint", json=wanted, headers=_HEADERS, timeout=LONG_S)
     error = _refused(reply)
     assert (error.status, error.field) == (422, field), error
     assert reason in error.reason
@@ -340,7 +340,7 @@ def test_what_is_in_progress_is_finished_and_the_service_ends_if_nothing_can_be_
     (question,) = _questions(1)
     body = question.model_dump(mode="json")
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(httpx.post, f"{teacher.url}/policy", json=body, timeout=60)
+        asked = pool.submit(httpx.post, f"{teacher.url}/policy", json=body, timeout=LONG_S)
         wait_for(lambda: metric(teacher, "teacher_in_flight") == 1, "the question")
         swap = pool.submit(_swap, teacher, bad)
         wait_for(lambda: _state(teacher) == "draining", "the drain")
