@@ -39,8 +39,9 @@ class TokenInterviewer:
         Raises:
             CannotLoad: it failed on the way. Neither can be asked; this one is to be closed.
         """
-        can = isinstance(other, TokenInterviewer) and isinstance(self.engine, TakesOver)
-        return can and await self.engine.take_over(other.engine)
+        if not (isinstance(other, TokenInterviewer) and isinstance(self.engine, TakesOver)):
+            return False
+        return await self.engine.take_over(other.engine)
 
     def mark_in(self, text: str) -> str | None:
         """The first special token in a text."""

@@ -121,7 +121,7 @@ def _longest(interviewer: TokenInterviewer, prompts: PromptSet, readout: Readout
 
 
 def _memory_need(settings: Settings) -> MemoryNeed | None:
-    if settings.model is None:
+    if settings.model is None or settings.engine == "openai":
         return None
     checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
     return checkpoint.memory_need(settings, settings.engine, Hardware.here(settings, settings.engine))
