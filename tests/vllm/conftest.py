@@ -1,16 +1,15 @@
 """Prompted teachers in processes of their own, with a real checkpoint in a real engine."""
 
 import importlib.util
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from teacher_server.prompts import SETS
+from teacher_server.prompts import load_prompt_set
 from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
+from tests.prompt_sets import shortened
 from tests.waiting import wait_until_ready
 
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
@@ -34,13 +33,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def patient_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`minigrid` with room for the longest analysis there can be: random weights seldom stop earlier."""
-    copy = shutil.copytree(SETS / "minigrid", tmp_path_factory.mktemp("prompts") / "patient")
-    settings = (copy / "set.toml").read_text()
-    settings = re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", settings)
-    (copy / "set.toml").write_text(settings)
-    return copy
+def short_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`minigrid` with analyses that come to their end."""
+    return shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "short")
 
 
 @pytest.fixture(scope="module")
