@@ -24,13 +24,13 @@ from typing import Any
 import httpx
 
 from benchmarks.serving import start_teacher
-from benchmarks.two_stages import shortened
 from teacher_server.bench.figures import Ratio, ratios_of
 from teacher_server.bench.loops import Reply, Sample, Window
 from teacher_server.bench.questions import questions
 from teacher_server.prompts import load_prompt_set
 from teacher_server.schemas import Question
 from tests.checkpoints import make_checkpoint
+from tests.prompt_sets import shortened
 
 _AHEAD_S = 3.0
 """Of each round by hand, before anything counts."""

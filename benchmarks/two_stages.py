@@ -19,7 +19,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import statistics
 import tempfile
 import time
@@ -47,6 +46,7 @@ from teacher_server.prompts import PromptSet, load_prompt_set
 from teacher_server.schemas import Question
 from teacher_server.settings import EngineSettings, Readout
 from tests.checkpoints import make_checkpoint
+from tests.prompt_sets import shortened
 from tests.stock import stock_flags
 
 _WARM_UP = 8
@@ -83,35 +83,6 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"written to {arguments.out}")
-
-
-def shortened(prompts: PromptSet, copy: Path) -> Path:
-    """The set with strings of a tenth of their length and lists of two at most, in its examples as well."""
-
-    def shorter(schema: Any) -> Any:
-        if not isinstance(schema, dict):
-            return schema
-        cut = {key: shorter(value) for key, value in schema.items()}
-        if "maxLength" in cut:
-            cut["maxLength"] = math.ceil(cut["maxLength"] / 10)
-        if "maxItems" in cut:
-            cut["maxItems"] = max(cut.get("minItems", 0), min(cut["maxItems"], 2))
-        return cut
-
-    def fitting(value: Any, schema: dict[str, Any]) -> Any:
-        if isinstance(value, dict):
-            return {key: fitting(part, schema["properties"][key]) for key, part in value.items()}
-        if isinstance(value, list):
-            return [fitting(part, schema["items"]) for part in value[: schema["maxItems"]]]
-        return value[: schema["maxLength"]] if "maxLength" in schema else value
-
-    shutil.copytree(prompts.folder, copy)
-    schema = shorter(prompts.schema)
-    (copy / "analysis.schema.json").write_text(json.dumps(schema))
-    for file in copy.glob("examples/*/*.json"):
-        example = json.loads(file.read_text())
-        file.write_text(json.dumps(example | {"analysis": fitting(example["analysis"], schema)}))
-    return copy
 
 
 def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any]:

@@ -1,16 +1,41 @@
-"""Prompt sets for models of random weights."""
+"""Prompt sets for random weights, which write until the schema stops them, a letter or two a token."""
 
-import re
+import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
-from teacher_server.prompts import SETS
+from teacher_server.prompts import PromptSet
 
 
-def patient_prompts(folder: Path, name: str = "minigrid") -> Path:
-    """A copy of a set with room for the longest analysis there can be: random weights seldom stop earlier."""
-    shutil.copytree(SETS / name, folder)
-    settings = (folder / "set.toml").read_text()
-    settings = re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", settings)
-    (folder / "set.toml").write_text(settings)
-    return folder
+def shortened(prompts: PromptSet, copy: Path) -> Path:
+    """The set with strings of a tenth of their length and lists of two at most, in its examples as well.
+
+    Then an analysis has about as many tokens as a worked example's, 100 to 130.
+    """
+
+    def shorter(schema: Any) -> Any:
+        if not isinstance(schema, dict):
+            return schema
+        cut = {key: shorter(value) for key, value in schema.items()}
+        if "maxLength" in cut:
+            cut["maxLength"] = math.ceil(cut["maxLength"] / 10)
+        if "maxItems" in cut:
+            cut["maxItems"] = max(cut.get("minItems", 0), min(cut["maxItems"], 2))
+        return cut
+
+    def fitting(value: Any, schema: dict[str, Any]) -> Any:
+        if isinstance(value, dict):
+            return {key: fitting(part, schema["properties"][key]) for key, part in value.items()}
+        if isinstance(value, list):
+            return [fitting(part, schema["items"]) for part in value[: schema["maxItems"]]]
+        return value[: schema["maxLength"]] if "maxLength" in schema else value
+
+    shutil.copytree(prompts.folder, copy)
+    schema = shorter(prompts.schema)
+    (copy / "analysis.schema.json").write_text(json.dumps(schema))
+    for file in copy.glob("examples/*/*.json"):
+        example = json.loads(file.read_text())
+        file.write_text(json.dumps(example | {"analysis": fitting(example["analysis"], schema)}))
+    return copy

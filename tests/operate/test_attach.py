@@ -29,7 +29,7 @@ from teacher_server.schemas import Answer, ErrorBody, Question
 from teacher_server.settings import EngineSettings
 from tests.conftest import TeacherProcess, started_teachers
 from tests.engines import ENDLESS, checkpoint_with_habits
-from tests.prompt_sets import patient_prompts
+from tests.prompt_sets import shortened
 from tests.stock import StockServer
 from tests.waiting import LONG_S, wait_for, wait_until_ready
 
@@ -64,7 +64,8 @@ class _Room:
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Room]:
     """Its checkpoint's own sampling settings would spoil every answer, if they were mixed in."""
     checkpoint = checkpoint_with_habits(tmp_path_factory.mktemp("checkpoint") / "tiny")
-    prompts = load_prompt_set(str(patient_prompts(tmp_path_factory.mktemp("prompts") / "patient")))
+    short = shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "short")
+    prompts = load_prompt_set(str(short))
     log = tmp_path_factory.mktemp("stock") / "log.txt"
     server = StockServer(checkpoint.folder, log, "--served-model-name", _MODEL)
     try:

@@ -14,10 +14,10 @@ import pytest
 from teacher_server.prompts import load_prompt_set
 from tests.conftest import TeacherProcess
 from tests.stock import StockServer
-from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, patient_prompts, start_prompted
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, short_prompts, start_prompted
 from tests.waiting import metric
 
-__all__ = ["checkpoint", "patient_prompts", "start_prompted"]
+__all__ = ["checkpoint", "short_prompts", "start_prompted"]
 
 pytestmark = [
     pytest.mark.operate,
@@ -28,14 +28,14 @@ pytestmark = [
 # Random weights put little mass on labels, and write numbers that sum to 1 only by chance
 _LENIENT = ("--min-label-mass", "0", "--sum-tolerance", "1")
 
-_MOST_TOKENS = 900 + 1
-"""Of an answer with patient_prompts."""
+_MOST_TOKENS = load_prompt_set("minigrid").analysis_max_tokens + 1
+"""Of an answer."""
 
 
 @pytest.fixture(scope="module")
-def teacher(start_prompted: StartPrompted, patient_prompts: Path) -> TeacherProcess:
+def teacher(start_prompted: StartPrompted, short_prompts: Path) -> TeacherProcess:
     """A prompted teacher with a store."""
-    return start_prompted(*VLLM_FLAGS, "--prompts", str(patient_prompts), *_LENIENT)
+    return start_prompted(*VLLM_FLAGS, "--prompts", str(short_prompts), *_LENIENT)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_tokens_and_store_hits_are_those_that_vllm_and_the_service_count(
 
 
 def test_a_checkpoint_s_folder_is_served_for_the_run(
-    teacher: TeacherProcess, checkpoint: Path, patient_prompts: Path, tmp_path: Path
+    teacher: TeacherProcess, checkpoint: Path, short_prompts: Path, tmp_path: Path
 ) -> None:
     flags = (
         "--vs",
@@ -93,7 +93,7 @@ def test_a_checkpoint_s_folder_is_served_for_the_run(
         "1",
     )
     served = (*VLLM_FLAGS, "--dtype", "float32", "--max-model-len", "16384", *_LENIENT)
-    told = _bench(tmp_path, teacher.url, *flags, "--", *served, "--prompts", str(patient_prompts))
+    told = _bench(tmp_path, teacher.url, *flags, "--", *served, "--prompts", str(short_prompts))
     teachers = told["teachers"]
     assert teachers["vs"]["folder"] == str(checkpoint)
     assert teachers["vs"]["identity"] == teachers["teacher"]["identity"]  # flags and checkpoint are the same
@@ -110,11 +110,11 @@ def test_a_checkpoint_s_folder_is_served_for_the_run(
 
 
 def test_stock_vllm_is_asked_the_same_two_stages(
-    teacher: TeacherProcess, stock: StockServer, patient_prompts: Path, tmp_path: Path
+    teacher: TeacherProcess, stock: StockServer, short_prompts: Path, tmp_path: Path
 ) -> None:
     before = stock.metric("vllm:generation_tokens_total")
     flags = ("--concurrency", "2", "--questions", "12", "--rounds", "3", "--warm-up", "0", "--no-warm")
-    openai = ("--vs-openai", stock.url, "--prompts", str(patient_prompts))
+    openai = ("--vs-openai", stock.url, "--prompts", str(short_prompts))
     told = _bench(tmp_path, teacher.url, *flags, *openai)
     generated = stock.metric("vllm:generation_tokens_total") - before
     ours, theirs = told["points"]
@@ -123,6 +123,6 @@ def test_stock_vllm_is_asked_the_same_two_stages(
     assert theirs["answered"] > theirs["asked"] / 2
     assert set(theirs["parts_ms"]) == {"analysis", "action"}
     assert theirs["tokens"]["action"] > 1  # numbers are written out
-    most = load_prompt_set(str(patient_prompts)).numbers_max_tokens
+    most = load_prompt_set(str(short_prompts)).numbers_max_tokens
     assert theirs["tokens"]["action"] <= most
     assert generated >= theirs["answered"] * sum(theirs["tokens"].values())

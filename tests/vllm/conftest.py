@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import prompt_sets
+from teacher_server.prompts import load_prompt_set
 from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
+from tests.prompt_sets import shortened
 from tests.waiting import wait_until_ready
 
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
@@ -32,9 +33,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def patient_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`minigrid` with room for the longest analysis there can be."""
-    return prompt_sets.patient_prompts(tmp_path_factory.mktemp("prompts") / "patient")
+def short_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`minigrid` with analyses that come to their end."""
+    return shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "short")
 
 
 @pytest.fixture(scope="module")

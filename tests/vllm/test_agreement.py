@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def teachers(start_prompted: StartPrompted, patient_prompts: Path) -> tuple[TeacherProcess, TeacherProcess]:
+def teachers(start_prompted: StartPrompted, short_prompts: Path) -> tuple[TeacherProcess, TeacherProcess]:
     """vLLM and transformers, with the same checkpoint and prompts."""
-    flags = ("--prompts", str(patient_prompts), "--readout", "labels", "--min-label-mass", "0")
+    flags = ("--prompts", str(short_prompts), "--readout", "labels", "--min-label-mass", "0")
     return (
         start_prompted(*VLLM_FLAGS, *flags),
         start_prompted("--engine", "transformers", "--device", "cpu", "--timeout-s", "600", *flags),
