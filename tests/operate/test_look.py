@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from gridworld.tasks import TASKS
-from teacher_server.prompts import SETS
+from teacher_server.prompts import load_prompt_set
 from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess, started_teachers
+from tests.prompt_sets import shortened
 from tests.waiting import LONG_S, metric, wait_until_ready
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright: pip install 'lvlm2p[operate]'")
@@ -352,12 +353,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompted(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, store: Path
 ) -> Iterator[TeacherProcess]:
-    """With room for the longest analysis there can be: random weights seldom stop earlier."""
-    prompts = Path(shutil.copytree(SETS / "minigrid", tmp_path_factory.mktemp("prompts") / "minigrid"))
-    settings = (prompts / "set.toml").read_text()
-    settings, times = re.subn(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", settings)
-    assert times == 1
-    (prompts / "set.toml").write_text(settings)
+    """With analyses that come to their end."""
+    prompts = shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "short")
     flags = ("--teacher", "prompted", "--engine", "transformers", "--model", str(checkpoint))
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*flags, "--prompts", str(prompts), "--min-label-mass", "0", store=str(store))

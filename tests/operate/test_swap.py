@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +19,11 @@ import pytest
 
 from teacher_server.bench.questions import distinct_questions
 from teacher_server.client import TeacherClient
-from teacher_server.prompts import SETS
+from teacher_server.prompts import load_prompt_set
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess, started_teachers
+from tests.prompt_sets import shortened
 from tests.teacher_server.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break
 from tests.waiting import metric, wait_for, wait_until_ready
 
@@ -59,9 +59,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPrompted]:
     """Starts teachers that store nothing, in vLLM; their random weights are let say what they like."""
     folder = tmp_path_factory.mktemp("start")
     (folder / "key").write_text(_KEY)
-    prompts = shutil.copytree(SETS / "minigrid-zero-shot", folder / "prompts")
-    text = (prompts / "set.toml").read_text()
-    (prompts / "set.toml").write_text(re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", text))
+    prompts = shortened(load_prompt_set("minigrid-zero-shot"), folder / "prompts")
     with started_teachers(tmp_path_factory) as start_teacher:
         yield lambda model: _start(start_teacher, model, prompts, folder / "key")
 

@@ -19,10 +19,11 @@ from gridworld.pictures import Picture, draw
 from gridworld.tasks import ACTIONS, TASKS
 from gridworld.views import view_of
 from teacher_server.preparation import Preparation
-from teacher_server.prompts import SETS
+from teacher_server.prompts import SETS, load_prompt_set
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody
 from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, TeacherProcess, started_teachers
+from tests.prompt_sets import shortened
 from tests.waiting import LONG_S, metric, wait_until_ready
 
 pytestmark = pytest.mark.integration
@@ -208,19 +209,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompted(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[TeacherProcess]:
-    """A tiny checkpoint on the transformers engine, with room for the longest analysis there can be."""
+    """A tiny checkpoint on the transformers engine, whose analyses come to their end."""
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-    prompts = tmp_path_factory.mktemp("prompts") / "patient"
-    prompts.mkdir()
-    for path in (SETS / "minigrid-zero-shot").rglob("*"):
-        if path.is_file():
-            copy = prompts / path.relative_to(SETS / "minigrid-zero-shot")
-            copy.parent.mkdir(exist_ok=True, parents=True)
-            copy.write_bytes(path.read_bytes())
-    settings = (prompts / "set.toml").read_text()
-    settings, times = re.subn(r"analysis_max_tokens = \d+", "analysis_max_tokens = 900", settings)
-    assert times == 1
-    (prompts / "set.toml").write_text(settings)
+    prompts = shortened(load_prompt_set("minigrid-zero-shot"), tmp_path_factory.mktemp("prompts") / "short")
     flags = ("--teacher", "prompted", "--engine", "transformers", "--model", str(checkpoint))
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*flags, "--prompts", str(prompts), "--min-label-mass", "0", store=str(store))
