@@ -354,7 +354,7 @@ def prompted(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, store: Path
 ) -> Iterator[TeacherProcess]:
     """With analyses that come to their end."""
-    prompts = shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "short")
+    prompts = shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "minigrid")
     flags = ("--teacher", "prompted", "--engine", "transformers", "--model", str(checkpoint))
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*flags, "--prompts", str(prompts), "--min-label-mass", "0", store=str(store))
@@ -408,7 +408,7 @@ def test_a_prompted_teacher_is_asked_again_with_edited_templates(
     area.fill("{% for action in actions %}")
     again.click()
     expect(page.locator("#answer-error")).to_have_text("action-labels.txt cannot be used: see below.")
-    expect(page.locator(".template.bad .error")).to_contain_text("line 1: unexpected end of template")
+    expect(page.locator(".template.bad .error")).to_contain_text("line 1: Unexpected end of template")
     question_area = page.get_by_label("Template question.txt")
     shown = question_area.input_value()
     area.fill(source)
