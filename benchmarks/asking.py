@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from student import asking
-from student.envs import EVALUATION_SEEDS, Environment, Vocabulary, layout_of
+from student.envs import EVALUATION_SEEDS, Environment, Vocabulary, layout_of, rows_of
 from student.labels import LabelTable
 from student.runs import Run, write_json
 from student.settings import TrainSettings
@@ -118,7 +118,7 @@ def _warm_up(url: str, env_id: str) -> None:
     layout, vocabulary = layout_of(env_id), Vocabulary()
     row = Environment(layout, vocabulary, lambda _: EVALUATION_SEEDS).reset()
     table = LabelTable(layout, vocabulary, TeacherClient(url))
-    table.look_up(row[None])
+    table.look_up(rows_of([row]))
     table.close()
 
 
