@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gridworld.episodes import EVALUATION_SEEDS
 from student import asking
-from student.envs import Environment, Vocabulary, layout_of
+from student.envs import Environment, Vocabulary, layout_of, rows_of
 from student.labels import LabelTable
 from student.runs import Run, write_json
 from student.settings import TrainSettings
@@ -119,7 +119,7 @@ def _warm_up(url: str, env_id: str) -> None:
     layout, vocabulary = layout_of(env_id), Vocabulary()
     row = Environment(layout, vocabulary, lambda _: EVALUATION_SEEDS).reset()
     table = LabelTable(layout, vocabulary, TeacherClient(url))
-    table.look_up(row[None])
+    table.look_up(rows_of([row]))
     table.close()
 
 
