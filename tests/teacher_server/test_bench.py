@@ -61,6 +61,17 @@ def test_gaps_between_poisson_arrivals_are_exponential() -> None:
         assert np.quantile(gaps, share) * rate == pytest.approx(-math.log(1 - share), abs=0.04)
 
 
+@pytest.mark.parametrize("rho", [0.5, 0.7])
+def test_poisson_arrivals_queue_as_theory_says(rho: float) -> None:
+    """M/D/1: where each takes a second, an arrival waits rho / (2 (1 - rho)) seconds on average."""
+    number = 400_000
+    waits, wait = np.zeros(number), 0.0
+    for i, gap in enumerate(np.diff(poisson_arrivals(rho, number, np.random.default_rng(1)))):
+        wait = max(0.0, wait + 1 - gap)
+        waits[i + 1] = wait
+    assert waits.mean() == pytest.approx(rho / (2 * (1 - rho)), rel=0.03)
+
+
 def test_an_open_loop_asks_though_nothing_is_answered() -> None:
     async def run() -> list[Sample]:
         samples: list[Sample] = []
