@@ -228,7 +228,7 @@ def test_the_canary_stops_bad_weights_and_the_one_before_answers_as_before(
     before = _one_by_one(teacher, questions)
     for spoil, status, reason in (
         (WITHOUT_VISION, 422, "lack 30 tensors (the first: visual."),
-        (NOT_NUMBERS, 502, "not numbers"),
+        (NOT_NUMBERS, 502, "not all numbers"),
         (BLIND, 502, "does not tell two pictures apart that differ in one tile"),
     ):
         error = _refused(_swap(teacher, _spoilt(models / "one", tmp_path, spoil)))
