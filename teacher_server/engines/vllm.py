@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import vllm.distributed.utils
 from vllm import AsyncEngineArgs, SamplingParams
@@ -51,27 +51,27 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, *, pictures: int, side: int) -> None:
         self._checkpoint = checkpoint
-        self._arguments = AsyncEngineArgs(
-            model=str(checkpoint.folder),
-            trust_remote_code=False,
-            generation_config="vllm",  # else the checkpoint's own sampling settings would be mixed in
+        self._arguments: dict[str, Any] = {
+            "model": str(checkpoint.folder),
+            "trust_remote_code": False,
+            "generation_config": "vllm",  # else the checkpoint's own sampling settings would be mixed in
             # vLLM's own "auto" would serve float32 weights in 16 bits
-            dtype=checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
-            load_format="dummy" if settings.load_format == "dummy" else "safetensors",
-            seed=settings.seed,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            kv_cache_memory_bytes=int(settings.kv_cache_gib * _GIB) if settings.kv_cache_gib else None,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            data_parallel_size=settings.data_parallel_size,
-            enforce_eager=settings.eager,
-            enable_prefix_caching=True,
+            "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
+            "load_format": "dummy" if settings.load_format == "dummy" else "safetensors",
+            "seed": settings.seed,
+            "max_model_len": settings.max_model_len,
+            "max_num_seqs": settings.max_num_seqs,
+            "gpu_memory_utilization": settings.gpu_memory_utilization,
+            "kv_cache_memory_bytes": int(settings.kv_cache_gib * _GIB) if settings.kv_cache_gib else None,
+            "tensor_parallel_size": settings.tensor_parallel_size,
+            "data_parallel_size": settings.data_parallel_size,
+            "enforce_eager": settings.eager,
+            "enable_prefix_caching": True,
             # Bounds what the start-up is measured with: else a picture of 16,384 tokens
-            limit_mm_per_prompt={"image": {"count": pictures, "width": side, "height": side}, "video": 0},
-            structured_outputs_config={"backend": "xgrammar"},
-            disable_log_stats=False,
-        )
+            "limit_mm_per_prompt": {"image": {"count": pictures, "width": side, "height": side}, "video": 0},
+            "structured_outputs_config": {"backend": "xgrammar"},
+            "disable_log_stats": False,
+        }
         # Grammars let them into strings, where a picture's token would stand for a picture that is not there
         tokenizer = checkpoint.tokenizer
         specials = {tokenizer.token_to_id(token) for token in checkpoint.special_tokens}
@@ -86,7 +86,8 @@ class VllmEngine:
             CannotLoad: vLLM refuses it, or its process ended on the way.
         """
         try:
-            self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, self._arguments)
+            arguments = AsyncEngineArgs(**self._arguments)  # made anew: vLLM fills it in as it starts
+            self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
         except Exception as error:
             why = str(error).strip().splitlines() or [type(error).__name__]
             raise CannotLoad(
@@ -126,9 +127,9 @@ class VllmEngine:
     def _fits_into(self, other: "VllmEngine") -> bool:
         mine, others = self._checkpoint, other._checkpoint
         return (
-            replace(self._arguments, model=other._arguments.model) == other._arguments
-            and self._arguments.data_parallel_size == 1
-            and self._arguments.load_format != "dummy"
+            {**self._arguments, "model": None} == {**other._arguments, "model": None}
+            and self._arguments["data_parallel_size"] == 1
+            and self._arguments["load_format"] != "dummy"
             and not mine.dimensions.tied
             and "quantization_config" not in mine.config
             and mine.differs_in_weights_alone(others)
