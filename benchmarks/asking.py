@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gridworld.episodes import EVALUATION_SEEDS
+from gridworld.tasks import EVALUATION_SEEDS
 from student import asking
 from student.envs import Environment, Vocabulary, layout_of, rows_of
 from student.labels import LabelTable

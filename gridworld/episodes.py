@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.intervals import mean_interval, success_interval
-
-EVALUATION_SEEDS = 2**31
-"""Episodes with this seed and above are for evaluation; training seeds lie below."""
+from gridworld.tasks import EVALUATION_SEEDS
 
 _TOGETHER = 128
 """Environments played at once."""

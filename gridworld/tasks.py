@@ -1,9 +1,12 @@
-"""The paper's four task families: their keys, sizes, useful actions and what counts as success."""
+"""The paper's four task families: keys, sizes, useful actions, what counts as success; held-out seeds."""
 
 from dataclasses import dataclass
 
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 """MiniGrid's seven actions, in the order of its action numbers."""
+
+EVALUATION_SEEDS = 2**31
+"""Episodes with this seed and above are for evaluation; training seeds lie below."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from gridworld import environments
 from gridworld.environments import in_a_line
-from gridworld.episodes import EVALUATION_SEEDS
-from gridworld.tasks import ACTIONS, UnknownEnvironment, family_of
+from gridworld.tasks import ACTIONS, EVALUATION_SEEDS, UnknownEnvironment, family_of
 from gridworld.views import NAMES, View, encode_cells
 from teacher_server.command_line import CannotStart
 

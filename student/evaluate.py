@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gridworld.episodes import EVALUATION_SEEDS, Evaluation, play
+from gridworld.episodes import Evaluation, play
 from gridworld.pictures import Picture, draw
+from gridworld.tasks import EVALUATION_SEEDS
 from student.envs import Environment, Layout, Vocabulary, rows_of
 from student.rollout import sample
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gridworld.episodes import EVALUATION_SEEDS
-from gridworld.tasks import UnknownTask, task_key
+from gridworld.tasks import EVALUATION_SEEDS, UnknownTask, task_key
 from student.envs import Environment, Layout, Vocabulary, rows_of
 from student.exported import (
     INPUT,

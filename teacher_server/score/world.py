@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gridworld.environments import make
-from gridworld.episodes import EVALUATION_SEEDS
 from gridworld.planner import NoPlan, plan
 from gridworld.scenes import Scene
-from gridworld.tasks import ACTIONS, TASKS
+from gridworld.tasks import ACTIONS, EVALUATION_SEEDS, TASKS
 from gridworld.views import view_of
 
 _FIRST_SEED = EVALUATION_SEEDS + 2**29

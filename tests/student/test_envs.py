@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from minigrid.wrappers import FullyObsWrapper
 
-from gridworld.episodes import EVALUATION_SEEDS
-from gridworld.tasks import TASKS, UnknownEnvironment
+from gridworld.tasks import EVALUATION_SEEDS, TASKS, UnknownEnvironment
 from gridworld.views import NAMES, uncode
 from student.envs import (
     WORDS,
