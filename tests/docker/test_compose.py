@@ -12,6 +12,7 @@ from tests.docker.conftest import CPU, Stack, stack, wait_for
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 _KEY = "a-key-of-the-tests"
+_ADMIN_KEY = "of the administration"
 _HEADERS = {"Authorization": f"Bearer {_KEY}"}
 _ASKED = 'teacher_questions_total{way="asked"} '
 _METRICS = """
@@ -40,11 +41,13 @@ print("user", os.getuid())
 @pytest.fixture(scope="module")
 def cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("cpu")
-    key = folder / "key"
+    key, admin_key = folder / "key", folder / "admin-key"
     key.write_text(f"{_KEY}\n")
-    for path in (folder, *folder.parents[:2], key):
+    admin_key.write_text(f"{_ADMIN_KEY}\n")
+    for path in (folder, *folder.parents[:2], key, admin_key):
         path.chmod(0o755)  # the containers' user reads it
-    variables = {"STUDENT_FRAMES": "8192", "STUDENT_RUN": "first", "API_KEY_FILE": str(key)}
+    variables = {"STUDENT_FRAMES": "8192", "STUDENT_RUN": "first"}
+    variables |= {"API_KEY_FILE": str(key), "ADMIN_KEY_FILE": str(admin_key)}
     yield from stack("lvlm2p-test-cpu", CPU, folder, **variables)
 
 
@@ -84,6 +87,19 @@ def test_the_gateway_passes_no_administration_on(cpu: Stack) -> None:
     refused = httpx.post(f"{cpu.url}/admin/checkpoint", json={"model": "/models/any"}, headers=_HEADERS)
     assert refused.status_code == 403
     assert "gateway" in refused.json()["error"]["reason"]
+
+
+def test_the_keys_are_secrets_and_the_admin_s_is_asked_for_inside(cpu: Stack) -> None:
+    known = cpu.do("exec", "-T", "teacher", "env")
+    assert _KEY not in known
+    assert _ADMIN_KEY not in known
+    refused = cpu("exec", "-T", "teacher", "teacher", "swap", "/models/any")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "a planner teacher has no checkpoint that could be swapped" in refused.stderr
+    other = ("exec", "-T", "-e", "TEACHER_ADMIN_KEY_FILE=/run/secrets/api_key")
+    refused = cpu(*other, "teacher", "teacher", "swap", "/models/any")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--admin-key-file" in refused.stderr
 
 
 def test_a_second_up_asks_nothing_new(cpu: Stack) -> None:

@@ -1,7 +1,5 @@
 """A checkpoint under vLLM on the CPU, through the gateway, and its swap while a student learns."""
 
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,21 +7,22 @@ import httpx
 import pytest
 
 from teacher_server.bench.questions import distinct_questions
-from teacher_server.prompts import SETS
+from teacher_server.prompts import load_prompt_set
 from tests.checkpoints import make_checkpoint
 from tests.docker.conftest import VLLM_CPU, Stack, stack, wait_for
+from tests.prompt_sets import shortened
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints, and the prompt set `minigrid` with room for what random weights write."""
+    """Two checkpoints, and the prompt set `minigrid` with analyses that come to their end."""
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("one", "two")):
         make_checkpoint(folder / name, seed=seed)
-    settings = shutil.copytree(SETS / "minigrid", folder / "patient") / "set.toml"
-    settings.write_text(re.sub(r"(analysis_max_tokens) = \d+", r"\1 = 900", settings.read_text()))
+    shortened(load_prompt_set("minigrid"), folder / "prompts")
+    (folder / "admin-key").write_text("of the administration\n")
     for path in (folder, *folder.parents[:2], *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
@@ -37,8 +36,9 @@ def vllm(models: Path) -> Iterator[Stack]:
         models,
         VLLM_IMAGE="vllm/vllm-openai:v0.32.0",
         MODELS_DIR=str(models),
+        ADMIN_KEY_FILE=str(models / "admin-key"),
         TEACHER_MODEL="one",
-        TEACHER_PROMPTS="/models/patient",
+        TEACHER_PROMPTS="/models/prompts",
         TEACHER_DTYPE="float32",
         TEACHER_MAX_MODEL_LEN="16384",
         TEACHER_KV_CACHE_GIB="1",
@@ -79,3 +79,11 @@ def test_a_swapped_checkpoint_goes_on_teaching_the_student_that_waits(vllm: Stac
     assert vllm.run_ended() == 0
     assert _identity(vllm) != first
     assert vllm.summary("student")["teacher"] == _identity(vllm)
+
+
+def test_a_checkpoint_is_swapped_in_the_running_container(vllm: Stack) -> None:
+    before = _identity(vllm)
+    said = vllm.do("exec", "-T", "teacher", "teacher", "swap", "/models/one")
+    assert "new engine" in said
+    assert before != _identity(vllm)
+    assert _identity(vllm) in said
