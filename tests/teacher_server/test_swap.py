@@ -76,6 +76,7 @@ def _start(start: StartTeacher, model: Path, prompts: Path, key_file: Path) -> T
     teacher = start(
         *("--teacher", "prompted", "--engine", "transformers", "--device", "cpu", "--model", str(model)),
         *("--prompts", str(prompts), "--min-label-mass", "0", "--admin-key-file", str(key_file)),
+        *("--timeout-s", "600"),
     )
     wait_until_ready(teacher)
     return teacher
@@ -328,7 +329,7 @@ def slow(
     """Serves a copy of `one`, `tmp_path`/model; its analyses are cut after seconds."""
     shutil.copytree(models / "one", tmp_path / "model")
     endless = {"endless": {"type": "string", "minLength": 40_000, "maxLength": 50_000}}
-    prompts = _prompts(tmp_path, endless, tokens=250)
+    prompts = _prompts(tmp_path, endless, tokens=1000)
     return lambda: _start(teacher_process, tmp_path / "model", prompts, key_file)
 
 
@@ -357,7 +358,7 @@ def test_what_is_in_progress_is_finished_and_the_service_ends_if_nothing_can_be_
         second = _refused(_swap(teacher, models / "two"))
         assert second.status == 409
         assert "another swap is going on" in second.reason
-        assert _refused(asked.result()).reason.startswith("analysis: it was not at its end after 250 tokens")
+        assert _refused(asked.result()).reason.startswith("analysis: it was not at its end after 1000 tokens")
         error = _refused(swap.result())
     assert error.status == 500
     assert f"{bad} cannot be served" in error.reason
