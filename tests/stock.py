@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.waiting import LONG_S
+
 _VLLM = str(Path(sys.executable).with_name("vllm"))
 
 
@@ -64,7 +66,7 @@ class StockServer:
         """kill -9, with all that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(300)
+        self._process.wait(LONG_S)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series, now."""
