@@ -1,6 +1,5 @@
 """The HTTP side: routes, life span, and errors turned into answers."""
 
-import asyncio
 import reprlib
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,13 +13,14 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from teacher_server.admission import Admission, Share
 from teacher_server.answers import AnswerStore
+from teacher_server.guard import ADMINISTRATION, QUESTIONS, KeyGuard, KeyRing
 from teacher_server.hosting import Host, NotReady
-from teacher_server.keys import ADMINISTRATION, QUESTIONS, KeyGuard, read_key
 from teacher_server.look import add_page
 from teacher_server.metrics import Metrics
+from teacher_server.reception import Reception, caller_of, while_client_waits
 from teacher_server.schemas import (
     Answer,
     Answered,
@@ -35,14 +35,10 @@ from teacher_server.schemas import (
     Swapped,
     TeacherInfo,
 )
-from teacher_server.service import Outcome, Service
+from teacher_server.service import Outcome, Service, told_of
 from teacher_server.settings import Settings
 from teacher_server.swapping import CannotSwap, Swapper
 from teacher_server.teachers.choice import choose_teacher
-
-_RETRY_SOON = {"Retry-After": "1"}
-_GONE = 499
-"""The status of a request whose client went away; nobody reads it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,8 @@ class State:
     metrics: Metrics
     service: Service
     swapper: Swapper
+    keyless: bool
+    """Whether whoever reaches the service may ask."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -65,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         CannotTeach: there cannot be a teacher as the settings ask for it.
         StoreError: the answer store cannot be used.
     """
-    key, admin_key = read_key(settings.api_key_file), read_key(settings.admin_key_file)
+    keys, admin_keys = KeyRing(settings.api_key_file), KeyRing(settings.admin_key_file)
     teacher = choose_teacher(settings)
     store = AnswerStore(settings.store) if settings.store else None
     metrics = Metrics()
@@ -78,17 +76,21 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     service = Service(host, store, metrics, settings)
-    app.state.teaching = State(settings, host, store, metrics, service, Swapper(host, metrics))
+    app.state.teaching = State(
+        settings, host, store, metrics, service, Swapper(host, metrics), keyless=keys.empty
+    )
     app.include_router(_router)
     add_page(app)
-    app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
-    app.add_middleware(KeyGuard, key=admin_key, paths=ADMINISTRATION, flag="--admin-key-file")
-    if key is not None:
-        app.add_middleware(KeyGuard, key=key, paths=QUESTIONS, flag="--api-key-file")
+    bodies = Share(int(settings.max_pending_mib * 2**20), "bytes")
+    limit = int(settings.max_body_mib * 2**20)
+    # The last one added is the first to see a request
+    app.add_middleware(Admission, questions=service.share, body_bytes=bodies, limit=limit)
+    app.add_middleware(KeyGuard, keys=admin_keys, paths=ADMINISTRATION, flag="--admin-key-file", closed=True)
+    app.add_middleware(KeyGuard, keys=keys, paths=QUESTIONS, flag="--api-key-file")
+    app.add_middleware(Reception, metrics=metrics, log=settings.log_requests)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(NotReady, _on_not_ready)
-    app.add_exception_handler(Exception, _on_crash)
     return app
 
 
@@ -111,12 +113,15 @@ def _or_error(value: Any, validate: ValidatorFunctionWrapHandler) -> Question | 
 
 
 _KEYLESS: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorAnswer, "description": "The teacher has a key, and the request does not bear it."}
+    401: {"model": ErrorAnswer, "description": "The teacher has a key, and the request does not bear it."},
+    422: {"model": ErrorAnswer, "description": "A header cannot be used; `field` says which."},
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     **_KEYLESS,
+    400: {"model": ErrorAnswer, "description": "The body cannot be parsed."},
     413: {"model": ErrorAnswer, "description": "The body or the picture is too large."},
     422: {"model": ErrorAnswer, "description": "Something in the question is wrong; `field` says what."},
+    429: {"model": ErrorAnswer, "description": "The client has its share; Retry-After says how long."},
     502: {"model": ErrorAnswer, "description": "The teacher's answer could not be read: `raw` holds it."},
     503: {"model": ErrorAnswer, "description": "Not ready or overloaded; Retry-After says how long."},
     504: {"model": ErrorAnswer, "description": "The teacher did not answer in time."},
@@ -133,7 +138,9 @@ _SWAP_ERRORS: dict[int | str, dict[str, Any]] = {
     502: {"model": ErrorAnswer, "description": "It was loaded and is no good: the one before answers again."},
     503: {"model": ErrorAnswer, "description": "There is no teacher yet; nothing was touched."},
 }
-_BATCH_ERRORS: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 413, 422, 503)}
+_BATCH_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: _ERRORS[status] for status in (400, 401, 413, 422, 429, 503)
+}
 
 _router = APIRouter()
 
@@ -226,18 +233,11 @@ def _teaching(request: Request) -> State:
 
 async def _answers(request: Request, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
     """The outcomes; the work on them is cancelled when the client goes away."""
-    answering = asyncio.ensure_future(_teaching(request).service.answer(questions))
-    gone = asyncio.ensure_future(request.receive())  # the body is read: all that can come is the end
-    try:
-        await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise HTTPException(_GONE, "the client went away")
-        return answering.result()
-    except asyncio.CancelledError:  # by the server, when its time to stop is over
-        raise HTTPException(503, "the service is stopping", headers=_RETRY_SOON) from None
-    finally:
-        answering.cancel()
-        gone.cancel()
+    caller = caller_of(request.scope)
+    asking = _teaching(request).service.answer(questions, client=caller.client, patience_s=caller.patience_s)
+    outcomes = await while_client_waits(request, asking)
+    caller.told = told_of(outcomes)
+    return outcomes
 
 
 def _json(model: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -285,32 +285,3 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
 
 async def _on_not_ready(_: Request, error: Exception) -> Response:
     return _error(ErrorBody(status=503, reason=str(error), retry_after=1.0))
-
-
-async def _on_crash(_: Request, error: Exception) -> Response:
-    return _error(ErrorBody(status=500, reason="the service failed on this request; its log says why"))
-
-
-class _BodyLimit:
-    """Refuses a body that is larger than the limit, before more of it is read."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        taken = 0
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-
-        async def receive_at_most() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._limit or int(told) > self._limit:
-                reason = f"the body has more than {self._limit} bytes; ask fewer questions at once"
-                raise HTTPException(413, reason)
-            return message
-
-        await self._app(scope, receive_at_most, send)

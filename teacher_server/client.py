@@ -1,5 +1,6 @@
 """The typed client that students, tools and tests ask a teacher with."""
 
+import secrets
 import socket
 import threading
 import time
@@ -101,7 +102,10 @@ class TeacherClient:
         # trust_env: a teacher is asked directly, whatever proxy the shell is set to
         self._http = httpx.Client(base_url=self.url, trust_env=False)
         self._keyed = key is not None
-        self._headers = _HEADERS | ({"Authorization": f"Bearer {key}"} if self._keyed else {})
+        # Its own name, so that a service that is short of room tells it from others on this machine
+        self._headers = _HEADERS | {"X-Client": f"client-{secrets.token_hex(4)}"}
+        if self._keyed:
+            self._headers["Authorization"] = f"Bearer {key}"
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
 
@@ -214,9 +218,10 @@ class TeacherClient:
     ) -> _Model:
         timeout = httpx.Timeout(min(max(left_s, 1.0), _READ_TIMEOUT_S), connect=10.0)
         told: dict[str, Any] = {"trace": self._on_event}
+        headers = self._headers | {"X-Request-ID": secrets.token_hex(8), "X-Timeout-S": f"{timeout.read:.3f}"}
         try:
             reply = self._http.request(
-                method, path, content=body, headers=self._headers, timeout=timeout, extensions=told
+                method, path, content=body, headers=headers, timeout=timeout, extensions=told
             )
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise _TryAgain(f"{type(error).__name__}: {error}") from error

@@ -32,6 +32,13 @@ class Metrics:
             ["way"],
             registry=self.registry,
         )
+        self.requests = Counter(
+            "teacher_requests",
+            "HTTP requests by route and status; 499: the client went away, no route: there is no such path or"
+            " the request was refused at the door (401, 413, 422, 429, 503).",
+            ["route", "status"],
+            registry=self.registry,
+        )
         self.failures = Counter(
             "teacher_failures",
             "Questions without an answer, by the HTTP status of each.",

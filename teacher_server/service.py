@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from teacher_server.admission import Places, Share
 from teacher_server.answers import AnswerStore, Key, StoreError
 from teacher_server.images import BadPicture, decode, from_base64
 from teacher_server.metrics import Metrics
@@ -26,8 +28,6 @@ from teacher_server.teachers import (
 )
 
 _log = logging.getLogger(__name__)
-
-_RETRY_AFTER_S = 1.0
 
 Outcome = Answer | ErrorBody
 
@@ -77,35 +77,46 @@ class Service:
         self._store = store
         self._metrics = metrics
         self._settings = settings
-        self._places = asyncio.Semaphore(settings.concurrency)
+        self.share = Share(settings.max_pending, "questions")
+        """Of the questions here, among the clients."""
+        self._places = Places(settings.concurrency)
         self._flights: dict[tuple[Key, Stage], _Flight] = {}
-        self._pending = 0
-        metrics.pending.set_function(lambda: self._pending)
+        metrics.pending.set_function(lambda: self.share.taken)
         metrics.in_flight.set_function(lambda: len(self._flights))
 
-    async def answer(self, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
+    async def answer(
+        self, questions: Sequence[Question | ErrorBody], *, client: str = "", patience_s: float = math.inf
+    ) -> list[Outcome]:
         """The outcome of each question, in order; one question's failure costs the others nothing.
 
         An error among the questions is one that could not be read, and stays as it is. Cancelling
         this stops those askings of the teacher that no other request waits for.
 
+        Args:
+            client: who asks: as many of the questions as it has room for are taken, the first ones.
+            patience_s: seconds that it will wait; what has not come by then is asked no more.
+
         Raises:
             NotReady: there is no teacher to ask now.
         """
+        timeout_s = min(patience_s, self._settings.timeout_s)
         with self._host.lease() as teacher:
-            admitted = min(len(questions), self._settings.max_pending - self._pending)
-            self._pending += admitted
+            admitted = min(len(questions), self.share.room(client))
+            self.share.take(client, admitted)
+            refused = [self.share.refusal(client)] * (len(questions) - admitted)
             try:
-                outcomes = await self._answer(teacher, questions[:admitted])
+                outcomes = await self._answer(teacher, questions[:admitted], client, timeout_s)
             finally:
-                self._pending -= admitted
-        outcomes += [self._overloaded()] * (len(questions) - admitted)
+                self.share.give(client, admitted)
+        outcomes += refused
         for outcome in outcomes:
             if isinstance(outcome, ErrorBody):
                 self._metrics.failures.labels(str(outcome.status)).inc()
         return outcomes
 
-    async def _answer(self, teacher: Teacher, questions: Sequence[Question | ErrorBody]) -> list[Outcome]:
+    async def _answer(
+        self, teacher: Teacher, questions: Sequence[Question | ErrorBody], client: str, timeout_s: float
+    ) -> list[Outcome]:
         began = time.perf_counter()
         inquiries = [_inquiry(teacher, q) if isinstance(q, Question) else q for q in questions]
         # From the look-up to joining there is no await: what is not stored yet is still in flight
@@ -118,18 +129,18 @@ class Service:
                 self._metrics.questions.labels("stored").inc()
                 ways.append(stored[inquiry.key])
             else:
-                ways.append(self._join(inquiry))
+                ways.append(self._join(inquiry, client))
 
         flights = [way for way in ways if isinstance(way, _Flight)]
         try:
             if flights:
-                await asyncio.wait({flight.task for flight in flights}, timeout=self._settings.timeout_s)
+                await asyncio.wait({flight.task for flight in flights}, timeout=timeout_s)
         finally:
             for flight in flights:
                 self._leave(flight)
 
         total = {"total": (time.perf_counter() - began) * 1000}
-        outcomes = [self._outcome(way) if isinstance(way, _Flight) else way for way in ways]
+        outcomes = [_landed(way, timeout_s) if isinstance(way, _Flight) else way for way in ways]
         return [
             outcome.model_copy(update={"milliseconds": outcome.milliseconds | total})
             if isinstance(outcome, Answer)
@@ -156,11 +167,11 @@ class Service:
                 answers[key] = answer.model_copy(update={"stored": True, "milliseconds": {}})
         return answers
 
-    def _join(self, inquiry: _Inquiry) -> _Flight:
-        """The asking of an equal question if there is one, else a new one."""
+    def _join(self, inquiry: _Inquiry, client: str) -> _Flight:
+        """The asking of an equal question if there is one, else a new one in the client's name."""
         flight = self._flights.get(inquiry.what)
         if flight is None:
-            flight = _Flight(inquiry.what, asyncio.create_task(self._ask(inquiry)))
+            flight = _Flight(inquiry.what, asyncio.create_task(self._ask(inquiry, client)))
             flight.task.add_done_callback(lambda _: self._forget(flight))
             self._flights[inquiry.what] = flight
         else:
@@ -179,18 +190,12 @@ class Service:
         if self._flights.get(flight.what) is flight:
             del self._flights[flight.what]
 
-    def _outcome(self, flight: _Flight) -> Outcome:
-        if flight.task.done() and not flight.task.cancelled():
-            return flight.task.result()
-        reason = f"the teacher did not answer within {self._settings.timeout_s:g} s"
-        return ErrorBody(status=504, reason=reason)
-
-    async def _ask(self, inquiry: _Inquiry) -> Outcome:
+    async def _ask(self, inquiry: _Inquiry, client: str) -> Outcome:
         """Asks the teacher and stores the answer; turns what can go wrong into an error answer."""
         question = inquiry.question
         laps = _Laps(self._metrics)
         try:
-            async with self._places:
+            async with self._places.place(client):
                 laps.end("waiting")
                 file, limit = from_base64(question.image), self._settings.max_pixels
                 picture = await asyncio.to_thread(decode, file, max_pixels=limit)
@@ -233,12 +238,18 @@ class Service:
         self._metrics.store_failures.inc()
         _log.error("%s", error)
 
-    def _overloaded(self) -> ErrorBody:
-        return ErrorBody(
-            status=503,
-            reason=f"{self._settings.max_pending} questions are being answered already; ask again later",
-            retry_after=_RETRY_AFTER_S,
-        )
+
+def told_of(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many questions were answered, how many of these out of the store, and how many have an error."""
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    stored = sum(answer.stored for answer in answers)
+    return {"answered": len(answers), "stored": stored, "failed": len(outcomes) - len(answers)}
+
+
+def _landed(flight: _Flight, timeout_s: float) -> Outcome:
+    if flight.task.done() and not flight.task.cancelled():
+        return flight.task.result()
+    return ErrorBody(status=504, reason=f"the teacher did not answer within {timeout_s:g} s")
 
 
 def _inquiry(teacher: Teacher, question: Question) -> _Inquiry | ErrorBody:

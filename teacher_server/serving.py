@@ -1,18 +1,25 @@
 """Runs the service on a port of its own until it is told to stop."""
 
 import errno
-import logging
+import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
 
 import uvicorn
 
 from teacher_server.app import State, create_app
+from teacher_server.logs import write_logs
+from teacher_server.protocol import BoundedHttp
 from teacher_server.settings import Settings
 
-_GRACE_S = 5
-"""For requests in hand when the service is told to stop; `docker stop` kills after 10 s."""
+_SWITCH_S = 0.0005
+"""How long a thread may keep the others from running, ten times less than Python's own choice: planning and
+decoding must not hold up requests that are only to be refused."""
 
 
 class CannotListen(Exception):
@@ -27,19 +34,33 @@ def serve(settings: Settings) -> int:
 
     Raises:
         BadKeyFile: the file of the key holds none.
-        CannotListen: the address is taken or is not ours.
+        CannotListen: the address is taken or is not ours, or others could ask there without a key.
         CannotTeach: there cannot be a teacher as the settings ask for it.
         StoreError: the answer store cannot be used.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    write_logs(settings.log_format)
+    sys.setswitchinterval(_SWITCH_S)
+    _allow_connections()
     with _listen(settings.host, settings.port) as listener:
         app = create_app(settings)
         teaching: State = app.state.teaching
+        if teaching.keyless and not settings.allow_keyless and not _is_loopback(listener):
+            raise CannotListen(
+                f"--host {settings.host} lets others than this machine ask, and no key is asked for: give"
+                " --api-key-file FILE, or --allow-keyless where the network keeps them out"
+            )
         # uvicorn raises the signal that stopped it once more when it is done: then it is no error
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        http: Any = partial(BoundedHttp, within_s=settings.receive_s, most=settings.max_connections)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
+            app,
+            http=http,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_s,
+            server_header=False,
         )
         _Server(config, f"listening on {_url(listener)} as {teaching.host.teacher.identity}").run([listener])
     if teaching.host.failure is not None:
@@ -69,6 +90,17 @@ def _listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise CannotListen(f"port {port} on {host} is in use; choose another with --port") from error
         raise CannotListen(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ip_address(listener.getsockname()[0]).is_loopback
+
+
+def _allow_connections() -> None:
+    """Has the system allow as many open files as it will; connections are bounded by the settings."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _url(listener: socket.socket) -> str:

@@ -7,11 +7,13 @@ from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings
 
 from teacher_server.command_line import flags_and_variables
+from teacher_server.logs import LogFormat
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "dummy"]
 Readout = Literal["labels", "numbers"]
 Targets = Literal["soft", "hard"]
+LogRequests = Literal["all", "failed", "none"]
 
 
 class EngineSettings(BaseModel):
@@ -129,25 +131,64 @@ class Settings(EngineSettings, BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0: any free one")
     api_key_file: Path | None = Field(
         default=None,
-        description="a file that holds the key which requests to /policy, /policy/batch and /teacher have to"
-        " bear, as Authorization: Bearer KEY; an empty file asks for no key",
+        description="a file of keys, one a line, one of which requests to /policy, /policy/batch and"
+        " /teacher have to bear, as Authorization: Bearer KEY; read again when it changes; an empty file asks for none",
     )
     admin_key_file: Path | None = Field(
         default=None,
-        description="a file that holds the key which requests to /admin have to bear, as `teacher swap` does;"
+        description="a file of keys of which requests to /admin have to bear one, as `teacher swap` does;"
         " without it, or where it is empty, there is no /admin",
+    )
+    allow_keyless: bool = Field(
+        default=False,
+        description="listen to others than this machine (--host) though no key is asked for, as where the"
+        " network keeps them out",
     )
     concurrency: int = Field(default=64, ge=1, description="questions that the teacher works on at once")
     max_pending: int = Field(
-        default=4096, ge=1, description="questions in the service at once; further ones get 503"
+        default=4096,
+        ge=1,
+        description="questions in the service at once; further ones get 503, and 429 where one client has"
+        " as many of them as are free for all",
+    )
+    max_pending_mib: float = Field(
+        default=256.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="MiB of all bodies in the service at once, shared as questions are",
     )
     timeout_s: float = Field(
-        default=120.0, gt=0, allow_inf_nan=False, description="seconds after which a question gets 504"
+        default=120.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which a question gets 504; its client may"
+        " ask for less by the header X-Timeout-S",
     )
     max_batch: int = Field(default=1024, ge=1, description="questions in one batch")
     max_body_mib: float = Field(
         default=64.0, gt=0, allow_inf_nan=False, description="MiB of one request's body; more gets 413"
     )
     max_pixels: int = Field(
-        default=4096 * 4096, ge=1, description="pixels of one picture; more gets 413 before it is decoded"
+        default=3200 * 3200, ge=1, description="pixels of one picture; more gets 413 before it is decoded"
+    )
+    max_connections: int = Field(
+        default=4096, ge=1, description="connections at once; further ones get 503 and are closed"
+    )
+    receive_s: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds in which a request has to come, and its answer to be taken, or its connection"
+        " is closed",
+    )
+    drain_s: int = Field(
+        default=5,
+        ge=0,
+        description="seconds for the questions in hand when the service is told to stop; `docker stop` kills"
+        " after 10",
+    )
+    log_format: LogFormat = Field(default="text", description="of the lines on stderr: text or json")
+    log_requests: LogRequests = Field(
+        default="failed",
+        description="requests that get a line: failed: with a status of 400 or more, but for 429 and 503",
     )

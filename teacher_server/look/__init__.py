@@ -28,6 +28,7 @@ from teacher_server.look.templates import check
 from teacher_server.metrics import Metrics
 from teacher_server.preparation import visual_tokens
 from teacher_server.prompt_files import FOLLOWUPS, QUESTION, SYSTEM, TEMPLATES, BadPromptSet
+from teacher_server.reception import caller_of, while_client_waits
 from teacher_server.schemas import ErrorAnswer, ErrorBody, Question
 from teacher_server.service import Service
 from teacher_server.teachers import Teacher
@@ -93,7 +94,9 @@ async def state(request: Request) -> Response:
     teaching = _teaching(request)
     figures = teaching.metrics.figures()
     host = teaching.host
-    about = {"identity": host.teacher.identity, "ready": host.ready, "failure": host.failure}
+    # What it was is for the log: it may name folders
+    failure = host.failure and f"{host.failure.partition(':')[0]}; the teacher's log says why"
+    about = {"identity": host.teacher.identity, "ready": host.ready, "failure": failure}
     return JSONResponse(about | {"figures": figures})
 
 
@@ -195,7 +198,9 @@ async def ask(request: Request, question: _Edited) -> Response:
                 return _refused(error.file or "templates", error)
             # A service of its own: no store, and figures that nobody counts
             service = Service(_Lent(edited, teaching.host), None, Metrics(), teaching.settings)
-            (outcome,) = await service.answer([question])
+            (outcome,) = await while_client_waits(
+                request, service.answer([question], patience_s=caller_of(request.scope).patience_s)
+            )
     if isinstance(outcome, ErrorBody):
         return _error(outcome)
     return Response(outcome.model_dump_json(), media_type="application/json")

@@ -10,14 +10,14 @@ import httpx
 import pytest
 
 from teacher_server.client import TeacherClient, TeacherError
-from teacher_server.keys import BadKeyFile, read_key
+from teacher_server.keys import BadKeyFile, read_key, read_keys
 from teacher_server.schemas import Answer, ErrorAnswer
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess
-from tests.waiting import LONG_S
+from tests.waiting import LONG_S, wait_for
 
 _KEY = "s3cret and-long_enough=="
 _TEACHER = str(Path(sys.executable).with_name("teacher"))
-_BAD_KEYS = [b"one\ntwo", b"tab\tin it", "schlüssel".encode(), b"\x00", b"\xff\xfe"]
+_BAD_KEYS = [b"tab\tin it", "schlüssel".encode(), b"\x00", b"\xff\xfe"]
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,10 @@ def test_an_empty_file_asks_for_no_key(
 
 @pytest.mark.integration
 def test_a_file_without_a_key_is_refused_at_the_start(tmp_path: Path) -> None:
-    (tmp_path / "bad").write_bytes(b"two\nlines of it")
+    (tmp_path / "bad").write_bytes(b"one\ntw\xc3\xb6 of it")
     store = tmp_path / "answers.sqlite3"
     for file, said in (
-        (tmp_path / "bad", "bad holds no key: write one line of printable ASCII"),
+        (tmp_path / "bad", "bad holds no key in line 2: write printable ASCII characters, one key a line"),
         (tmp_path / "nowhere", "nowhere: No such file or directory; give a file that holds it"),
         (tmp_path, "Is a directory"),
     ):
@@ -134,7 +134,7 @@ def test_a_file_without_a_key_is_refused_at_the_start(tmp_path: Path) -> None:
         (line,) = done.stderr.splitlines()
         assert line.startswith("teacher serve: error: ")
         assert said in line
-        assert "lines of it" not in line
+        assert "of it" not in line
     assert not store.exists()
 
 
@@ -148,6 +148,51 @@ def test_what_cannot_be_a_key(tmp_path: Path, content: bytes) -> None:
     assert json.dumps(content.decode("latin-1")) not in str(refused.value)
     with pytest.raises(ValueError, match="no line of printable ASCII"):
         TeacherClient("http://127.0.0.1:9", key=content.decode("latin-1"))
+
+
+@pytest.mark.integration
+def test_keys_come_and_go_while_the_teacher_runs(teacher_process: StartTeacher, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# of the institute\nerste  # alice\n\nzweite\n")
+    teacher = teacher_process("--api-key-file", str(file), "--log-requests", "all")
+
+    def status(key: str) -> int:
+        url, headers = f"{teacher.url}/teacher", {"Authorization": f"Bearer {key}"}
+        return httpx.get(url, headers=headers, timeout=LONG_S).status_code
+
+    assert [status(key) for key in ("erste", "zweite", "dritte")] == [200, 200, 401]
+    assert "client=alice route=/teacher status=200" in teacher.stderr
+    file.write_text("zweite\ndritte\n")
+    wait_for(lambda: status("erste") == 401, "a key's end")
+    assert [status(key) for key in ("zweite", "dritte")] == [200, 200]
+    file.write_text("")  # as where it is being written, or by mistake: nobody more is let in
+    wait_for(lambda: status("none") == 401 and "holds none any more" in teacher.stderr, "a look at the file")
+    assert [status(key) for key in ("zweite", "vierte")] == [200, 401]
+    for key in ("erste", "zweite", "dritte"):
+        assert key not in teacher.stderr
+
+
+@pytest.mark.integration
+def test_others_may_only_ask_with_a_key_unless_that_is_said(
+    teacher_process: StartTeacher, key_file: Path, tmp_path: Path
+) -> None:
+    command = [_TEACHER, "serve", "--port", "0", "--store", "none", "--host", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "--host 0.0.0.0 lets others than this machine ask" in line
+    assert "--api-key-file FILE, or --allow-keyless" in line
+    for flags in (("--allow-keyless",), ("--api-key-file", str(key_file))):
+        assert "listening on http://0.0.0.0" in teacher_process("--host", "0.0.0.0", *flags).greeting
+
+
+@pytest.mark.unit
+def test_a_file_of_keys_says_who_bears_them(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# comment\n one two # alice \r\nthree\n\n#four\n")
+    assert read_keys(file) == {"one two": "alice", "three": "key-8b5b9db0"}
+    with pytest.raises(BadKeyFile, match="holds 2 keys: give a file that holds the one to bear"):
+        read_key(file)
 
 
 @pytest.mark.unit

@@ -98,8 +98,8 @@ class House:
         self.host.start()
         self.service = Service(self.host, self.store, self.metrics, Settings(**settings))
 
-    async def ask(self, *questions: Question) -> list[Outcome]:
-        return await self.service.answer(questions)
+    async def ask(self, *questions: Question, **by: Any) -> list[Outcome]:
+        return await self.service.answer(questions, **by)
 
     async def ask_one(self, question: Question) -> Outcome:
         return (await self.service.answer([question]))[0]
@@ -230,20 +230,58 @@ def test_what_does_not_come_in_time_is_504_and_asked_afresh_later(run: Run) -> N
     run(test, timeout_s=1)
 
 
-def test_beyond_the_limit_questions_get_503(run: Run) -> None:
+def test_clients_share_what_the_service_takes(run: Run) -> None:
     async def test(house: House) -> None:
-        asking = asyncio.create_task(house.ask(*(_question(f"m{i}") for i in range(5))))
+        greedy = asyncio.create_task(house.ask(*(_question(f"m{i}") for i in range(5)), client="greedy"))
+        await house.until_asked(2)
+        another = asyncio.create_task(house.ask(_question("a"), _question("b"), client="another"))
         await house.until_asked(3)
-        refused = await house.ask_one(_question("late"))
-        assert isinstance(refused, ErrorBody)
-        assert refused.status == 503
-        assert refused.retry_after
+        for client, status, why in (
+            ("greedy", 429, "you have 2 questions here, which is your share of 3"),
+            ("another", 429, "you have 1 questions here"),
+            ("a third", 503, "3 questions are here already, of 3 at most"),
+        ):
+            (refused,) = await house.ask(_question("late"), client=client)
+            assert isinstance(refused, ErrorBody)
+            assert (refused.status, refused.retry_after) == (status, 1)
+            assert why in refused.reason
         house.teacher.gate.set()
-        outcomes = await asking
-        assert [isinstance(outcome, Answer) for outcome in outcomes] == [True] * 3 + [False] * 2
+        for asking, taken in ((greedy, [True, True, False, False, False]), (another, [True, False])):
+            assert [isinstance(outcome, Answer) for outcome in await asking] == taken
         assert isinstance(await house.ask_one(_question("late")), Answer)
+        assert house.count("teacher_failures_total", status="429") == 3 + 1 + 2
 
     run(test, max_pending=3)
+
+
+def test_who_asks_much_waits_for_itself(run: Run) -> None:
+    async def test(house: House) -> None:
+        much = asyncio.create_task(house.ask(*(_question(f"m{i}") for i in range(20)), client="much"))
+        await house.until_asked(1)
+        little = asyncio.create_task(house.ask(_question("a"), _question("b"), client="little"))
+        await asyncio.sleep(0.01)
+        house.teacher.gate.set()
+        await little
+        await much
+        order = house.teacher.asked
+        assert (order.index("a"), order.index("b")) == (2, 4)  # in turn with the other's
+
+    run(test, concurrency=1)
+
+
+def test_a_client_says_how_long_it_will_wait(run: Run) -> None:
+    async def test(house: House) -> None:
+        first = asyncio.create_task(house.ask(_question("first")))
+        await house.until_asked(1)
+        (outcome,) = await house.ask(_question("behind it"), patience_s=0.05)
+        assert isinstance(outcome, ErrorBody)
+        assert (outcome.status, outcome.reason) == (504, "the teacher did not answer within 0.05 s")
+        house.teacher.gate.set()
+        await first
+        await asyncio.sleep(0.01)
+        assert house.teacher.asked == ["first"]  # nobody waited for the other any more
+
+    run(test, concurrency=1)
 
 
 @pytest.mark.parametrize(
