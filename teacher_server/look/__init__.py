@@ -42,8 +42,6 @@ _HEADERS = {
     # Nothing from elsewhere, no script in the page itself, and nobody may frame it
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none';"
     " form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
 _EDITED_AT_ONCE = 4
