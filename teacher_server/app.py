@@ -82,6 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_router)
     add_page(app)
     bodies = Share(int(settings.max_pending_mib * 2**20), "bytes")
+    metrics.pending_bytes.set_function(lambda: bodies.taken)
+    metrics.ready.set_function(lambda: host.ready)
     limit = int(settings.max_body_mib * 2**20)
     # The last one added is the first to see a request
     app.add_middleware(Admission, questions=service.share, body_bytes=bodies, limit=limit)

@@ -61,6 +61,9 @@ class Metrics:
             registry=self.registry,
         )
         self.pending = Gauge("teacher_pending", "Questions in the service.", registry=self.registry)
+        self.pending_bytes = Gauge(
+            "teacher_pending_bytes", "Bytes of all request bodies in the service.", registry=self.registry
+        )
         self.in_flight = Gauge(
             "teacher_in_flight", "Questions that the teacher has yet to answer.", registry=self.registry
         )
@@ -68,6 +71,7 @@ class Metrics:
             "teacher_store_failures", "Store look-ups and writes that failed.", registry=self.registry
         )
 
+        self.ready = Gauge("teacher_ready", "1 while questions are answered, else 0.", registry=self.registry)
         self.swaps = Counter(
             "teacher_swaps",
             "Swaps of the checkpoint by outcome: swapped, unchanged (it was served already), refused (nothing"
