@@ -12,6 +12,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from teacher_server.answers import AnswerStore, Key, StoreError
+from teacher_server.answers.errors import DAMAGED_ANSWER, FailureLog
 from teacher_server.images import BadPicture, decode, from_base64
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
@@ -74,7 +75,7 @@ class Service:
 
     def __init__(self, host: Lender, store: AnswerStore | None, metrics: Metrics, settings: Settings) -> None:
         self._host = host
-        self._store = store
+        self._store, self._store_failures = store, FailureLog()
         self._metrics = metrics
         self._settings = settings
         self._places = asyncio.Semaphore(settings.concurrency)
@@ -149,9 +150,9 @@ class Service:
         answers = {}
         for key, text in found.items():
             try:
-                answer = Answer.model_validate_json(text)
-            except ValidationError as error:
-                self._store_failed(StoreError(f"a stored answer is damaged and is asked for again: {error}"))
+                answer = Answer.model_validate_json(text or "")
+            except ValidationError:
+                self._store_failed(StoreError(DAMAGED_ANSWER, DAMAGED_ANSWER))
             else:
                 answers[key] = answer.model_copy(update={"stored": True, "milliseconds": {}})
         return answers
@@ -231,7 +232,7 @@ class Service:
 
     def _store_failed(self, error: StoreError) -> None:
         self._metrics.store_failures.inc()
-        _log.error("%s", error)
+        self._store_failures.add(error)
 
     def _overloaded(self) -> ErrorBody:
         return ErrorBody(
