@@ -46,12 +46,11 @@ LAYOUTS = {
 }
 """The version of a file, by the SQL of all that is in it; 0: nothing is."""
 
-PUT = """INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT DO UPDATE
+UNLESS_SOUND = """ON CONFLICT DO UPDATE
     SET answer = excluded.answer, created = excluded.created, checksum = excluded.checksum
     WHERE NOT sound(excluded.identity, excluded.picture, excluded.mission, excluded.task, excluded.actions,
                     CAST(answers.answer AS BLOB), answers.checksum)"""
-"""Keeps the answer that a key has, unless that one is damaged."""
+"""Ends an INSERT INTO answers: a key keeps the answer that it has, unless that one is damaged."""
 
 _INCREMENTAL = 2
 _WAL_LIMIT_BYTES = 64 * 2**20

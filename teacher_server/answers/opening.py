@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _MAGIC = b"SQLite format 3\0"
 _WAL_MAGIC = frozenset({0x377F0682, 0x377F0683})
+_PREFIX = "*** in database main ***"
 _SQLITES_OWN = ("-wal", "-shm", "-journal")
 
 
@@ -57,7 +58,7 @@ def open_store(path: Path, lock_timeout_s: float) -> tuple[StoreLock, sqlite3.Co
         return lock, _opened(path, lock, lock_timeout_s)
 
 
-def open_existing(path: Path, lock_timeout_s: float = 30.0) -> tuple[StoreLock, sqlite3.Connection]:
+def open_existing(path: Path, lock_timeout_s: float) -> tuple[StoreLock, sqlite3.Connection]:
     """A store that is there already, for a command: nothing is made and nothing is set aside.
 
     Raises:
@@ -90,7 +91,7 @@ def what_is_wrong(connection: sqlite3.Connection) -> str | None:
         sqlite3.Error: the check itself fails, on damage or on a lock.
     """
     found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    return None if found == "ok" else " ".join(found.split())
+    return None if found == "ok" else " ".join(found.removeprefix(_PREFIX).split())
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """The room that answers take: how much is in use, which go first, and giving the disk back what is free."""
 
+import math
 import sqlite3
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from teacher_server.answers.layout import number
 
-_AT_ONCE = 64
+_AT_ONCE = 256
 """Answers deleted, or pages moved, in one transaction, so that nobody waits long for it."""
 
 _TEACHERS = """WITH RECURSIVE teacher (identity) AS (
@@ -17,8 +19,8 @@ _TEACHERS = """WITH RECURSIVE teacher (identity) AS (
     SELECT identity, (SELECT min(created) FROM answers WHERE answers.identity = teacher.identity) AS oldest
     FROM teacher WHERE identity IS NOT NULL ORDER BY oldest"""
 _DELETE_OLDEST = """DELETE FROM answers WHERE rowid IN
-    (SELECT rowid FROM answers WHERE identity = ? AND created < ? ORDER BY created LIMIT ?)"""
-_NEVER = 1e300
+    (SELECT rowid FROM answers WHERE identity = ? AND created <= ? ORDER BY created LIMIT ?)"""
+_NEVER = math.inf
 
 
 def bytes_in_use(connection: sqlite3.Connection) -> int:
@@ -40,25 +42,36 @@ def teachers_by_age(connection: sqlite3.Connection) -> list[tuple[str, float]]:
     return connection.execute(_TEACHERS).fetchall()
 
 
-def evict(connection: sqlite3.Connection, max_bytes: float, *, spared: Collection[str] = ()) -> int:
-    """Deletes a few of the oldest answers if more is in use, those of spared teachers last; returns how many.
+class Deleted(NamedTuple):
+    """How many answers of one teacher went."""
+
+    identity: str
+    number: int
+
+
+def evict(
+    connection: sqlite3.Connection, max_bytes: float, *, spared: Collection[str] = ()
+) -> Deleted | None:
+    """If more is in use, deletes a few of the oldest answers, those of spared teachers last.
+
+    Returns:
+        What went; None when no more has to go.
 
     Raises:
         sqlite3.Error: it could not be done, and nothing is gone.
     """
     with connection:
         connection.execute("BEGIN IMMEDIATE")
-        if bytes_in_use(connection) <= max_bytes:
-            return 0
         teachers = [identity for identity, _ in teachers_by_age(connection)]
-        if not teachers:
-            return 0
+        if bytes_in_use(connection) <= max_bytes or not teachers:
+            return None
         first = min(teachers, key=lambda identity: identity in spared)
-        return connection.execute(_DELETE_OLDEST, (first, _NEVER, _AT_ONCE)).rowcount
+        gone = connection.execute(_DELETE_OLDEST, (first, _NEVER, _AT_ONCE)).rowcount
+        return Deleted(first, gone) if gone else None
 
 
 def delete(connection: sqlite3.Connection, identity: str, before: float = _NEVER) -> Iterator[int]:
-    """Deletes a teacher's answers given before that time, a few at a time; yields how many each time.
+    """Deletes a teacher's answers given up to that time, a few at a time; yields how many each time.
 
     Raises:
         sqlite3.Error: it could not be done; what was told is gone.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from teacher_server.answers.errors import store_error, tells_of_damage
-from teacher_server.answers.layout import PUT, connect
+from teacher_server.answers.layout import UNLESS_SOUND, connect
 from teacher_server.answers.opening import open_store
 from teacher_server.answers.room import bytes_in_use, evict
 from teacher_server.answers.rows import Key, Row, checksum, row_of
@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 
 _LOOK_UP = """SELECT CAST(answer AS BLOB), checksum FROM answers
     WHERE identity = ? AND picture = ? AND mission = ? AND task = ? AND actions = ?"""
+_PUT = f"INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?) {UNLESS_SOUND}"
 _REGISTER = """INSERT INTO teachers VALUES (?, ?)
     ON CONFLICT DO UPDATE SET description = excluded.description WHERE description <> excluded.description"""
 _READ_LOCK_TIMEOUT_S = 0.2
@@ -91,9 +92,11 @@ class AnswerStore:
             StoreError: it could not be read.
         """
         try:
-            with self._reader:
-                self._reader.execute("BEGIN")
+            self._reader.execute("BEGIN")
+            try:
                 rows = {key: self._look_up(key.columns) for key in keys}
+            finally:
+                self._reader.rollback()  # after damage was met, a commit fails, though nothing is to be written
         except sqlite3.Error as error:
             raise store_error(self.path, error) from error
         return {key: row[0] for key, row in rows.items() if row is not None}
@@ -155,7 +158,7 @@ class AnswerStore:
 
     def _write_answers(self, rows: Sequence[Row]) -> bool:
         """Writes them; returns whether the file is over its size now."""
-        self._write(PUT, rows)
+        self._write(_PUT, rows)
         return bytes_in_use(self._writer) > self._max_bytes
 
     def _evict(self, answering: set[str]) -> bool:
@@ -164,8 +167,10 @@ class AnswerStore:
             gone = evict(self._writer, self._max_bytes, spared=answering)
         except sqlite3.Error:  # the next write tells of it, and begins anew
             return False
-        self._on_evicted(gone)
-        return gone > 0
+        if gone is None:
+            return False
+        self._on_evicted(gone.number)
+        return True
 
     def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         try:
