@@ -237,12 +237,19 @@ def _set_aside(path: Path, damage: _Damaged) -> None:
     """Puts a new store with all that is sound in place of a damaged one, which gets another name.
 
     Raises:
-        sqlite3.Error, OSError: there is no room; nothing was touched.
+        StoreError: there is no room for what is sound; nothing was touched.
+        OSError: it cannot be renamed.
     """
     part = beside(path, ".part")
     _remove(part)
     try:
-        saved = _salvage(path, part)
+        try:
+            saved = _salvage(path, part)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"the answer store {path} is damaged ({damage}), and what is sound in it cannot be saved:"
+                f" {error}; make room, or move the file away"
+            ) from error
         aside = _free_name(path)
         # Linked first: whenever this is killed, there is a file with the answers under the store's name
         try:

@@ -96,7 +96,7 @@ class AnswerStore:
             try:
                 rows = {key: self._look_up(key.columns) for key in keys}
             finally:
-                self._reader.rollback()  # after damage was met, a commit fails, though nothing is to be written
+                self._reader.rollback()  # a commit fails once damage was met
         except sqlite3.Error as error:
             raise store_error(self.path, error) from error
         return {key: row[0] for key, row in rows.items() if row is not None}
