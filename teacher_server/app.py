@@ -65,8 +65,11 @@ def create_app(settings: Settings) -> FastAPI:
     """
     keys, admin_keys = KeyRing(settings.api_key_file), KeyRing(settings.admin_key_file)
     teacher = choose_teacher(settings)
-    store = AnswerStore(settings.store) if settings.store else None
     metrics = Metrics()
+    store = None
+    if settings.store:
+        evicted = metrics.store_evicted.inc
+        store = AnswerStore(settings.store, max_mib=settings.store_max_mib, on_evicted=evicted)
     # Ends the process: whatever watches over it is to start another
     host = Host(teacher, settings, store, metrics, on_end=lambda: signal.raise_signal(signal.SIGTERM))
     app = FastAPIOffline(

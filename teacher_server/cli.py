@@ -13,6 +13,7 @@ commands:
   swap       have a running teacher serve another checkpoint, without a restart
   score      how good a running teacher is: as a policy, against the planner, stage by stage
   compare    put scored or running teachers side by side, on one page
+  answers    export, import, count or prune the stored answers
   prompts    list the prompt sets, or show what a model gets to see
 """
 
@@ -73,6 +74,12 @@ def _compare(arguments: Sequence[str]) -> int:
     return compare(arguments)
 
 
+def _answers(arguments: Sequence[str]) -> int:
+    from teacher_server.answers.commands import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "bench": _bench,
@@ -80,5 +87,6 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "swap": _swap,
     "score": _score,
     "compare": _compare,
+    "answers": _answers,
     "prompts": _prompts,
 }

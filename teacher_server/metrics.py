@@ -70,6 +70,11 @@ class Metrics:
         self.store_failures = Counter(
             "teacher_store_failures", "Store look-ups and writes that failed.", registry=self.registry
         )
+        self.store_evicted = Counter(
+            "teacher_store_evicted",
+            "Stored answers that went because the store was over --store-max-mib.",
+            registry=self.registry,
+        )
 
         self.ready = Gauge("teacher_ready", "1 while questions are answered, else 0.", registry=self.registry)
         self.swaps = Counter(

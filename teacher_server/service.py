@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from teacher_server.admission import Places, Share
 from teacher_server.answers import AnswerStore, Key, StoreError
+from teacher_server.answers.errors import DAMAGED_ANSWER, FailureLog
 from teacher_server.images import BadPicture, decode, from_base64
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
@@ -74,7 +75,7 @@ class Service:
 
     def __init__(self, host: Lender, store: AnswerStore | None, metrics: Metrics, settings: Settings) -> None:
         self._host = host
-        self._store = store
+        self._store, self._store_failures = store, FailureLog()
         self._metrics = metrics
         self._settings = settings
         self.share = Share(settings.max_pending, "questions")
@@ -160,9 +161,9 @@ class Service:
         answers = {}
         for key, text in found.items():
             try:
-                answer = Answer.model_validate_json(text)
-            except ValidationError as error:
-                self._store_failed(StoreError(f"a stored answer is damaged and is asked for again: {error}"))
+                answer = Answer.model_validate_json(text or "")
+            except ValidationError:
+                self._store_failed(StoreError(DAMAGED_ANSWER, DAMAGED_ANSWER))
             else:
                 answers[key] = answer.model_copy(update={"stored": True, "milliseconds": {}})
         return answers
@@ -236,7 +237,7 @@ class Service:
 
     def _store_failed(self, error: StoreError) -> None:
         self._metrics.store_failures.inc()
-        _log.error("%s", error)
+        self._store_failures.add(error)
 
 
 def told_of(outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -127,6 +127,12 @@ class Settings(EngineSettings, BaseSettings):
         description="the answer store, an SQLite file on a local disk, made if it is not there;"
         " none: remember nothing",
     )
+    store_max_mib: float = Field(
+        default=4096.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="MiB that the answer store may use; beyond, the oldest answers go, other teachers' first",
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0: any free one")
     api_key_file: Path | None = Field(

@@ -148,6 +148,8 @@ def test_what_is_no_answer_store_is_refused_and_left_alone(
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (path.read_bytes() if path.is_file() else b"") == before
+    if spoil is not _newer_version:  # that is a store, and may have SQLite's own files beside it
+        assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

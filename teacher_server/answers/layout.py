@@ -1,0 +1,132 @@
+"""How answers lie in the SQLite file: connections, tables, versions, and how an older file is brought up."""
+
+import sqlite3
+from pathlib import Path
+from typing import Literal
+
+from teacher_server.answers.rows import checksum, is_sound, is_valid
+
+APPLICATION_ID = 0x6C766C6D  # "lvlm" in ASCII
+VERSION = 2
+LAST_VERSION = 999
+"""A file that says it is of a later one is damaged."""
+PAGE_SIZE = 4096
+
+_TEACHERS = """CREATE TABLE teachers (
+        identity    TEXT PRIMARY KEY,
+        description TEXT NOT NULL       -- JSON: everything in the identity
+    ) STRICT"""
+_ANSWERS_1 = """CREATE TABLE answers (
+        identity TEXT NOT NULL REFERENCES teachers (identity),
+        picture  BLOB NOT NULL,         -- SHA-256 of the picture's file
+        mission  TEXT NOT NULL,
+        task     TEXT NOT NULL,
+        actions  TEXT NOT NULL,         -- in the order asked, with commas in between
+        answer   TEXT NOT NULL,         -- JSON, as it was first given
+        created  REAL NOT NULL,         -- seconds since 1970
+        PRIMARY KEY (identity, picture, mission, task, actions)
+    ) STRICT"""
+_ANSWERS = """CREATE TABLE answers (
+        identity TEXT NOT NULL,
+        picture  BLOB NOT NULL,         -- SHA-256 of the picture's file
+        mission  TEXT NOT NULL,
+        task     TEXT NOT NULL,
+        actions  TEXT NOT NULL,         -- in the order asked, with commas in between
+        answer   TEXT NOT NULL,         -- JSON, as it was first given
+        created  REAL NOT NULL,         -- seconds since 1970
+        checksum BLOB NOT NULL,         -- of the key and the answer
+        PRIMARY KEY (identity, picture, mission, task, actions)
+    ) STRICT"""
+_AGES = "CREATE INDEX ages ON answers (identity, created)"
+
+LAYOUTS = {
+    frozenset[str](): 0,
+    frozenset({_TEACHERS, _ANSWERS_1}): 1,
+    frozenset({_TEACHERS, _ANSWERS, _AGES}): 2,
+}
+"""The version of a file, by the SQL of all that is in it; 0: nothing is."""
+
+UNLESS_SOUND = """ON CONFLICT DO UPDATE
+    SET answer = excluded.answer, created = excluded.created, checksum = excluded.checksum
+    WHERE NOT sound(excluded.identity, excluded.picture, excluded.mission, excluded.task, excluded.actions,
+                    CAST(answers.answer AS BLOB), answers.checksum)"""
+"""Ends an INSERT INTO answers: a key keeps the answer that it has, unless that one is damaged."""
+
+_INCREMENTAL = 2
+_WAL_LIMIT_BYTES = 64 * 2**20
+
+
+def connect(
+    path: Path, lock_timeout_s: float, mode: Literal["rwc", "rw", "ro"] = "rwc"
+) -> sqlite3.Connection:
+    """A connection that begins and ends transactions only when told to, usable from any thread.
+
+    Raises:
+        sqlite3.Error: the file cannot be opened or made.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=lock_timeout_s,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    # With WAL, NORMAL loses nothing when a process is killed; only a power cut can take the last answers
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
+    connection.create_function("checksum", 6, checksum, deterministic=True)
+    connection.create_function("sound", 7, is_sound, deterministic=True)
+    connection.create_function("valid", 3, is_valid, deterministic=True)
+    return connection
+
+
+def version_of(connection: sqlite3.Connection) -> int | None:
+    """The version that the file's tables are of; None for tables that are none of ours.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    sql = connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
+    return LAYOUTS.get(frozenset(text for (text,) in sql))
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Makes the tables in a new file, and brings one of an older version up, each in one transaction.
+
+    Raises:
+        sqlite3.Error: it could not be done, and the file is as it was.
+    """
+    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+    connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")  # two processes may start on one file at once
+        version = version_of(connection)
+        if version != VERSION:
+            if version == 0:
+                connection.execute(_TEACHERS)
+            else:
+                connection.execute("ALTER TABLE answers RENAME TO answers_1")
+            connection.execute(_ANSWERS)
+            connection.execute(_AGES)
+            if version == 1:
+                # Through BLOBs: a damaged text need not be UTF-8
+                connection.execute(
+                    """INSERT INTO answers SELECT *, checksum(
+                        CAST(identity AS BLOB), picture, CAST(mission AS BLOB), CAST(task AS BLOB),
+                        CAST(actions AS BLOB), CAST(answer AS BLOB))
+                    FROM answers_1 WHERE
+                        valid(CAST(identity AS BLOB), CAST(actions AS BLOB), CAST(answer AS BLOB))
+                    ORDER BY rowid"""
+                )
+                connection.execute("DROP TABLE answers_1")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    if number(connection, "PRAGMA auto_vacuum") != _INCREMENTAL:  # a file that began as version 1
+        connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
+        connection.execute("VACUUM")
+
+
+def number(connection: sqlite3.Connection, query: str) -> int:
+    """The one number that a query finds."""
+    return int(connection.execute(query).fetchone()[0])

@@ -1,0 +1,62 @@
+"""Goes through all that a store holds, teacher by teacher, while others use it."""
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+from teacher_server.answers.errors import tells_of_damage
+from teacher_server.answers.room import teachers_by_age
+from teacher_server.answers.rows import Row, is_sound, is_valid
+from teacher_server.teachers import identity_of
+
+_IN_ORDER = "SELECT rowid FROM answers WHERE identity = ? ORDER BY picture, mission, task, actions"
+_ROW = """SELECT identity, picture, mission, task, actions, answer, created, checksum
+    FROM answers WHERE rowid = ?"""
+
+
+def known_teachers(connection: sqlite3.Connection) -> dict[str, dict[str, Any] | None]:
+    """Each identity with its description, in order; None where there is none, or not the identity's.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    connection.text_factory = _replacing
+    found = dict.fromkeys(sorted(identity for identity, _ in teachers_by_age(connection)))
+    found |= dict(connection.execute("SELECT identity, description FROM teachers"))
+    return {identity: _description(identity, found[identity]) for identity in sorted(found)}
+
+
+def answers_of(connection: sqlite3.Connection, identity: str) -> Iterator[Row | None]:
+    """A teacher's answers in the order of their keys, each read by itself; None for one that is damaged.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    connection.text_factory = _replacing
+    # The numbers of the rows are kept, 8 bytes each: a cursor left open would let the -wal grow without end
+    for number in array("q", (number for (number,) in connection.execute(_IN_ORDER, (identity,)))):
+        try:
+            row: Row | None = connection.execute(_ROW, (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if not tells_of_damage(error):
+                raise
+            yield None
+            continue
+        if row is not None:  # it may have gone since
+            sound = row[0] == identity and is_sound(*row[:6], row[7]) and is_valid(row[0], row[4], row[5])
+            yield row if sound else None
+
+
+def _description(identity: str, text: str | None) -> dict[str, Any] | None:
+    try:
+        description = json.loads(text or "")
+        return description if identity_of(description) == identity else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _replacing(text: bytes) -> str:
+    # What is not UTF-8 is damaged: it is read all the same, and fails its checksum
+    return text.decode(errors="replace")
