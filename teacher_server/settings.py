@@ -138,7 +138,8 @@ class Settings(EngineSettings, BaseSettings):
     api_key_file: Path | None = Field(
         default=None,
         description="a file of keys, one a line, one of which requests to /policy, /policy/batch and"
-        " /teacher have to bear, as Authorization: Bearer KEY; read again when it changes; an empty file asks for none",
+        " /teacher have to bear, as Authorization: Bearer KEY; read again when it changes; an empty file asks"
+        " for none",
     )
     admin_key_file: Path | None = Field(
         default=None,
