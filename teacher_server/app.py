@@ -39,6 +39,7 @@ from teacher_server.service import Outcome, Service
 from teacher_server.settings import Settings
 from teacher_server.swapping import CannotSwap, Swapper
 from teacher_server.teachers.choice import choose_teacher
+from teacher_server.watchdog import Watchdog
 
 _RETRY_SOON = {"Retry-After": "1"}
 _GONE = 499
@@ -55,6 +56,7 @@ class State:
     metrics: Metrics
     service: Service
     swapper: Swapper
+    watchdog: Watchdog
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -78,7 +80,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     service = Service(host, store, metrics, settings)
-    app.state.teaching = State(settings, host, store, metrics, service, Swapper(host, metrics))
+    swapper, watchdog = Swapper(host, metrics), Watchdog(host, metrics)
+    app.state.teaching = State(settings, host, store, metrics, service, swapper, watchdog)
     app.include_router(_router)
     add_page(app)
     app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
@@ -96,7 +99,9 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     teaching: State = app.state.teaching
     teaching.host.start()
+    watching = asyncio.create_task(teaching.watchdog.run())
     yield
+    watching.cancel()
     await teaching.host.close()
     if teaching.store is not None:
         await teaching.store.close()

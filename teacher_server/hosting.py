@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from teacher_server.answers import AnswerStore
+from teacher_server.engines import EngineHangs
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import HostState
 from teacher_server.settings import Settings
@@ -14,7 +15,14 @@ from teacher_server.teachers import Teacher
 _T = TypeVar("_T")
 
 _ANSWERING: tuple[HostState, ...] = ("ready", "checking")
-_AWAY: tuple[HostState, ...] = ("starting", "gone")
+_REPLACED = ": its engine is being replaced"
+_WHY: dict[HostState, str] = {
+    "ready": _REPLACED,
+    "starting": "",
+    "gone": "",
+    "replacing": _REPLACED,
+    "waiting": ": the server that it asks does not answer",
+}
 
 
 class NotReady(Exception):
@@ -28,6 +36,7 @@ class Host:
         teacher: who answers now; during a swap, who answered last.
         settings: those that it was chosen by.
         state: what goes on.
+        loss: why the teacher answers no more, though nobody has begun to replace it.
         failure: why there will be no teacher any more: it could not start, or is gone.
     """
 
@@ -51,6 +60,7 @@ class Host:
         """
         self.teacher, self.settings = teacher, settings
         self.state: HostState = "starting"
+        self.loss: str | None = None
         self.failure: str | None = None
         self._store, self._metrics, self._on_end = store, metrics, on_end
         self._leases = 0
@@ -63,7 +73,7 @@ class Host:
     @property
     def ready(self) -> bool:
         """Whether questions are answered."""
-        return self.state in _ANSWERING
+        return self.state in _ANSWERING and self.loss is None
 
     @contextmanager
     def lease(self) -> Iterator[Teacher]:
@@ -73,7 +83,7 @@ class Host:
             NotReady: there is none to ask now.
         """
         if not self.ready:
-            why = "" if self.state in _AWAY else ": its checkpoint is being exchanged"
+            why = _WHY.get(self.state, ": its checkpoint is being exchanged")
             raise NotReady(f"the teacher is not ready{why}")
         self._leases += 1
         self._unused.clear()
@@ -99,7 +109,7 @@ class Host:
 
     def serve(self, teacher: Teacher, settings: Settings) -> None:
         """Lets a started teacher that the store knows answer from now on."""
-        self.teacher, self.settings, self.state = teacher, settings, "ready"
+        self.teacher, self.settings, self.state, self.loss = teacher, settings, "ready", None
         self._metrics.serving(teacher)
 
     def start(self) -> None:
@@ -110,6 +120,11 @@ class Host:
         """Starts what changes who answers; `close` breaks it off, and nobody else."""
         self._work = task = asyncio.create_task(work)
         return task
+
+    def lose(self, teacher: Teacher, why: str) -> None:
+        """Notes that a teacher answers no more; the watchdog sees to it."""
+        if teacher is self.teacher:
+            self.loss = why
 
     def end(self, why: str) -> None:
         """There will be no teacher any more."""
@@ -122,7 +137,10 @@ class Host:
         if self._work is not None:
             self._work.cancel()
             await asyncio.wait([self._work])
-        await self.teacher.close()
+        try:
+            await self.teacher.close()
+        except EngineHangs as error:
+            self.failure = self.failure or f"does not end: {error}"
 
     async def _start(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -43,8 +44,9 @@ def serve(settings: Settings) -> int:
         )
         _Server(config, f"listening on {_url(listener)} as {teaching.host.teacher.identity}").run([listener])
     if teaching.host.failure is not None:
-        print(f"teacher: error: the teacher {teaching.host.failure}", file=sys.stderr)
-        return 1
+        print(f"teacher: error: the teacher {teaching.host.failure}", file=sys.stderr, flush=True)
+        # At once: what hangs in an engine that is lost would keep the process from ending
+        os._exit(1)
     return 0
 
 
