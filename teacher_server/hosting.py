@@ -38,6 +38,7 @@ class Host:
         state: what goes on.
         loss: why the teacher answers no more, though nobody has begun to replace it.
         failure: why there will be no teacher any more: it could not start, or is gone.
+        hangs: whether its engine is still in this process and may keep it from ending.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Host:
         self.state: HostState = "starting"
         self.loss: str | None = None
         self.failure: str | None = None
+        self.hangs = False
         self._store, self._metrics, self._on_end = store, metrics, on_end
         self._leases = 0
         self._unused = asyncio.Event()
@@ -126,9 +128,10 @@ class Host:
         if teacher is self.teacher:
             self.loss = why
 
-    def end(self, why: str) -> None:
-        """There will be no teacher any more."""
+    def end(self, why: str, error: Exception | None = None) -> None:
+        """There will be no teacher any more; `error` is what brought that about."""
         self.state, self.failure = "gone", why
+        self.hangs = isinstance(error, EngineHangs)
         self._on_end()
 
     async def close(self) -> None:
@@ -140,7 +143,7 @@ class Host:
         try:
             await self.teacher.close()
         except EngineHangs as error:
-            self.failure = self.failure or f"does not end: {error}"
+            self.failure, self.hangs = self.failure or f"does not end: {error}", True
 
     async def _start(self) -> None:
         try:

@@ -45,8 +45,9 @@ def serve(settings: Settings) -> int:
         _Server(config, f"listening on {_url(listener)} as {teaching.host.teacher.identity}").run([listener])
     if teaching.host.failure is not None:
         print(f"teacher: error: the teacher {teaching.host.failure}", file=sys.stderr, flush=True)
-        # At once: what hangs in an engine that is lost would keep the process from ending
-        os._exit(1)
+        if teaching.host.hangs:
+            os._exit(1)  # a thread in a driver could keep the process from ending otherwise
+        return 1
     return 0
 
 

@@ -91,7 +91,7 @@ class Swapper:
             steps.begin("trying")
             sight = await tell_apart(new)
         except EngineHangs as error:
-            raise self._lost(f"{before.model} cannot be closed: {error}") from error
+            raise self._lost(f"{before.model} cannot be closed: {error}", error) from error
         except Exception as error:
             await self._go_back(new, again, before, f"{wanted.model} cannot be served: {error}")
         except BaseException:
@@ -122,15 +122,14 @@ class Swapper:
             await again.start()
             await asyncio.to_thread(same_teacher, before, again.identity)
         except Exception as error:
-            raise self._lost(
-                f"{why}; and {before.model}, served before, cannot be loaded: {error}"
-            ) from error
+            lost = f"{why}; and {before.model}, served before, cannot be loaded: {error}"
+            raise self._lost(lost, error) from error
         self._host.serve(again, before)
         raise CannotSwap(502, f"{why}; {again.identity}, as before, answers again")
 
-    def _lost(self, why: str) -> CannotSwap:
+    def _lost(self, why: str, error: Exception) -> CannotSwap:
         """What to raise when there is no teacher any more."""
-        self._host.end(f"is gone: {why}")
+        self._host.end(f"is gone: {why}", error)
         return CannotSwap(500, f"the teacher {self._host.failure}")
 
 

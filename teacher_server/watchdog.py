@@ -73,7 +73,7 @@ class Watchdog:
         self._quiet_s += self._look_every_s
         self._silent_s = self._silent_s + self._look_every_s if progress.asked else 0.0
         if self._silent_s > settings.stall_s:
-            reason = f"its engine is asked and has answered nothing for {settings.stall_s:g} s"
+            reason = f"asked, it has answered nothing for {settings.stall_s:g} s"
             self._on_failure(teacher, "stuck", reason)
         elif self._quiet_s >= settings.watch_s and (self._probe is None or self._probe.done()):
             self._probe = asyncio.create_task(self._ask(teacher))
@@ -108,13 +108,13 @@ class Watchdog:
         self._watch(None)
         host = self._host
         if host.settings.engine != "openai":
-            _log.warning("the teacher is %s: %s; its engine is replaced", why, reason)
+            _log.warning("the engine is %s: %s", why, reason)
             host.state = "replacing"
             host.begin(self._replace(teacher, why, reason))
         elif why == "dead":
             host.end(f"is gone: {reason}")
         else:
-            _log.warning("the teacher answers nothing: %s; it waits for the server", reason)
+            _log.warning("the server is waited for: %s", reason)
             host.state = "waiting"
             host.begin(self._wait(teacher))
 
@@ -132,11 +132,11 @@ class Watchdog:
             await host.unused()
         except Exception as error:
             self._metrics.replacements.labels(why, "failed").inc()
-            host.end(f"is gone: {reason}; {error}")
+            host.end(f"is gone: its engine is {why}: {reason}; {error}", error)
             return
         host.serve(new, settings)
         self._metrics.replacements.labels(why, "replaced").inc()
-        _log.warning("after %.1f s %s answers again", time.monotonic() - began, new.identity)
+        _log.warning("the engine was replaced in %.1f s: %s", time.monotonic() - began, new.identity)
 
     def _count(self, now: float, settings: Settings) -> None:
         """
@@ -147,7 +147,7 @@ class Watchdog:
             self._replaced.popleft()
         if len(self._replaced) >= settings.replacements:
             times = f"{settings.replacements} times within an hour"
-            raise _TooOften(f"it may be replaced {times} (--replacements), and has been")
+            raise _TooOften(f"it has been replaced {times}, as often as --replacements allows")
         self._replaced.append(now)
 
     async def _start(self, new: PromptedTeacher, settings: Settings) -> None:
