@@ -16,7 +16,7 @@ from teacher_server.teachers.prompted import PromptedTeacher
 
 _log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 _AGAIN_S = 1.0
 _START_S = 900.0
 """For a new engine to load and answer: one that hangs as it starts is not waited for for ever."""
@@ -39,8 +39,8 @@ class Watchdog:
     A model on another server is not replaced: there the host waits until it answers again.
     """
 
-    def __init__(self, host: Host, metrics: Metrics, *, look_every_s: float = _LOOK_EVERY_S) -> None:
-        self._host, self._metrics, self._look_every_s = host, metrics, look_every_s
+    def __init__(self, host: Host, metrics: Metrics) -> None:
+        self._host, self._metrics = host, metrics
         self._replaced: deque[float] = deque()
         self._probe: asyncio.Task[None] | None = None
         self._watched: PromptedTeacher | None = None
@@ -51,12 +51,13 @@ class Watchdog:
         """Looks, until it is cancelled."""
         try:
             while True:
-                await asyncio.sleep(self._look_every_s)
-                self._look()
+                await asyncio.sleep(LOOK_EVERY_S)
+                self.look()
         finally:
             self._watch(None)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Looks once, and sees to what it finds."""
         teacher = self._host.teacher
         if self._host.state != "ready" or not isinstance(teacher, PromptedTeacher):
             self._watch(None)
@@ -70,12 +71,13 @@ class Watchdog:
         if progress.answered != self._answered:
             self._answered, self._quiet_s, self._silent_s = progress.answered, 0.0, 0.0
             return
-        self._quiet_s += self._look_every_s
-        self._silent_s = self._silent_s + self._look_every_s if progress.asked else 0.0
+        probing = self._probe is not None and not self._probe.done()
+        self._quiet_s += LOOK_EVERY_S
+        self._silent_s = self._silent_s + LOOK_EVERY_S if progress.asked or probing else 0.0
         if self._silent_s > settings.stall_s:
             reason = f"asked, it has answered nothing for {settings.stall_s:g} s"
             self._on_failure(teacher, "stuck", reason)
-        elif self._quiet_s >= settings.watch_s and (self._probe is None or self._probe.done()):
+        elif self._quiet_s >= settings.watch_s and not probing:
             self._probe = asyncio.create_task(self._ask(teacher))
 
     def _watch(self, teacher: PromptedTeacher | None) -> None:
@@ -90,9 +92,8 @@ class Watchdog:
     async def _ask(self, teacher: PromptedTeacher) -> None:
         """Has a question answered, however often the engine fails on it."""
         try:
-            with teacher.progress.asking():
-                while not await self._answers(teacher):
-                    await asyncio.sleep(_AGAIN_S)
+            while not await self._answers(teacher):
+                await asyncio.sleep(_AGAIN_S)
         except TeacherGone as error:
             self._host.lose(teacher, str(error))
 

@@ -52,7 +52,7 @@ class Batches:
         end_s: how long the thread may take to end: a batch looks at each token whether it is wanted still.
     """
 
-    def __init__(self, run: Callable[[list[Request]], None], size: int, end_s: float = 30.0) -> None:
+    def __init__(self, run: Callable[[list[Request]], None], size: int, end_s: float = 20.0) -> None:
         self._run = run
         self._size = size
         self._end_s = end_s
