@@ -1,5 +1,6 @@
 """The HTTP side: routes, life span, and errors turned into answers."""
 
+import asyncio
 import reprlib
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from teacher_server.service import Outcome, Service, told_of
 from teacher_server.settings import Settings
 from teacher_server.swapping import CannotSwap, Swapper
 from teacher_server.teachers.choice import choose_teacher
+from teacher_server.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class State:
     metrics: Metrics
     service: Service
     swapper: Swapper
+    watchdog: Watchdog
     keyless: bool
     """Whether whoever reaches the service may ask."""
 
@@ -79,9 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     service = Service(host, store, metrics, settings)
-    app.state.teaching = State(
-        settings, host, store, metrics, service, Swapper(host, metrics), keyless=keys.empty
-    )
+    swapper, watchdog = Swapper(host, metrics), Watchdog(host, metrics)
+    app.state.teaching = State(settings, host, store, metrics, service, swapper, watchdog, keyless=keys.empty)
     app.include_router(_router)
     add_page(app)
     bodies = Share(int(settings.max_pending_mib * 2**20), "bytes")
@@ -103,7 +105,9 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     teaching: State = app.state.teaching
     teaching.host.start()
+    watching = asyncio.create_task(teaching.watchdog.run())
     yield
+    watching.cancel()
     await teaching.host.close()
     if teaching.store is not None:
         await teaching.store.close()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from teacher_server.answers import AnswerStore
+from teacher_server.engines import EngineHangs
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import HostState
 from teacher_server.settings import Settings
@@ -14,7 +15,14 @@ from teacher_server.teachers import Teacher
 _T = TypeVar("_T")
 
 _ANSWERING: tuple[HostState, ...] = ("ready", "checking")
-_AWAY: tuple[HostState, ...] = ("starting", "gone")
+_REPLACED = ": its engine is being replaced"
+_WHY: dict[HostState, str] = {
+    "ready": _REPLACED,
+    "starting": "",
+    "gone": "",
+    "replacing": _REPLACED,
+    "waiting": ": the server that it asks does not answer",
+}
 
 
 class NotReady(Exception):
@@ -28,7 +36,9 @@ class Host:
         teacher: who answers now; during a swap, who answered last.
         settings: those that it was chosen by.
         state: what goes on.
+        loss: why the teacher answers no more, though nobody has begun to replace it.
         failure: why there will be no teacher any more: it could not start, or is gone.
+        hangs: whether its engine is still in this process and may keep it from ending.
     """
 
     def __init__(
@@ -51,7 +61,9 @@ class Host:
         """
         self.teacher, self.settings = teacher, settings
         self.state: HostState = "starting"
+        self.loss: str | None = None
         self.failure: str | None = None
+        self.hangs = False
         self._store, self._metrics, self._on_end = store, metrics, on_end
         self._leases = 0
         self._unused = asyncio.Event()
@@ -63,7 +75,7 @@ class Host:
     @property
     def ready(self) -> bool:
         """Whether questions are answered."""
-        return self.state in _ANSWERING
+        return self.state in _ANSWERING and self.loss is None
 
     @contextmanager
     def lease(self) -> Iterator[Teacher]:
@@ -73,7 +85,7 @@ class Host:
             NotReady: there is none to ask now.
         """
         if not self.ready:
-            why = "" if self.state in _AWAY else ": its checkpoint is being exchanged"
+            why = _WHY.get(self.state, ": its checkpoint is being exchanged")
             raise NotReady(f"the teacher is not ready{why}")
         self._leases += 1
         self._unused.clear()
@@ -99,7 +111,7 @@ class Host:
 
     def serve(self, teacher: Teacher, settings: Settings) -> None:
         """Lets a started teacher that the store knows answer from now on."""
-        self.teacher, self.settings, self.state = teacher, settings, "ready"
+        self.teacher, self.settings, self.state, self.loss = teacher, settings, "ready", None
         self._metrics.serving(teacher)
 
     def start(self) -> None:
@@ -111,9 +123,15 @@ class Host:
         self._work = task = asyncio.create_task(work)
         return task
 
-    def end(self, why: str) -> None:
-        """There will be no teacher any more."""
+    def lose(self, teacher: Teacher, why: str) -> None:
+        """Notes that a teacher answers no more; the watchdog sees to it."""
+        if teacher is self.teacher:
+            self.loss = why
+
+    def end(self, why: str, error: Exception | None = None) -> None:
+        """There will be no teacher any more; `error` is what brought that about."""
         self.state, self.failure = "gone", why
+        self.hangs = isinstance(error, EngineHangs)
         self._on_end()
 
     async def close(self) -> None:
@@ -122,7 +140,10 @@ class Host:
         if self._work is not None:
             self._work.cancel()
             await asyncio.wait([self._work])
-        await self.teacher.close()
+        try:
+            await self.teacher.close()
+        except EngineHangs as error:
+            self.failure, self.hangs = self.failure or f"does not end: {error}", True
 
     async def _start(self) -> None:
         try:

@@ -23,6 +23,8 @@ def write_logs(form: LogFormat) -> None:
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("teacher_server").setLevel(logging.INFO)
+    # It warns of each request that is no HTTP: whoever can connect could fill the disk
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 class _Text(logging.Formatter):

@@ -84,6 +84,18 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.replacements = Counter(
+            "teacher_replacements",
+            "Engines that were to be replaced, by why: dead, stuck (asked, it answered nothing), and by"
+            " outcome: replaced, failed (then the service ends).",
+            ["why", "outcome"],
+            registry=self.registry,
+        )
+        self.silent = Gauge(
+            "teacher_silent_seconds",
+            "For how long the engine has been asked and has answered nothing.",
+            registry=self.registry,
+        )
         self._teacher = Info("teacher", "Who answers now, or answered last.", registry=self.registry)
 
     def serving(self, teacher: Teacher) -> None:

@@ -27,7 +27,18 @@ MAX_MISSION = 512
 
 Stage = Literal["both", "analysis"]
 
-HostState = Literal["starting", "ready", "checking", "draining", "loading", "trying", "going back", "gone"]
+HostState = Literal[
+    "starting",
+    "ready",
+    "checking",
+    "draining",
+    "loading",
+    "trying",
+    "going back",
+    "replacing",
+    "waiting",
+    "gone",
+]
 """What goes on behind the service: questions are answered while it is ready, or checks a new checkpoint."""
 
 
@@ -182,7 +193,7 @@ class TeacherInfo(BaseModel):
     )
     tasks: dict[str, tuple[str, ...]] = Field(description="the tasks it knows and their useful actions")
     state: HostState = Field(
-        default="ready", description="ready; what goes on while it starts or is exchanged"
+        default="ready", description="ready; what goes on while it starts, is exchanged or does not answer"
     )
 
 

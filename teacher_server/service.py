@@ -30,6 +30,8 @@ from teacher_server.teachers import (
 
 _log = logging.getLogger(__name__)
 
+_RETRY_AFTER_S = 1.0
+
 Outcome = Answer | ErrorBody
 
 
@@ -66,8 +68,8 @@ class Lender(Protocol):
             NotReady: there is none to ask now.
         """
 
-    def end(self, why: str) -> None:
-        """There will be no teacher any more."""
+    def lose(self, teacher: Teacher, why: str) -> None:
+        """The teacher that was lent answers no more."""
 
 
 class Service:
@@ -222,8 +224,10 @@ class Service:
                 status=502, reason=str(error), raw=error.raw, stage=error.stage, fault=error.fault
             )
         except TeacherGone as error:
-            self._host.end(f"is gone: {error}")
-            return ErrorBody(status=502, reason=str(error))
+            self._host.lose(inquiry.teacher, str(error))
+            return ErrorBody(
+                status=503, reason=f"the teacher is gone for now: {error}", retry_after=_RETRY_AFTER_S
+            )
         except Exception:
             _log.exception("the teacher failed on a question")
             return ErrorBody(status=500, reason="the teacher failed on this question; its log says why")

@@ -1,6 +1,7 @@
 """Runs the service on a port of its own until it is told to stop."""
 
 import errno
+import os
 import resource
 import signal
 import socket
@@ -64,7 +65,9 @@ def serve(settings: Settings) -> int:
         )
         _Server(config, f"listening on {_url(listener)} as {teaching.host.teacher.identity}").run([listener])
     if teaching.host.failure is not None:
-        print(f"teacher: error: the teacher {teaching.host.failure}", file=sys.stderr)
+        print(f"teacher: error: the teacher {teaching.host.failure}", file=sys.stderr, flush=True)
+        if teaching.host.hangs:
+            os._exit(1)  # a thread in a driver could keep the process from ending otherwise
         return 1
     return 0
 

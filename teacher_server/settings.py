@@ -171,6 +171,27 @@ class Settings(EngineSettings, BaseSettings):
         description="seconds after which a question gets 504; its client may"
         " ask for less by the header X-Timeout-S",
     )
+    stall_s: float = Field(
+        default=90.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="prompted: seconds without any answer after which an engine that is asked is taken to be"
+        " stuck and is replaced; choose more than the slowest answer takes with --concurrency questions at"
+        " once (teacher_seconds of GET /metrics), and less than --timeout-s",
+    )
+    watch_s: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="prompted: seconds without any answer after which a question is asked to see whether the"
+        " engine lives",
+    )
+    replacements: int = Field(
+        default=3,
+        ge=0,
+        description="prompted: how often within an hour a dead or stuck engine is replaced; after that the"
+        " service ends with exit code 1",
+    )
     max_batch: int = Field(default=1024, ge=1, description="questions in one batch")
     max_body_mib: float = Field(
         default=64.0, gt=0, allow_inf_nan=False, description="MiB of one request's body; more gets 413"

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import time
+from typing import NoReturn
 
 from teacher_server.answers import StoreError
+from teacher_server.engines import EngineHangs
 from teacher_server.hosting import Host
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import ErrorBody, HostState, Swap, Swapped
 from teacher_server.settings import Settings
 from teacher_server.teachers.canary import tell_apart
-from teacher_server.teachers.choice import CannotTeach, choose_teacher
+from teacher_server.teachers.choice import CannotTeach, choose_teacher, same_teacher
 from teacher_server.teachers.prompted import PromptedTeacher
 
 _log = logging.getLogger(__name__)
@@ -23,10 +25,6 @@ class CannotSwap(Exception):
         super().__init__(reason)
         retry_after = 1.0 if status == 503 else None
         self.error = ErrorBody(status=status, field=field, reason=reason, retry_after=retry_after)
-
-
-class _Changed(Exception):
-    """The folder is not the one any more that was checked."""
 
 
 class Swapper:
@@ -55,7 +53,7 @@ class Swapper:
             raise CannotSwap(409, f"a {host.teacher.kind} teacher has no checkpoint that could be swapped")
         if host.settings.engine == "openai":
             raise CannotSwap(409, "this teacher asks another server's model: exchange it there")
-        if host.state in ("starting", "gone"):
+        if host.state in ("starting", "replacing", "gone"):
             raise CannotSwap(503, "the teacher is not ready: swap when it is")
         if host.state != "ready":
             raise CannotSwap(409, f"another swap is going on ({host.state}): wait for its end")
@@ -89,13 +87,15 @@ class Swapper:
         try:
             steps.begin("loading")
             in_place = await new.replace(old, in_place=wanted.in_place)
-            await asyncio.to_thread(_check_unchanged, new, after)
+            await asyncio.to_thread(same_teacher, after, new.identity)
             steps.begin("trying")
             sight = await tell_apart(new)
-        except BaseException as error:
+        except EngineHangs as error:
+            raise self._lost(f"{before.model} cannot be closed: {error}", error) from error
+        except Exception as error:
+            await self._go_back(new, again, before, f"{wanted.model} cannot be served: {error}")
+        except BaseException:
             await new.close()
-            if isinstance(error, Exception):
-                await self._go_back(again, before, f"{wanted.model} cannot be served: {error}")
             raise
         host.serve(new, after)
         self._metrics.swaps.labels("swapped").inc()
@@ -107,7 +107,9 @@ class Swapper:
             sight=sight,
         )
 
-    async def _go_back(self, again: PromptedTeacher, before: Settings, why: str) -> None:
+    async def _go_back(
+        self, new: PromptedTeacher, again: PromptedTeacher, before: Settings, why: str
+    ) -> NoReturn:
         """Has the checkpoint that answered before answer once more, in an engine of its own.
 
         Raises:
@@ -116,13 +118,19 @@ class Swapper:
         _log.warning("%s", why)
         self._host.state = "going back"
         try:
+            await new.close()
             await again.start()
-            await asyncio.to_thread(_check_unchanged, again, before)
+            await asyncio.to_thread(same_teacher, before, again.identity)
         except Exception as error:
-            self._host.end(f"is gone: {why}; and {before.model}, served before, cannot be loaded: {error}")
-            raise CannotSwap(500, f"the teacher {self._host.failure}") from error
+            lost = f"{why}; and {before.model}, served before, cannot be loaded: {error}"
+            raise self._lost(lost, error) from error
         self._host.serve(again, before)
         raise CannotSwap(502, f"{why}; {again.identity}, as before, answers again")
+
+    def _lost(self, why: str, error: Exception) -> CannotSwap:
+        """What to raise when there is no teacher any more."""
+        self._host.end(f"is gone: {why}", error)
+        return CannotSwap(500, f"the teacher {self._host.failure}")
 
 
 class _Steps:
@@ -165,22 +173,9 @@ def _checked(
         reason = f"the checkpoint in {wanted.model} has the digest {digest}, and not {wanted.digest}"
         raise CannotSwap(422, reason, "digest")
     try:
-        again = choose_teacher(before, check_memory=False)
-        if again.identity != old.identity:
-            raise _Changed("its files have changed since it was loaded")
-    except (CannotTeach, _Changed) as error:
+        again = same_teacher(before, old.identity)
+    except CannotTeach as error:
         told = str(error).removeprefix(f"--model {before.model}: ")
         reason = f"there would be no way back to {before.model}, which answers now: {told}"
         raise CannotSwap(409, f"{reason}; put it back, and take another folder for what is new") from error
-    assert isinstance(again, PromptedTeacher)
     return new, again
-
-
-def _check_unchanged(teacher: PromptedTeacher, settings: Settings) -> None:
-    """Reads all files of a loaded teacher again.
-
-    Raises:
-        CannotTeach, _Changed: what was loaded may be something else than was checked.
-    """
-    if choose_teacher(settings, check_memory=False).identity != teacher.identity:
-        raise _Changed("its files changed while it was loaded")

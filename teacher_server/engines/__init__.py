@@ -70,6 +70,10 @@ class EngineDead(EngineError):
     """The engine is gone and answers no more."""
 
 
+class EngineHangs(EngineError):
+    """The engine cannot even be ended: only the end of this process may do that."""
+
+
 class CannotLoad(Exception):
     """The checkpoint cannot be loaded as asked; the message says why and what to do."""
 
@@ -102,7 +106,11 @@ class ChatEngine(Protocol):
         """
 
     async def close(self) -> None:
-        """Frees what `start` took."""
+        """Frees what `start` took, or is taking; what is not answered yet gets EngineDead.
+
+        Raises:
+            EngineHangs: it does not end.
+        """
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
-from teacher_server.engines import Decoding, EngineDead, EngineError, Prompt
+from teacher_server.engines import Decoding, EngineDead, EngineError, EngineHangs, Prompt
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +49,13 @@ class Batches:
     Args:
         run: settles each request of a batch; of those that it leaves it may raise the reason.
         size: requests in a batch, at most.
+        end_s: how long the thread may take to end: a batch looks at each token whether it is wanted still.
     """
 
-    def __init__(self, run: Callable[[list[Request]], None], size: int) -> None:
+    def __init__(self, run: Callable[[list[Request]], None], size: int, end_s: float = 20.0) -> None:
         self._run = run
         self._size = size
+        self._end_s = end_s
         self._changed = threading.Condition()
         # The following are touched under the condition's lock only
         self._open = True
@@ -76,7 +78,11 @@ class Batches:
         return await request.answer()
 
     async def close(self) -> None:
-        """Ends the thread; what is not answered yet gets EngineDead."""
+        """Ends the thread; what is not answered yet gets EngineDead.
+
+        Raises:
+            EngineHangs: it does not come back from what it runs.
+        """
         with self._changed:
             self._open = False
             left = [*self._running, *self._waiting]
@@ -84,7 +90,9 @@ class Batches:
             self._changed.notify_all()
         for request in left:
             request.settle(EngineDead("the engine was closed before it answered"))
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, self._end_s)
+        if self._thread.is_alive():
+            raise EngineHangs(f"the engine does not come back from what it computes within {self._end_s:g} s")
 
     def _work(self) -> None:
         while batch := self._next():

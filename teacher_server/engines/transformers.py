@@ -70,7 +70,11 @@ class TransformersEngine:
         return scores
 
     async def close(self) -> None:
-        """Ends at the next token; what is not answered yet gets EngineDead."""
+        """Ends at the next token; what is not answered yet gets EngineDead.
+
+        Raises:
+            EngineHangs: that token does not come.
+        """
         if self._batches is not None:
             batches, self._batches = self._batches, None
             await batches.close()

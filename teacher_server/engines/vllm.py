@@ -2,7 +2,10 @@
 
 import asyncio
 import itertools
+import multiprocessing
 from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import vllm.distributed.utils
@@ -25,9 +28,11 @@ from teacher_server.engines import (
     Prompt,
 )
 from teacher_server.engines.constraints import grammar_of
+from teacher_server.engines.processes import Processes
 from teacher_server.settings import EngineSettings
 
 _GIB = 2**30
+_LOOK_EVERY_S = 0.2
 
 
 def nap_while_waiting() -> None:
@@ -77,6 +82,9 @@ class VllmEngine:
         specials = {tokenizer.token_to_id(token) for token in checkpoint.special_tokens}
         self._never = dict.fromkeys(specials - {checkpoint.end_token_id}, -100.0)
         self._engine: AsyncLLM | None = None
+        self._processes = Processes(())
+        self._others: set[BaseProcess] = set()
+        self._loading: asyncio.Future[tuple[AsyncLLM, Processes]] | None = None
         self._numbers = itertools.count()
 
     async def start(self) -> None:
@@ -85,14 +93,26 @@ class VllmEngine:
         Raises:
             CannotLoad: vLLM refuses it, or its process ended on the way.
         """
+        self._others = set(multiprocessing.active_children())
+        self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
         try:
-            arguments = AsyncEngineArgs(**self._arguments)  # made anew: vLLM fills it in as it starts
-            self._engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+            # A thread cannot be broken off: `close` sees to it
+            self._engine, self._processes = await asyncio.shield(self._loading)
+            self._loading = None
         except Exception as error:
             why = str(error).strip().splitlines() or [type(error).__name__]
             raise CannotLoad(
                 f"vLLM cannot serve {self._checkpoint.folder}: {why[0]}; its log says more"
             ) from error
+
+    def _load(self) -> tuple[AsyncLLM, Processes]:
+        arguments = AsyncEngineArgs(**self._arguments)  # made anew: vLLM fills it in as it starts
+        return AsyncLLM.from_engine_args(arguments), self._started()
+
+    def _started(self) -> Processes:
+        """The processes that vLLM has started for this engine, and their own."""
+        mine = set(multiprocessing.active_children()) - self._others
+        return Processes(process.pid for process in mine if process.pid is not None)
 
     async def take_over(self, other: ChatEngine) -> bool:
         """Loads the weights into another engine's process, and forgets all that was cached there.
@@ -110,6 +130,7 @@ class VllmEngine:
             return False
         engine, self._numbers = other._engine, other._numbers
         self._engine, other._engine = engine, None
+        self._processes, other._processes = other._processes, Processes(())
         try:
             await engine.pause_generation(mode="wait")
             await engine.collective_rpc(
@@ -177,10 +198,28 @@ class VllmEngine:
         return tuple(output.logprobs[0][token].logprob for token in token_ids)
 
     async def close(self) -> None:
-        """Ends the engine's process."""
+        """Ends the engine's processes, whatever they do; what is not answered yet gets EngineDead.
+
+        Raises:
+            EngineHangs: the system does not let one go.
+        """
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            await self._break_off(loading)
         engine, self._engine = self._engine, None
+        processes, self._processes = self._processes, Processes(())
         if engine is not None:
+            engine.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(engine.shutdown)
+        # A process that was killed leaves others behind, and shared memory
+        await asyncio.to_thread(processes.end)
+
+    async def _break_off(self, loading: "asyncio.Future[tuple[AsyncLLM, Processes]]") -> None:
+        """Loading fails as soon as it has lost its processes."""
+        while not (await asyncio.wait([loading], timeout=_LOOK_EVERY_S))[0]:
+            await asyncio.to_thread(self._started().end)
+        with suppress(Exception):
+            self._engine, self._processes = loading.result()
 
     async def _run(self, prompt: Prompt, parameters: SamplingParams) -> CompletionOutput:
         # vLLM reports a picture that fell out of its cache in between as an error: it is sent again once

@@ -195,7 +195,8 @@ async def ask(request: Request, question: _Edited) -> Response:
             except BadPromptSet as error:
                 return _refused(error.file or "templates", error)
             # A service of its own: no store, and figures that nobody counts
-            service = Service(_Lent(edited, teaching.host), None, Metrics(), teaching.settings)
+            lent = _Lent(edited, teacher, teaching.host)
+            service = Service(lent, None, Metrics(), teaching.settings)
             (outcome,) = await while_client_waits(
                 request, service.answer([question], patience_s=caller_of(request.scope).patience_s)
             )
@@ -206,17 +207,18 @@ async def ask(request: Request, question: _Edited) -> Response:
 
 @dataclass(frozen=True)
 class _Lent:
-    """A teacher in the place of the host's, whose engine it asks."""
+    """A teacher in the place of another one of a host's, whose engine it asks."""
 
     teacher: Teacher
+    other: Teacher
     host: Host
 
     @contextmanager
     def lease(self) -> Iterator[Teacher]:
         yield self.teacher
 
-    def end(self, why: str) -> None:
-        self.host.end(why)
+    def lose(self, _: Teacher, why: str) -> None:
+        self.host.lose(self.other, why)
 
 
 def _edited(teacher: PromptedTeacher, sources: dict[str, str]) -> PromptedTeacher:

@@ -55,6 +55,19 @@ def choose_teacher(
         raise CannotTeach(str(error)) from error
 
 
+def same_teacher(settings: Settings, identity: str) -> PromptedTeacher:
+    """The prompted teacher that the settings asked for before, once more and not started: its files are read.
+
+    Raises:
+        CannotTeach: it would be another one by now, or there cannot be one any more.
+    """
+    again = choose_teacher(settings, check_memory=False)
+    if again.identity != identity:
+        raise CannotTeach(f"--model {settings.model}: its files have changed since it was loaded")
+    assert isinstance(again, PromptedTeacher)
+    return again
+
+
 def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) -> PromptedTeacher:
     if settings.engine == "openai":
         return attach(settings, load_prompt_set(settings.prompts))

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +38,7 @@ from teacher_server.teachers import (
     UnreadableAnswer,
     identity_of,
 )
+from teacher_server.teachers.progress import Progress
 
 PROMPTED_VERSION = "1"
 """Part of the identity: raise it when the same model and prompt set would answer otherwise."""
@@ -84,6 +85,9 @@ class PromptedTeacher:
         checkpoint: what of the model can change an answer.
         hosting: where and by what the model runs.
         seed: of sampling, where the prompt set samples.
+
+    Attributes:
+        progress: whether the model answers.
     """
 
     kind = "prompted"
@@ -103,6 +107,7 @@ class PromptedTeacher:
         self._script = lru_cache(maxsize=512)(self._write)
         self.tasks = dict(prompts.tasks)
         self.hosting = hosting
+        self.progress = Progress()
         self.description: dict[str, Any] = {
             "kind": self.kind,
             "version": PROMPTED_VERSION,
@@ -143,7 +148,7 @@ class PromptedTeacher:
             CannotLoad, EngineError: there is no engine, or it does not generate.
         """
         await self._interviewer.start()
-        await self._ask_first_questions()
+        await self.try_out(self.tasks)
 
     async def replace(self, old: "PromptedTeacher", *, in_place: bool = False) -> bool:
         """Starts instead of a teacher that nobody asks any more, and that is closed.
@@ -161,7 +166,7 @@ class PromptedTeacher:
         if not taken:
             await old.close()
             await self._interviewer.start()
-        await self._ask_first_questions()
+        await self.try_out(self.tasks)
         return taken
 
     async def label_scores(self, picture: NDArray[np.uint8]) -> tuple[float, ...]:
@@ -175,8 +180,13 @@ class PromptedTeacher:
         scores = await interview.unanalysed().score(actions)
         return tuple(scores.known[action] for action in actions)
 
-    async def _ask_first_questions(self) -> None:
-        observations = [Observation(draw(room(5)), "", task, actions) for task, actions in self.tasks.items()]
+    async def try_out(self, tasks: Iterable[str]) -> None:
+        """Asks a small question of each task; what is answered need not be readable.
+
+        Raises:
+            EngineError: the engine failed; TeacherGone: it is gone.
+        """
+        observations = [Observation(draw(room(5)), "", task, self.tasks[task]) for task in tasks]
         for outcome in await asyncio.gather(*map(self.answer, observations), return_exceptions=True):
             if isinstance(outcome, UnreadableAnswer) and outcome.fault == "engine":
                 raise EngineError(f"the engine does not answer: {outcome}")
@@ -206,7 +216,12 @@ class PromptedTeacher:
         except UnreadablePicture as error:
             raise CannotAnswer("image", str(error)) from error
 
-        interview = script.about(picture)
+        with self.progress.asking():
+            return await self._interview(script.about(picture), observation, actions)
+
+    async def _interview(
+        self, interview: Interview, observation: Observation, actions: tuple[str, ...]
+    ) -> TeacherAnswer:
         began = time.perf_counter()
         said, followup = await self._analyse(interview)
         analysis = StageReport(text=said.text, tokens=said.tokens, milliseconds=_since(began))

@@ -1,50 +1,61 @@
-"""Clients that go away in mid-answer, an engine that dies, and what runs beside it."""
+"""Clients that go away in mid-answer, an engine that dies or stands still, and what runs beside it."""
 
 import asyncio
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
 from teacher_server.bench.questions import distinct_questions
+from teacher_server.client import TeacherClient
 from teacher_server.prompts import SETS
-from tests.conftest import TeacherProcess
+from teacher_server.schemas import Answer, Question
+from tests.conftest import StartTeacher, TeacherProcess
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
-from tests.waiting import metric
+from tests.waiting import LONG_S, metric, wait_for
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
+_ROUNDING = 1e-3
+"""What batches of other sizes may make of a probability in float32."""
+
 
 @pytest.fixture(scope="module")
-def slow_teacher(start_prompted: StartPrompted, tmp_path_factory: pytest.TempPathFactory) -> TeacherProcess:
-    """Its analyses are thousands of tokens long: minutes for fifty of them."""
+def teacher(start_prompted: StartPrompted, tmp_path_factory: pytest.TempPathFactory) -> TeacherProcess:
+    """Its analyses are hundreds of tokens long: seconds for fifty of them."""
     slow = shutil.copytree(SETS / "minigrid-zero-shot", tmp_path_factory.mktemp("prompts") / "slow")
     schema = json.loads((slow / "analysis.schema.json").read_text())
-    endless = {"type": "string", "minLength": 40_000, "maxLength": 50_000}
-    schema["properties"] = {"endless": endless}
-    schema["required"] = ["endless"]
+    schema["properties"] = {"long": {"type": "string", "minLength": 800, "maxLength": 810}}
+    schema["required"] = ["long"]
     (slow / "analysis.schema.json").write_text(json.dumps(schema))
     settings = (slow / "set.toml").read_text()
-    settings = re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 8000", settings)
+    settings = re.sub(r"analysis_max_tokens = \d+", "analysis_max_tokens = 4000", settings)
     (slow / "set.toml").write_text(settings)
-    return start_prompted(*VLLM_FLAGS, "--prompts", str(slow), "--timeout-s", "600")
+    return start_prompted(
+        *(*VLLM_FLAGS, "--prompts", str(slow), "--min-label-mass", "0", "--timeout-s", "600"),
+        *("--stall-s", "20", "--watch-s", "600", "--replacements", "2"),
+        store="none",
+    )
 
 
-def test_clients_that_go_away_free_the_engine(slow_teacher: TeacherProcess) -> None:
+def test_clients_that_go_away_free_the_engine(teacher: TeacherProcess) -> None:
     questions = distinct_questions(50, seed=7)
 
     async def ask_and_leave() -> int:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(timeout=None, limits=limits) as http:
-            url = f"{slow_teacher.url}/policy"
+            url = f"{teacher.url}/policy"
             asking = [asyncio.create_task(http.post(url, json=q.model_dump(mode="json"))) for q in questions]
-            most = await asyncio.to_thread(_wait_for, lambda: _in_engine(slow_teacher), 50)
+            most = await asyncio.to_thread(_wait_for, lambda: _in_engine(teacher), 50)
             assert not any(task.done() for task in asking)
             for task in asking:
                 task.cancel()
@@ -53,39 +64,71 @@ def test_clients_that_go_away_free_the_engine(slow_teacher: TeacherProcess) -> N
 
     running = asyncio.run(ask_and_leave())
     left = time.monotonic()
-    while _in_engine(slow_teacher) > 0:
+    while _in_engine(teacher) > 0:
         assert time.monotonic() - left < 30
         time.sleep(0.05)
     print(
         f"\n{running} requests in the engine; none {time.monotonic() - left:.2f} s after their clients left"
     )
-    assert metric(slow_teacher, "teacher_in_flight") == 0
-    generated = metric(slow_teacher, "vllm:generation_tokens_total")
+    assert metric(teacher, "teacher_in_flight") == 0
+    generated = metric(teacher, "vllm:generation_tokens_total")
     time.sleep(1)
-    assert metric(slow_teacher, "vllm:generation_tokens_total") == generated
-    assert httpx.get(f"{slow_teacher.url}/readyz").status_code == 200
+    assert metric(teacher, "vllm:generation_tokens_total") == generated
+    assert httpx.get(f"{teacher.url}/readyz").status_code == 200
 
 
-def test_an_engine_that_dies_is_told_and_ends_the_service(slow_teacher: TeacherProcess) -> None:
-    questions = distinct_questions(32, seed=8)
+@pytest.fixture(scope="module")
+def answers(teacher: TeacherProcess) -> list[Answer]:
+    """To 32 questions, of an engine in the place of one that was killed while it had them."""
+    return _asked_while(teacher, signal.SIGKILL)
 
-    async def ask_and_kill() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=None) as http:
-            url = f"{slow_teacher.url}/policy"
-            asking = [asyncio.create_task(http.post(url, json=q.model_dump(mode="json"))) for q in questions]
-            await asyncio.to_thread(_wait_for, lambda: _in_engine(slow_teacher), len(questions))
-            assert not any(task.done() for task in asking)
-            engine = psutil.Process(slow_teacher.process.pid).children()  # under whatever title it runs
-            assert engine
-            for process in engine:
-                process.kill()
-            return await asyncio.wait_for(asyncio.gather(*asking), 120)
 
-    for reply in asyncio.run(ask_and_kill()):
-        assert reply.status_code == 502
-        assert "gone" in reply.json()["error"]["reason"]
-    assert slow_teacher.process.wait(60) == 1
-    assert "teacher: error: the teacher is gone" in slow_teacher.stderr
+def test_the_questions_of_an_engine_that_dies_are_answered_by_another(
+    teacher: TeacherProcess, answers: list[Answer]
+) -> None:
+    assert metric(teacher, "teacher_replacements_total", why="dead", outcome="replaced") == 1
+    assert "the engine is dead: vLLM's process is gone" in teacher.stderr
+    assert len(answers) == 32
+
+
+def test_an_engine_that_stands_still_is_replaced_by_one_that_answers_alike(
+    teacher: TeacherProcess, answers: list[Answer]
+) -> None:
+    again = _asked_while(teacher, signal.SIGSTOP)
+    assert metric(teacher, "teacher_replacements_total", why="stuck", outcome="replaced") == 1
+    assert "the engine is stuck: asked, it has answered nothing for 20 s" in teacher.stderr
+    for one, other in zip(answers, again, strict=True):
+        assert one.teacher == other.teacher
+        assert one.probabilities == pytest.approx(other.probabilities, abs=_ROUNDING)
+
+
+def test_after_so_many_the_service_ends(teacher: TeacherProcess, answers: list[Answer]) -> None:
+    assert len(answers) == 32  # it was replaced before
+    (question,) = distinct_questions(1, seed=9)
+    left = _engine(teacher)
+    with httpx.Client(timeout=LONG_S) as http, ThreadPoolExecutor() as pool:
+        asked = pool.submit(http.post, f"{teacher.url}/policy", json=question.model_dump(mode="json"))
+        _wait_for(lambda: _in_engine(teacher), 1)
+        left[0].kill()
+        reply = asked.result()
+    assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
+    assert "vLLM's process is gone" in reply.json()["error"]["reason"]
+    assert teacher.process.wait(60) == 1
+    assert "teacher: error: the teacher is gone: its engine is dead" in teacher.stderr
+    assert "it has been replaced 2 times within an hour, as often as --replacements allows" in teacher.stderr
+    assert not any(map(_lives, left))
+
+
+def test_an_engine_that_still_loads_ends_with_the_service(
+    teacher_process: StartTeacher, checkpoint: Path
+) -> None:
+    loading = teacher_process("--teacher", "prompted", "--model", str(checkpoint), *VLLM_FLAGS)
+    wait_for(lambda: len(_engine(loading)) == 2, "the engine's process and its worker")
+    left = _engine(loading)
+    assert httpx.get(f"{loading.url}/readyz").status_code == 503
+    assert loading.stop() == 0
+    assert not any(map(_lives, left))
+    assert "Traceback" not in loading.stderr.replace("(EngineCore", "")
 
 
 def test_vllm_leaves_other_programs_their_turn_on_cpus() -> None:
@@ -105,6 +148,57 @@ def test_vllm_leaves_other_programs_their_turn_on_cpus() -> None:
 
 def _in_engine(teacher: TeacherProcess) -> float:
     return metric(teacher, "vllm:num_requests_running") + metric(teacher, "vllm:num_requests_waiting")
+
+
+def _engine(teacher: TeacherProcess) -> list[psutil.Process]:
+    """vLLM's processes, the one that all others come from first, under whatever titles they run."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process(teacher.process.pid).children():
+        if "resource_tracker" not in " ".join(child.cmdline()):
+            found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _shared_memory(process: psutil.Process) -> set[Path]:
+    return {Path(each.path) for each in process.memory_maps() if each.path.startswith("/dev/shm/psm_")}
+
+
+def _lives(process: psutil.Process) -> bool:
+    # In a container without an init nobody takes leave of a process whose parent was killed
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def _asked_while(teacher: TeacherProcess, number: signal.Signals) -> list[Answer]:
+    """The answers to 32 questions that clients ask until they have them; the first engine gets a signal."""
+    questions = distinct_questions(32, seed=8)
+    old = _engine(teacher)
+    segments = _shared_memory(old[0])
+    names = [process.name() for process in old]
+    assert len(old) > 1
+    assert segments
+
+    def ask(question: Question) -> Answer:
+        with TeacherClient(teacher.url, deadline_s=LONG_S) as client:
+            return client.ask(question)
+
+    with ThreadPoolExecutor(len(questions)) as pool:
+        asked = [pool.submit(ask, question) for question in questions]
+        _wait_for(lambda: _in_engine(teacher), len(questions))
+        assert not any(each.done() for each in asked)
+        old[0].send_signal(number)
+        began = time.monotonic()
+        url = f"{teacher.url}/teacher"
+        wait_for(lambda: httpx.get(url).json()["state"] == "replacing", "the replacement")
+        noticed = time.monotonic() - began
+        assert httpx.get(f"{teacher.url}/readyz").status_code == 503
+        answers = [each.result() for each in asked]
+    print(
+        f"\n{number.name}: noticed after {noticed:.1f} s, all answered after {time.monotonic() - began:.1f} s"
+    )
+    assert not any(map(_lives, old))
+    assert not any(segment.exists() for segment in segments)
+    assert [process.name() for process in _engine(teacher)] == names
+    return answers
 
 
 def _wait_for(count: object, least: float, within_s: float = 240) -> float:

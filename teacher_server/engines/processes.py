@@ -1,0 +1,82 @@
+"""The processes that an engine has started: ended for certain, with the shared memory that they had."""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+from teacher_server.engines import EngineHangs
+
+_END_S = 30.0
+"""For a killed process to be gone: a driver may hold it for a while."""
+
+
+class Processes:
+    """Some processes and all that they have started by now. Linux alone tells of them.
+
+    They are held by handles: a number that the system gives to another process later is no danger.
+    """
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._handles: dict[int, int] = {}
+        self._segments: set[str] = set()
+        for number in _trees(numbers):
+            with suppress(OSError):  # it has ended
+                self._handles[number] = os.pidfd_open(number)
+                self._segments.update(_segments(number))
+
+    def end(self) -> None:
+        """Kills those that are left, stopped ones too, and removes their shared memory. For once.
+
+        Raises:
+            EngineHangs: the system does not let one go.
+        """
+        for handle in self._handles.values():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        try:
+            self._wait()
+        finally:
+            for handle in self._handles.values():
+                os.close(handle)
+            self._handles.clear()
+        for name in self._segments:
+            with suppress(FileNotFoundError):
+                # Unlinked by name alone it would stay in the list of multiprocessing's resource tracker
+                segment = SharedMemory(name)
+                segment.close()
+                segment.unlink()
+
+    def _wait(self) -> None:
+        left = {handle: number for number, handle in self._handles.items()}
+        ending = select.poll()
+        for handle in left:
+            ending.register(handle, select.POLLIN)
+        deadline = time.monotonic() + _END_S
+        while left:
+            ended = ending.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ended:
+                numbers = ", ".join(map(str, left.values()))
+                raise EngineHangs(f"killed, the engine's processes do not end: {numbers}")
+            for handle, _ in ended:
+                ending.unregister(handle)
+                del left[handle]
+
+
+def _trees(numbers: Iterable[int]) -> Iterator[int]:
+    for number in numbers:
+        yield number
+        for children in Path(f"/proc/{number}/task").glob("*/children"):
+            with suppress(OSError):
+                yield from _trees(map(int, children.read_text().split()))
+
+
+def _segments(number: int) -> set[str]:
+    """The names of the shared memory that Python's `SharedMemory` has made and a process holds."""
+    lines = Path(f"/proc/{number}/maps").read_text().splitlines()
+    places = (line.split(maxsplit=5)[5] for line in lines if "/dev/shm/psm_" in line)
+    return {place.removeprefix("/dev/shm/") for place in places if not place.endswith(" (deleted)")}
