@@ -1,6 +1,5 @@
 """Our own description of the service against the service: whatever it allows and whatever it does not."""
 
-import json
 import os
 import time
 from collections import Counter
@@ -138,7 +137,6 @@ def test_bodies_that_no_generator_makes(guarded_teacher: TeacherProcess, path: s
 
 def _give_pictures(body: object, bodies: Bodies) -> None:
     for question in body if isinstance(body, list) else [body]:
-        if isinstance(question, dict) and "image" in question and "task" in question:
-            question |= {"image": bodies.question()["image"]}
-            if json.dumps(question["task"])[-2:-1] in 'aeiou"':
-                question |= {"task": "lava_gap", "mission": str(question.get("mission"))[:512]}
+        if isinstance(question, dict):
+            known = bodies.question()
+            question |= {name: known[name] for name in ("image", "mission", "task") if name in question}

@@ -48,7 +48,7 @@ def test_five_hundred_clients_at_once(teacher_process: StartTeacher, bodies: Bod
     good = answered(replies)
     # All that are in the service wait behind each other: the last one for as long as all together take
     bound = _UNEVEN * _CLIENTS / rate(replies)
-    stored = metric(teacher, "teacher_questions_total", source="stored")
+    stored = metric(teacher, "teacher_questions_total", way="stored")
     start, middle, end = mib[0], mib[len(mib) // 2], mib[-1]
     print(
         f"\nload: {_CLIENTS} clients for {SECONDS:g} s: {len(replies)} replies {statuses(replies)},"
