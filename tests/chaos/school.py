@@ -84,7 +84,7 @@ class Clock:
             self.env = {
                 "LD_PRELOAD": str(_FAKE_TIME),
                 "FAKETIME_TIMESTAMP_FILE": str(self._file),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
                 "FAKETIME_DONT_RESET": "1",
             }
@@ -102,13 +102,13 @@ class Prober(threading.Thread):
     def __init__(self, url: str, bodies: Bodies, ledger: Ledger) -> None:
         super().__init__(daemon=True)
         self._url, self._bodies, self._ledger = url, bodies, ledger
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.store_is_well = True
         self.acknowledged: set[bytes] = set()
         self.statuses: dict[int, int] = {}
 
     def run(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._ended.wait(0.05):
             question = self._bodies.question()
             digest = self._ledger.know(base64.b64decode(question["image"]))
             well = self.store_is_well
@@ -122,7 +122,7 @@ class Prober(threading.Thread):
 
     def end(self) -> None:
         """Ends after the question in hand."""
-        self._stop.set()
+        self._ended.set()
         self.join(LONG_S)
 
 
@@ -140,7 +140,7 @@ class School:
         self._planner = TeacherProcess(self._untroubled, (), {"TEACHER_STORE": "none"})
         self.store = self.store_disk.folder / "answers.sqlite3"
         self.ledger = Ledger(self.store)
-        flags = ("--delay-ms", "20", "--concurrency", "4")
+        flags = ("--delay-ms", "10", "--concurrency", "4")
         self.teacher = TeacherProcess(folder, flags, self.clock.env | {"TEACHER_STORE": str(self.store)})
         self.prober = Prober(self.teacher.url, bodies, self.ledger)
         self.bodies = bodies

@@ -8,7 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -68,7 +68,7 @@ def _lock_store(school: School, rng: random.Random) -> None:
 def _shift_clock(school: School, rng: random.Random) -> None:
     for _ in range(3):
         school.clock.set(rng.choice((-(10**8), -86400, -3600, -1, 0, 1, 3600, 86400, 10**8)))
-        time.sleep(rng.uniform(0.2, 1))
+        time.sleep(rng.uniform(1, 2))  # the offset is read once a second
 
 
 def _crawl(school: School, rng: random.Random) -> None:
@@ -81,7 +81,8 @@ def _crawl(school: School, rng: random.Random) -> None:
     for _ in range(rng.randrange(2, 6)):
         time.sleep(1)
         for connection in connections[:10]:
-            connection.send(b" ")
+            with suppress(OSError):  # the teacher may have closed it
+                connection.send(b" ")
     # The others stay half open for as long as the teacher lets them
     for connection in connections[:10]:
         connection.close()
