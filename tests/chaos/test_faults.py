@@ -1,5 +1,7 @@
 """A student learns while everything around it dies, fills up, hangs and lies: it comes to the same end."""
 
+import base64
+import json
 import os
 import random
 import socket
@@ -91,7 +93,9 @@ def _crawl(school: School, rng: random.Random) -> None:
 
 def _reset(school: School, rng: random.Random) -> None:
     """Connections that are reset in the middle of a request, or while its answer is waited for."""
-    body = school.bodies.body()
+    question = school.bodies.question()
+    school.ledger.know(base64.b64decode(question["image"]))
+    body = json.dumps(question).encode()
     request = b"POST /policy HTTP/1.1\r\nHost: teacher\r\nContent-Type: application/json\r\n"
     request += b"Content-Length: %d\r\n\r\n" % len(body) + body
     for _ in range(30):
