@@ -53,7 +53,7 @@ def _fill_store(school: School, rng: random.Random) -> None:
 
 def _fill_runs(school: School, rng: random.Random) -> None:
     with school.run_disk.full():
-        end = time.monotonic() + rng.uniform(2, 6)
+        end = time.monotonic() + rng.uniform(5, 20)
         while time.monotonic() < end and school.student.poll() is None:
             time.sleep(0.05)
 
