@@ -18,7 +18,7 @@ import pytest
 
 from tests.chaos.bodies import Bodies
 from tests.chaos.school import School
-from tests.waiting import LONG_S
+from tests.waiting import LONG_S, wait_for
 
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "50"))
@@ -52,10 +52,9 @@ def _fill_store(school: School, rng: random.Random) -> None:
 
 
 def _fill_runs(school: School, rng: random.Random) -> None:
+    """Until the student ends, as it must: it cannot write its next checkpoint, nor its summary."""
     with school.run_disk.full():
-        end = time.monotonic() + rng.uniform(5, 20)
-        while time.monotonic() < end and school.student.poll() is None:
-            time.sleep(0.05)
+        wait_for(lambda: school.student.poll() is not None, "the student's end on a full disk")
 
 
 def _lock_store(school: School, rng: random.Random) -> None:
