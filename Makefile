@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-operate test-docker lint format bench-student bench-answers bench-vllm bench-gpu clean
+.PHONY: help setup demo test test-vllm test-operate test-chaos test-docker lint format bench-student bench-answers bench-vllm bench-gpu clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,13 +25,16 @@ demo: setup ## a served teacher teaches a student; results in runs/demo
 	$(BIN)/python -m student.demo
 
 test: lint ## lint, type-check and all tests that need no vLLM
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not docker and not operate" --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not docker and not operate and not chaos" --numprocesses auto --dist worksteal
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that need real vLLM, in an environment of their own
 	$(VLLM_VENV)/bin/pytest -m vllm
 
 test-operate: $(VLLM_VENV)/.installed ## the tests of operating teachers, in the environment with vLLM
 	$(VLLM_VENV)/bin/pytest -m operate
+
+test-chaos: $(VLLM_VENV)/.installed ## load, faults, hostile input and audits, with their figures; about half an hour
+	$(VLLM_VENV)/bin/pytest -m chaos --capture no tests/chaos
 
 test-docker: setup ## docker compose up, without a GPU and with vLLM on the CPU (VLLM_IMAGE), and all around it
 	$(BIN)/pytest -m docker tests/docker
@@ -60,7 +63,7 @@ bench-gpu: $(VLLM_VENV)/.installed ## both engines at the dimensions of the 3B a
 # Where vLLM's CPU build is used, this environment is made beforehand: .ci/run does
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip $(PIP_INSTALL) --editable '.[vllm,transformers,student,operate,dev]'
+	$(VLLM_VENV)/bin/pip $(PIP_INSTALL) --editable '.[vllm,transformers,student,operate,chaos,dev]'
 	@touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt

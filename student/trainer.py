@@ -32,7 +32,7 @@ from student.labels import LabelTable
 from student.networks import ActorCritic
 from student.resuming import resumed
 from student.rollout import Rollout, act, collect
-from student.runs import Run
+from student.runs import CannotWrite, Run
 from student.settings import TrainSettings
 from teacher_server.client import TeacherClient, TeacherError
 from teacher_server.keys import read_key
@@ -57,14 +57,17 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     """Trains to the end and returns what summary.json then holds.
 
     Raises:
-        BadRun: the folder cannot be used.
+        BadRun: the folder cannot be used, or another process trains in it.
         BadKeyFile: the file of the teacher's key holds none.
         TeacherError: the teacher cannot be used from the start.
-        Stopped: interrupted, or the teacher was lost, after a checkpoint was written.
+        Stopped: interrupted, or the teacher was lost, after a checkpoint was written; or the folder takes
+            no more.
     """
     if settings.resume is not None:
         run = Run.open(settings.resume)
-        return _Trainer(resumed(run, settings), run).run_to_end()
+        settings = resumed(run, settings)
+        with run.held():
+            return _Trainer(settings, run).run_to_end()
     if settings.go_on and Run.is_in(settings.out):
         return _go_on(settings)
     return _Trainer(settings, None).run_to_end()
@@ -76,9 +79,10 @@ def _go_on(given: TrainSettings) -> dict[str, Any]:
     settings, summary = resumed(run, given), run.summary()
     if summary is not None and summary["frames"] >= settings.frames:
         return summary
-    if run.has_checkpoint:
-        return _Trainer(settings, run).run_to_end()
-    run.clear()
+    with run.held():
+        if run.has_checkpoint:
+            return _Trainer(settings, run).run_to_end()
+        run.clear()
     return _Trainer(settings, None).run_to_end()
 
 
@@ -109,6 +113,23 @@ class _Trainer:
         self._mark_boundary()
 
     def run_to_end(self) -> dict[str, Any]:
+        try:
+            return self._run_to_end()
+        except CannotWrite as error:
+            where = self.run.folder
+            how = (
+                f"--resume {where}"
+                if self.run.has_checkpoint
+                else f"--out {where} --go-on, and all as before"
+            )
+            raise Stopped(f"{error}; make room and go on with: student train {how}", 4) from error
+        finally:
+            self.run.stop_logging()
+            self.run.release()
+            if self.labels is not None:
+                self.labels.close()
+
+    def _run_to_end(self) -> dict[str, Any]:
         settings = self.settings
         self.run.start_logging(self.frames)
         bar = tqdm(
@@ -125,18 +146,13 @@ class _Trainer:
                     bar.update(self.frames - bar.n)
                     if row:
                         bar.set_postfix(_shown(row))
-            summary = self._finish()
+            return self._finish()
         except (TeacherError, _Interrupt) as error:
             self._save()
             again = f"go on with: student train --resume {self.run.folder}"
             if isinstance(error, _Interrupt):
                 raise Stopped(f"interrupted after {self.frames} frames; {again}", 130) from error
             raise Stopped(f"{error}; saved after {self.frames} frames; {again}", 3) from error
-        finally:
-            self.run.stop_logging()
-            if self.labels is not None:
-                self.labels.close()
-        return summary
 
     def _one_update(self) -> dict[str, Any]:
         """Collects, asks, learns; returns what it logged, which is nothing in between."""

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from teacher_server.picture_files import essence
+
 # Our own limit comes first; Pillow's would warn on stderr in between
 Image.MAX_IMAGE_PIXELS = None
 
@@ -37,10 +39,11 @@ def decode(file: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 
     Raises:
         BadPicture: it is neither, is broken, or has more than `max_pixels` pixels; the size is read
-            from the header, so that a small file of a huge picture costs nothing.
+            from the header, so that a small file of a huge picture costs nothing, and what is not its
+            pixels is never unpacked.
     """
     try:
-        with Image.open(io.BytesIO(file), formats=("PNG", "JPEG")) as picture:
+        with Image.open(io.BytesIO(essence(file)), formats=("PNG", "JPEG")) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise BadPicture(

@@ -79,7 +79,10 @@ def from_label_scores(
     Raises:
         Unreadable: the mass is too small, or a score is not a number.
     """
-    mass = math.fsum(math.exp(score) for score in scores.values())
+    try:
+        mass = math.fsum(math.exp(score) for score in scores.values())
+    except OverflowError:
+        mass = math.inf
     if not math.isfinite(mass):
         raise Unreadable("scores", f"the labels' log-probabilities are not all numbers: {dict(scores)}")
     if mass < min_mass:
@@ -118,7 +121,7 @@ def from_numbers(text: str, actions: Sequence[str], *, tolerance: float) -> dict
     """
     try:
         numbers = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable("schema", f"it is not JSON: {error}") from error
     if not isinstance(numbers, dict) or set(numbers) != set(actions):
         raise Unreadable("schema", f"it is not about {', '.join(actions)}")

@@ -40,7 +40,7 @@ def check(sources: Mapping[str, str]) -> None:
             reason = f"{name}: has {len(source)} characters; at most {LONGEST} are taken here"
             raise BadPromptSet(reason, name)
         try:
-            tree = jinja2.Environment().parse(source)
+            tree = jinja2.Environment().parse(source)  # noqa: S701 - parsed only; prompts are no HTML
         except jinja2.TemplateSyntaxError as error:
             raise BadPromptSet(f"{name}: line {error.lineno}: {error.message}", name) from error
         except RecursionError as error:

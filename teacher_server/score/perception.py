@@ -51,7 +51,7 @@ def read_analysis(text: str) -> Said | None:
     """The fields of an analysis; None where it is in words, or in other fields."""
     try:
         return Said.model_validate(json.loads(text, strict=False))  # a line break in a text does no harm
-    except (ValueError, ValidationError):
+    except (ValueError, RecursionError, ValidationError):
         return None
 
 

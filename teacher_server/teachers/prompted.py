@@ -265,7 +265,7 @@ class PromptedTeacher:
         try:
             # A line break inside a string is no reason to lose an analysis
             self._schema.validate(json.loads(said.text, strict=False))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = f"analysis: it is not JSON: {error}"
             raise UnreadableAnswer(reason, said.text, stage="analysis", fault="schema") from error
         except jsonschema.ValidationError as error:

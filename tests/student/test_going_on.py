@@ -169,6 +169,7 @@ def test_a_run_without_a_checkpoint_begins_anew(done: Path, tmp_path: Path) -> N
     _assert_same_end(done, begun)
     assert not list(begun.rglob("*.part"))
     (foreign / "tensorboard" / "notes.txt").write_text("mine")
+    (foreign / "run.lock").touch()
     before = _content(foreign)
     assert f"{foreign / 'tensorboard' / 'notes.txt'} is no file of a run's start" in _refused(
         *command, str(foreign)

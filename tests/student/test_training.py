@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from tests.conftest import StartTeacher, TeacherProcess
+from tests.student.ends import assert_same_end, checkpoint, metrics
 from tests.waiting import LONG_S, wait_for
 
 pytestmark = pytest.mark.integration
@@ -57,55 +57,6 @@ def _summary(run: Path) -> dict[str, Any]:
     return summary
 
 
-def _checkpoint(run: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)
-    return state
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """What was logged, without what depends on the clock, or on what others asked the teacher before."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {
-            name: value
-            for name, value in row.items()
-            if name not in ("frames_per_second", "questions", "store_hits")
-        }
-        | {"labels": row["questions"] + row["store_hits"]}
-        for row in rows
-    ]
-
-
-def _assert_same_end(one: Path, other: Path) -> None:
-    """Bit for bit: parameters, optimiser, random numbers, episodes, labels, logged figures."""
-    a, b = _checkpoint(one), _checkpoint(other)
-    for name in ("env", "frames", "updates", "rng", "episodes", "recent", "words"):
-        assert a[name] == b[name], name
-    _assert_equal(a["network"], b["network"])
-    _assert_equal(a["algorithm"], b["algorithm"])
-    _assert_equal(a["replay"], b["replay"])
-    if a["labels"] is not None:
-        for name in ("keys", "probabilities", "status"):
-            assert torch.equal(a["labels"][name], b["labels"][name]), name
-    assert _metrics(one) == _metrics(other)
-
-
-def _assert_equal(a: Any, b: Any) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for name in a:
-            _assert_equal(a[name], b[name])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            _assert_equal(x, y)
-    else:
-        assert a == b
-
-
 def _asked(url: str) -> int:
     match = re.search(r'questions_total\{[^}]*"asked"\} (\S+)', httpx.get(f"{url}/metrics").text)
     return int(float(match[1])) if match else 0
@@ -129,13 +80,13 @@ def test_questions_are_asked_once_ever(teacher_process: StartTeacher, tmp_path: 
     teacher = teacher_process()
     flags = ("--teacher", teacher.url, "--frames", "3000")
     first = _train(tmp_path / "first", *flags)
-    states = {key.numpy().tobytes() for key in _checkpoint(tmp_path / "first")["labels"]["keys"]}
+    states = {key.numpy().tobytes() for key in checkpoint(tmp_path / "first")["labels"]["keys"]}
     assert first["questions"] == first["states"] == len(states) == _asked(teacher.url)
     second = _train(tmp_path / "second", *flags)
     assert (second["questions"], second["store_hits"]) == (0, len(states))
-    _assert_same_end(tmp_path / "first", tmp_path / "second")
+    assert_same_end(tmp_path / "first", tmp_path / "second")
     third = _train(tmp_path / "third", *flags, "--seed", "2")
-    met = {key.numpy().tobytes() for key in _checkpoint(tmp_path / "third")["labels"]["keys"]}
+    met = {key.numpy().tobytes() for key in checkpoint(tmp_path / "third")["labels"]["keys"]}
     assert third["questions"] == len(met - states)
     assert third["store_hits"] == len(met & states)
 
@@ -180,7 +131,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             assert process.returncode == 130
             assert f"--resume {parts}" in err
     _completed("--resume", str(parts), *frames)
-    _assert_same_end(whole, parts)
+    assert_same_end(whole, parts)
     assert _summary(parts)["success"] == _summary(whole)["success"]
 
 
@@ -201,7 +152,7 @@ def test_the_student_waits_for_a_killed_teacher_and_loses_no_label(
         teacher.restart()
     _, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 0, err
-    _assert_same_end(reference, run)
+    assert_same_end(reference, run)
     summary = _summary(run)
     assert summary["questions"] + summary["store_hits"] == summary["states"] == _summary(reference)["states"]
 
@@ -224,7 +175,7 @@ def test_a_teacher_gone_for_good_stops_the_run_which_can_be_resumed(
     assert "Traceback" not in err
     teacher.restart()
     _completed("--resume", str(run))
-    _assert_same_end(undisturbed(*_SMALL, "--teacher", shared_teacher.url, "--frames", "2000"), run)
+    assert_same_end(undisturbed(*_SMALL, "--teacher", shared_teacher.url, "--frames", "2000"), run)
 
 
 def test_another_teacher_stops_a_resumed_run_unless_told_to_go_on(
@@ -255,7 +206,7 @@ def test_a2c_learns_from_the_teacher_within_few_frames(
     assert _summary(tmp_path / "taught")["success"] >= 0.9
     assert _summary(undisturbed(*flags))["success"] < 0.9
     # None once lambda is 0 and the teacher is not asked
-    entropies = {row["target_entropy"] for row in _metrics(tmp_path / "taught")} - {None}
+    entropies = {row["target_entropy"] for row in metrics(tmp_path / "taught")} - {None}
     assert entropies
     assert (entropies == {0.0}) == (targets == "hard")
 
@@ -265,7 +216,7 @@ def test_lambda_falls_over_its_frames_and_the_asking_ends(
 ) -> None:
     flags = ("--teacher", shared_teacher.url, "--frames", "1536", "--lambda-frames", "1024")
     _train(tmp_path, *flags, "--lambda", "0.8")
-    rows = _metrics(tmp_path)
+    rows = metrics(tmp_path)
     assert [row["lambda"] for row in rows] == pytest.approx([0.8 - 0.1 * i for i in range(8)] + [0] * 4)
     # A teacher without weight is not asked
     assert rows[7]["states"] > rows[3]["states"] > 0
@@ -285,7 +236,7 @@ def test_a_run_says_all_about_itself(teacher_process: StartTeacher, tmp_path: Pa
     assert config["teacher"]["identity"] == summary["teacher"]
     assert config["teacher"]["description"]
     assert {"python", "torch", "minigrid", "lvlm2p"} <= config["versions"].keys()
-    rows = _metrics(tmp_path)
+    rows = metrics(tmp_path)
     assert [row["frames"] for row in rows] == list(range(128, 1153, 128))
     assert {"return", "success", "kl", "lambda", "agreement", "states", "failed", "labels"} <= rows[-1].keys()
     assert [row["frames"] for row in rows if "evaluation_success" in row] == [1024]

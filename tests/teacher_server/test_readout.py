@@ -42,7 +42,7 @@ def test_too_little_mass_is_no_answer() -> None:
     assert caught.value.fault == "label_mass"
 
 
-@pytest.mark.parametrize("score", [math.nan, -math.inf])
+@pytest.mark.parametrize("score", [math.nan, -math.inf, 800.0])
 def test_scores_that_are_no_numbers_are_no_answer(score: float) -> None:
     with pytest.raises(Unreadable) as caught:
         from_label_scores({"left": score, "right": score}, temperature=1, min_mass=0)
@@ -68,6 +68,7 @@ def test_numbers_come_back_in_the_order_asked() -> None:
     [
         "",
         '{"left": 0.5, "right": 0.5',
+        "[" * 100_000,
         "[0.5, 0.25, 0.25]",
         '{"left": 0.5, "right": 0.5}',
         '{"left": 0.5, "right": 0.5, "forward": 0, "done": 0}',

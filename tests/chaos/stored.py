@@ -1,0 +1,74 @@
+"""What an answer store holds, compared with what a fresh planner says and with what it held before."""
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from gridworld.pictures import draw, encode_png
+from student.envs import layout_of
+from teacher_server.images import decode
+from teacher_server.teachers import Observation
+from teacher_server.teachers.planner import PlannerTeacher
+from tests.student.ends import checkpoint
+
+_Key = tuple[str, bytes, str, str, str]
+_ROWS = "SELECT identity, picture, mission, task, actions, answer FROM answers"
+
+
+class Ledger:
+    """The pictures that were asked about, by digest, and every answer that was ever seen in the store."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._planner = PlannerTeacher()
+        self._pictures: dict[bytes, bytes] = {}
+        self._seen: dict[_Key, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def know(self, picture: bytes) -> bytes:
+        """Keeps a picture's file; returns its digest."""
+        digest = hashlib.sha256(picture).digest()
+        self._pictures[digest] = picture
+        return digest
+
+    def know_run(self, run: Path) -> None:
+        """Keeps the pictures of all states that a run has labels of."""
+        state = checkpoint(run)
+        layout = layout_of(state["env"])
+        for row in state["labels"]["keys"].numpy():
+            self.know(encode_png(draw(layout.view(row))))
+
+    def check(self, acknowledged: set[bytes]) -> None:
+        """The file is whole, nothing is lost or changed, and each answer is the planner's.
+
+        Args:
+            acknowledged: digests of pictures whose answers were given while the store could be written.
+        """
+        with closing(sqlite3.connect(f"file:{self._store}?mode=ro", uri=True, timeout=60)) as reader:
+            assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            rows = {row[:5]: row[5] for row in reader.execute(_ROWS)}
+        lost = self._seen.keys() - rows.keys()
+        assert not lost, f"{len(lost)} answers are lost"
+        for key, answer in rows.items():
+            if key in self._seen:
+                assert answer == self._seen[key]
+            else:
+                self._compare(key, json.loads(answer))
+        self._seen = rows
+        missing = acknowledged - {key[1] for key in rows}
+        assert not missing, f"{len(missing)} answers were given and are not stored"
+
+    def _compare(self, key: _Key, answer: dict[str, Any]) -> None:
+        identity, digest, mission, task, actions = key
+        assert identity == self._planner.identity == answer["teacher"]
+        picture = decode(self._pictures[digest], max_pixels=4096 * 4096)
+        asked = Observation(picture, mission, task, tuple(actions.split(",")), "both")
+        given = asyncio.run(self._planner.answer(asked))
+        assert answer["probabilities"] == given.probabilities
+        assert answer["analysis"] == given.analysis.text

@@ -1,0 +1,80 @@
+"""The engine behind a teacher is killed and hangs while a student learns: it comes to the same end."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import TeacherProcess
+from tests.student.ends import assert_same_end
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
+from tests.waiting import LONG_S, metric, wait_for, wait_until_ready
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-chaos"),
+]
+
+_STUDENT = str(Path(sys.executable).with_name("student"))
+_LESSON = (
+    *("--env", "MiniGrid-LavaGapS5-v0", "--frames", "1000", "--environments", "4", "--rollout-steps", "32"),
+    *("--evaluate-every", "0", "--evaluation-episodes", "5", "--checkpoint-every", "128", "--no-progress"),
+    *("--teacher-wait-s", "900"),
+)
+
+
+@pytest.fixture
+def teacher(start_prompted: StartPrompted, short_prompts: Path) -> TeacherProcess:
+    """A prompted teacher that answers slowly enough to be disturbed."""
+    lenient = ("--prompts", str(short_prompts), "--min-label-mass", "0", "--sum-tolerance", "1")
+    return start_prompted(*VLLM_FLAGS, *lenient, "--concurrency", "2", "--timeout-s", "30")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_a_student_outlives_an_engine(
+    teacher: TeacherProcess, tmp_path: Path, number: signal.Signals
+) -> None:
+    student = _start(tmp_path / "disturbed", teacher)
+    try:
+        asked = metric(teacher, "teacher_questions_total", way="asked")
+        wait_for(lambda: metric(teacher, "teacher_questions_total", way="asked") > asked + 10, "questions")
+        began = time.monotonic()
+        for engine in psutil.Process(teacher.process.pid).children(recursive=True):
+            engine.send_signal(number)
+        # Whatever watches over it starts it again where it ended; a hanging engine it cannot see
+        while student.poll() is None:
+            assert time.monotonic() < began + 2 * LONG_S, "the student still waits for the engine"
+            if teacher.process.poll() is not None:
+                print(f"\nengine {number.name}: the teacher ended: {teacher.stderr.splitlines()[-1]}")
+                teacher.end()
+                teacher.restart()
+                wait_until_ready(teacher)
+            time.sleep(0.2)
+        print(f"\nengine {number.name}: the student was through {time.monotonic() - began:.0f} s later")
+        assert student.returncode == 0, student.communicate()[1]
+    finally:
+        student.kill()
+        student.communicate()
+    # Every answer is in the store: an undisturbed student gets the same ones
+    undisturbed = _start(tmp_path / "undisturbed", teacher)
+    _, err = undisturbed.communicate(timeout=LONG_S)
+    assert undisturbed.returncode == 0, err
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "disturbed")
+
+
+def _start(out: Path, teacher: TeacherProcess) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
+    return subprocess.Popen(
+        [_STUDENT, "train", *_LESSON, "--out", str(out), "--teacher", teacher.url],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
