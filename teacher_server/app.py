@@ -141,6 +141,7 @@ _UNADMITTED: dict[int | str, dict[str, Any]] = {
 }
 _SWAP_ERRORS: dict[int | str, dict[str, Any]] = {
     **_UNADMITTED,
+    **{status: _ERRORS[status] for status in (400, 413, 429)},
     409: {"model": ErrorAnswer, "description": "It cannot be swapped now; nothing was touched."},
     422: {"model": ErrorAnswer, "description": "It cannot be served here; nothing was touched."},
     500: {"model": ErrorAnswer, "description": "Neither it nor the one before can be loaded: the end."},
