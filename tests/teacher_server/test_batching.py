@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from teacher_server.engines import Decoding, EngineDead, EngineError, Prompt
+from teacher_server.engines import Decoding, EngineDead, EngineError, EngineHangs, Prompt
 from teacher_server.engines.batching import Batches, Request
 
 pytestmark = pytest.mark.unit
@@ -138,5 +138,19 @@ def test_closing_answers_everything_and_takes_no_more() -> None:
         echo.go.set()
         await closing
         assert echo.batches == [[0]]
+
+    asyncio.run(scenario())
+
+
+def test_what_does_not_come_back_is_told_when_it_is_closed() -> None:
+    async def scenario() -> None:
+        echo = _Echo()
+        batches = Batches(echo, size=8, end_s=0.1)
+        (task,) = await _asked(batches, [_score(0)])
+        with pytest.raises(EngineHangs, match=r"within 0\.1 s"):
+            await batches.close()
+        with pytest.raises(EngineDead):
+            await task
+        echo.go.set()
 
     asyncio.run(scenario())

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from teacher_server.answers import AnswerStore
-from teacher_server.hosting import Host
+from teacher_server.hosting import Host, NotReady
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, StageReport
 from teacher_server.service import Outcome, Service
 from teacher_server.settings import Settings
-from teacher_server.teachers import CannotAnswer, Observation, TeacherAnswer, UnreadableAnswer
+from teacher_server.teachers import CannotAnswer, Observation, TeacherAnswer, TeacherGone, UnreadableAnswer
 
 pytestmark = pytest.mark.unit
 
@@ -315,6 +315,21 @@ def test_a_failure_is_told_and_never_stored(
         assert house.count("teacher_failures_total", status=str(status)) == 2
 
     run(test, script)
+
+
+def test_a_teacher_that_is_gone_is_told_to_the_host_and_asked_for_again_later(run: Run) -> None:
+    async def test(house: House) -> None:
+        house.teacher.gate.set()
+        outcome = await house.ask_one(_question())
+        assert isinstance(outcome, ErrorBody)
+        assert (outcome.status, outcome.retry_after) == (503, 1)
+        assert "the engine died" in outcome.reason
+        assert house.host.loss == "the engine died"
+        with pytest.raises(NotReady):
+            await house.ask_one(_question())
+        assert house.host.failure is None
+
+    run(test, _raises(TeacherGone("the engine died")))
 
 
 def test_a_bad_question_costs_the_others_nothing(run: Run) -> None:

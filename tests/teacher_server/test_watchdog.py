@@ -1,171 +1,29 @@
 """When an engine counts as dead or stuck, and what becomes of it; the model does what a test tells it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gridworld.pictures import draw
-from teacher_server.engines import CannotLoad, Decoding, EngineDead, EngineError, EngineHangs, PreparedPicture
+from teacher_server.engines import CannotLoad, EngineDead, EngineError, EngineHangs
 from teacher_server.hosting import Host, NotReady
-from teacher_server.interviews import Interviewer, LabelScores, Said
 from teacher_server.metrics import Metrics
-from teacher_server.prompts import Conversation, load_prompt_set
 from teacher_server.schemas import HostState
 from teacher_server.settings import Settings
-from teacher_server.teachers import Observation, TeacherGone
+from teacher_server.teachers import TeacherGone
 from teacher_server.teachers.choice import CannotTeach
 from teacher_server.teachers.planner import PlannerTeacher
-from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut, room
+from teacher_server.teachers.prompted import PromptedTeacher
 from teacher_server.watchdog import Watchdog
+from tests.teacher_server.watched import ToldModel, WatchedHouse, until
 from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.unit
 
-_PROMPTS = load_prompt_set("minigrid-zero-shot")
 
-
-@dataclass(eq=False)
-class _Model:
-    """An interviewer and its conversations. What it writes fits no schema, and is an answer all the same.
-
-    Attributes:
-        fault: raised when it is asked; None: it answers once it `goes`.
-        refusal: raised when it is started, or closed.
-    """
-
-    fault: Exception | None = None
-    refusal: Exception | None = None
-    goes: asyncio.Event = field(default_factory=asyncio.Event)
-    asked: int = 0
-    closed: bool = False
-    key: str = ""
-
-    async def start(self) -> None:
-        if isinstance(self.refusal, CannotLoad):
-            raise self.refusal
-
-    async def take_over(self, other: Interviewer) -> bool:
-        return False
-
-    def mark_in(self, text: str) -> str | None:
-        return None
-
-    def script(self, conversation: Conversation) -> "_Model":
-        return self
-
-    def about(self, picture: PreparedPicture) -> "_Model":
-        return self
-
-    def unanalysed(self) -> "_Model":
-        return self
-
-    async def analyse(self, decoding: Decoding) -> tuple[Said, "_Model"]:
-        self.asked += 1
-        if self.fault is None:
-            await self.goes.wait()
-        if self.closed:
-            raise EngineDead("it was closed")
-        if self.fault is not None:
-            raise self.fault
-        return Said("I see", 2, True), self
-
-    async def score(self, actions: Sequence[str]) -> LabelScores:
-        return LabelScores(dict.fromkeys(actions, -1.0))
-
-    async def write(self, decoding: Decoding) -> Said:
-        return Said("", 0, True)
-
-    async def close(self) -> None:
-        self.closed = True
-        self.goes.set()
-        if isinstance(self.refusal, EngineHangs):
-            raise self.refusal
-
-
-def _answering() -> _Model:
-    model = _Model()
-    model.goes.set()
-    return model
-
-
-def _teacher(model: _Model) -> PromptedTeacher:
-    reading = ReadingOut("labels", "soft", 1.0, 0.0, 0.05)
-    return PromptedTeacher(model, _PROMPTS, reading, checkpoint={"digest": "d"}, hosting={})
-
-
-class _House:
-    """A watched host whose first model is silent; those that replace it answer, unless others are given."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, first: _Model, *others: _Model, **changes: Any) -> None:
-        told: dict[str, Any] = {"teacher": "prompted", "stall_s": 10, "watch_s": 4, "replacements": 2}
-        self.settings = Settings(**told | changes)
-        self.metrics, self.model, self.teacher = Metrics(), first, _teacher(first)
-        self.ended: list[str | None] = []
-
-        def on_end() -> None:
-            self.ended.append(self.host.failure)
-
-        self.host = Host(self.teacher, self.settings, None, self.metrics, on_end=on_end)
-        self.host.serve(self.teacher, self.settings)
-        self.watchdog = Watchdog(self.host, self.metrics)
-        self.others = list(others) or [_answering() for _ in range(3)]
-        self._new: PromptedTeacher | None = None
-        patch.setattr("teacher_server.watchdog.same_teacher", self._same_teacher)
-
-    def _same_teacher(self, settings: Settings, identity: str) -> PromptedTeacher:
-        """In the place of reading a checkpoint's files: made before a start, and looked at after it."""
-        assert settings == self.settings
-        if self._new is not None:
-            new, self._new = self._new, None
-        else:
-            new = self._new = _teacher(self.others.pop(0))
-        assert new.identity == identity
-        return new
-
-    async def look(self, times: int = 1) -> None:
-        for _ in range(times):
-            self.watchdog.look()
-            await asyncio.sleep(0)
-
-    async def until_asked(self, times: int) -> None:
-        await _until(lambda: self.model.asked >= times)
-
-    async def until_ready(self) -> None:
-        await _until(lambda: self.host.state == "ready")
-
-    @asynccontextmanager
-    async def question(self) -> AsyncIterator["asyncio.Task[Any]"]:
-        """One that the model has; given up at the end."""
-        before = self.model.asked
-        task, actions = next(iter(self.teacher.tasks.items()))
-        asking = asyncio.create_task(self.teacher.answer(Observation(draw(room(5)), "", task, actions)))
-        await self.until_asked(before + 1)
-        try:
-            yield asking
-        finally:
-            asking.cancel()
-            await asyncio.wait([asking])
-
-    def count(self, why: str, outcome: str) -> float:
-        labels = {"why": why, "outcome": outcome}
-        return self.metrics.registry.get_sample_value("teacher_replacements_total", labels) or 0.0
-
-    @property
-    def silent_s(self) -> float | None:
-        return self.metrics.registry.get_sample_value("teacher_silent_seconds")
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
-Test = Callable[[_House], Coroutine[Any, Any, None]]
+Test = Callable[[WatchedHouse], Coroutine[Any, Any, None]]
 Run = Callable[..., None]
 
 
@@ -173,9 +31,9 @@ Run = Callable[..., None]
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """run(test, *models, **settings): runs a test with a house of its own."""
 
-    def run_with(test: Test, *models: _Model, **changes: Any) -> None:
+    def run_with(test: Test, *models: ToldModel, **changes: Any) -> None:
         async def whole() -> None:
-            house = _House(monkeypatch, *(models or [_Model()]), **changes)
+            house = WatchedHouse(monkeypatch, *(models or [ToldModel()]), **changes)
             await asyncio.wait_for(test(house), LONG_S)
             await house.host.close()
 
@@ -185,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_asked_and_silent_for_longer_than_the_bound_it_is_stuck(run: Run) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         async with house.question() as asking:
             await house.look(10)
             assert (house.host.state, house.silent_s) == ("ready", 10)
@@ -209,13 +67,13 @@ def test_asked_and_silent_for_longer_than_the_bound_it_is_stuck(run: Run) -> Non
 
 
 def test_one_answer_within_the_bound_is_enough_though_others_wait_for_longer(run: Run) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         async with house.question():
             for _ in range(3):
                 await house.look(10)
                 async with house.question() as other:
                     house.model.goes.set()
-                    await _until(other.done)
+                    await until(other.done)
                     house.model.goes.clear()
                 await house.look()
                 assert house.silent_s == 0
@@ -225,14 +83,14 @@ def test_one_answer_within_the_bound_is_enough_though_others_wait_for_longer(run
 
 
 def test_who_is_asked_nothing_is_asked_by_the_watchdog(run: Run) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         house.model.goes.set()
         for times in (1, 2, 3):
             answered = house.teacher.progress.answered
             await house.look(3)
             assert (house.model.asked, house.silent_s) == (times - 1, 0)
             await house.look()
-            await _until(lambda answered=answered: house.teacher.progress.answered > answered)
+            await until(lambda answered=answered: house.teacher.progress.answered > answered)
             await house.look()  # sees the answer
             assert house.model.asked == times
         house.model.goes.clear()
@@ -249,7 +107,7 @@ def test_who_is_asked_nothing_is_asked_by_the_watchdog(run: Run) -> None:
 
 
 def test_questions_that_are_given_up_are_no_sign_either_way(run: Run) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         for look in range(4 + 10):
             async with house.question():
                 pass
@@ -265,9 +123,9 @@ def test_questions_that_are_given_up_are_no_sign_either_way(run: Run) -> None:
 def test_errors_are_no_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher_server.watchdog._AGAIN_S", 0.001)
 
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         await house.look(4)
-        await _until(lambda: house.model.asked > 3)
+        await until(lambda: house.model.asked > 3)
         await house.look(10)
         assert (house.host.state, house.teacher.progress.answered) == ("ready", 0)
         await house.look()
@@ -275,11 +133,11 @@ def test_errors_are_no_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         await house.until_ready()
         assert house.count("stuck", "replaced") == 1
 
-    run(test, _Model(fault=EngineError("a kernel broke")))
+    run(test, ToldModel(fault=EngineError("a kernel broke")))
 
 
 def test_what_is_dead_is_replaced_at_the_next_look(run: Run) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         house.host.lose(house.teacher, "its process is gone")
         assert not house.host.ready
         with pytest.raises(NotReady, match="its engine is being replaced"), house.host.lease():
@@ -295,27 +153,27 @@ def test_what_is_dead_is_replaced_at_the_next_look(run: Run) -> None:
 
 
 def test_the_watchdogs_own_question_finds_the_dead(run: Run) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         await house.look(4)
-        await _until(lambda: house.host.loss)
+        await until(lambda: house.host.loss)
         await house.look()
         assert house.host.state == "replacing"
         await house.until_ready()
         assert house.count("dead", "replaced") == 1
 
-    run(test, _Model(fault=EngineDead("its process is gone")))
+    run(test, ToldModel(fault=EngineDead("its process is gone")))
 
 
 def test_so_often_within_an_hour_and_then_the_service_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("teacher_server.watchdog.time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         async def die_at(minute: int) -> None:
             now[0] = 60.0 * minute
             house.host.lose(house.host.teacher, "its process is gone")
             await house.look()
-            await _until(lambda: house.host.state != "replacing")
+            await until(lambda: house.host.state != "replacing")
 
         for minute in (0, 59, 61):
             await die_at(minute)
@@ -335,16 +193,18 @@ def test_so_often_within_an_hour_and_then_the_service_ends(run: Run, monkeypatch
 @pytest.mark.parametrize(
     ("first", "second", "why"),
     [
-        (_Model(), _Model(refusal=CannotLoad("no memory")), "no memory"),
-        (_Model(), _Model(fault=EngineError("a kernel broke")), "a kernel broke"),
-        (_Model(refusal=EngineHangs("it does not come back")), _Model(), "it does not come back"),
+        (ToldModel(), ToldModel(refusal=CannotLoad("no memory")), "no memory"),
+        (ToldModel(), ToldModel(fault=EngineError("a kernel broke")), "a kernel broke"),
+        (ToldModel(refusal=EngineHangs("it does not come back")), ToldModel(), "it does not come back"),
     ],
 )
-def test_where_there_is_no_other_the_service_ends(run: Run, first: _Model, second: _Model, why: str) -> None:
-    async def test(house: _House) -> None:
+def test_where_there_is_no_other_the_service_ends(
+    run: Run, first: ToldModel, second: ToldModel, why: str
+) -> None:
+    async def test(house: WatchedHouse) -> None:
         house.host.lose(house.teacher, "its process is gone")
         await house.look()
-        await _until(lambda: house.ended)
+        await until(lambda: house.ended)
         (failure,) = house.ended
         assert failure is not None
         assert "its process is gone" in failure
@@ -357,14 +217,14 @@ def test_where_there_is_no_other_the_service_ends(run: Run, first: _Model, secon
 
 
 def test_other_files_are_another_teacher(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         def changed(settings: Settings, identity: str) -> PromptedTeacher:
             raise CannotTeach("its files have changed")
 
         monkeypatch.setattr("teacher_server.watchdog.same_teacher", changed)
         house.host.lose(house.teacher, "its process is gone")
         await house.look()
-        await _until(lambda: house.ended)
+        await until(lambda: house.ended)
         assert "its files have changed" in str(house.ended)
 
     run(test)
@@ -374,7 +234,7 @@ def test_other_files_are_another_teacher(run: Run, monkeypatch: pytest.MonkeyPat
     "state", ["starting", "checking", "draining", "loading", "trying", "going back", "gone"]
 )
 def test_who_starts_or_exchanges_it_is_left_alone(run: Run, state: HostState) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         async with house.question():
             await house.look(6)
             house.host.state = state
@@ -393,7 +253,7 @@ def test_who_starts_or_exchanges_it_is_left_alone(run: Run, state: HostState) ->
 def test_another_server_is_waited_for_and_not_replaced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher_server.watchdog._AGAIN_S", 0.001)
 
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         await house.look(4 + 10)
         assert house.host.state == "ready"
         await house.look()
@@ -410,16 +270,16 @@ def test_another_server_is_waited_for_and_not_replaced(run: Run, monkeypatch: py
         await house.look()
         assert house.ended == ["is gone: the server is another one by now"]
 
-    run(test, _Model(fault=EngineError("nothing answers there")), engine="openai")
+    run(test, ToldModel(fault=EngineError("nothing answers there")), engine="openai")
 
 
 def test_told_to_stop_it_closes_the_new_one_too(run: Run) -> None:
-    async def test(house: _House) -> None:
+    async def test(house: WatchedHouse) -> None:
         new = house.others[0]
         new.goes.clear()
         house.host.lose(house.teacher, "its process is gone")
         await house.look()
-        await _until(lambda: new.asked)
+        await until(lambda: new.asked)
         await house.host.close()
         assert new.closed
 
