@@ -77,9 +77,9 @@ def create_app(settings: Settings) -> FastAPI:
     host = Host(teacher, settings, store, metrics, on_end=lambda: signal.raise_signal(signal.SIGTERM))
     app = FastAPIOffline(
         title="A teacher",
-        description="Asks a teacher what it would do in a picture of a grid world. Requests may bear X-Timeout-S"
-        " (seconds that the client will wait), X-Client (its name, by which room is shared) and X-Request-ID"
-        " (which the answer and the log repeat).",
+        description="Asks a teacher what it would do in a picture of a grid world. Requests may bear"
+        " X-Timeout-S (seconds that the client will wait), X-Client (its name, by which room is shared) and"
+        " X-Request-ID (which the answer and the log repeat).",
         redoc_url=None,
         lifespan=_lifespan,
     )
