@@ -9,13 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from io import StringIO
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
-from student.cli import main
 from tests.chaos.bodies import Bodies
 from tests.chaos.stored import Ledger
 from tests.conftest import TeacherProcess
@@ -24,16 +22,8 @@ from tests.waiting import LONG_S, wait_for
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 _LESSON = (
-    *(
-        "--env",
-        "MiniGrid-Fetch-6x6-N2-v0",
-        "--environments",
-        "4",
-        "--rollout-steps",
-        "32",
-        "--frames",
-        "2500",
-    ),
+    *("--env", "MiniGrid-Fetch-6x6-N2-v0", "--frames", "2500"),
+    *("--environments", "4", "--rollout-steps", "32"),
     *("--evaluate-every", "1024", "--evaluation-episodes", "5", "--checkpoint-every", "256"),
     *("--log-every", "128", "--no-progress"),
 )
@@ -242,8 +232,12 @@ class School:
         # What an untroubled student comes to, and the pictures that it asks about
         reference = self._reference(self._seed)
         told = ["train", *_LESSON, "--seed", str(self._seed), "--out", str(reference)]
-        with redirect_stdout(StringIO()):
-            assert main([*told, "--teacher", self._planner.url]) == 0
+        subprocess.run(
+            [_STUDENT, *told, "--teacher", self._planner.url],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=_without_settings(),
+        )
         self.ledger.know_run(reference)
         self._start_student()
 
@@ -257,7 +251,6 @@ class School:
 
     def _start_student(self) -> None:
         self._killed = False
-        env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
         self.student = subprocess.Popen(
             [
                 *(_STUDENT, "train", "--go-on", *_LESSON, "--seed", str(self._seed)),
@@ -266,5 +259,9 @@ class School:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=env | self.clock.env,
+            env=_without_settings() | self.clock.env,
         )
+
+
+def _without_settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
