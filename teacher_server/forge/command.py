@@ -14,8 +14,6 @@ from teacher_server.forge.settings import ForgeSettings
 from teacher_server.prompts import BadPromptSet, PromptSet, load_prompt_set
 
 _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint"
-_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device"}
-"""Settings that change nothing in what comes of a run."""
 
 
 class CannotForge(CannotStart):
@@ -54,8 +52,7 @@ def _kept(asked: ForgeSettings) -> ForgeSettings:
     """The settings of the run in a folder, on this machine."""
     path = asked.out / _SETTINGS
     try:
-        kept = json.loads(path.read_text())
-        return ForgeSettings.model_validate(kept | {name: getattr(asked, name) for name in _OF_THE_MACHINE})
+        return asked.on_this_machine(json.loads(path.read_text()))
     except FileNotFoundError:
         raise CannotForge(f"--resume: {asked.out} holds no run; leave --resume out to begin one") from None
     except (OSError, ValueError, ValidationError) as error:
@@ -77,8 +74,7 @@ def _folder(settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None
             copy_folder(base, folder)
         else:
             write_folder(folder, prompts)
-        told = settings.model_dump(mode="json", exclude=_OF_THE_MACHINE)
-        (settings.out / _SETTINGS).write_text(json.dumps(told, indent=2) + "\n")
+        (settings.out / _SETTINGS).write_text(json.dumps(settings.of_the_result(), indent=2) + "\n")
     return read_checkpoint(folder, weights=False)
 
 
@@ -116,10 +112,12 @@ def _teach(
 
 def _write_card(settings: ForgeSettings, folder: Path, metrics: Path, device: Any) -> None:
     from teacher_server.forge.card import card  # noqa: PLC0415
+    from teacher_server.forge.training import REPORT_EVERY  # noqa: PLC0415
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     digest = read_checkpoint(folder).digest()
-    (folder / "README.md").write_text(card(settings, lines, digest, str(device)))
+    told = card(settings, lines, digest, str(device), REPORT_EVERY * settings.batch_size)
+    (folder / "README.md").write_text(told)
 
 
 def _device(name: str, *, cuda: bool) -> str:

@@ -100,8 +100,8 @@ class Outcome:
     Attributes:
         tiles, analysis, action: losses; None where nothing was taught of them.
         right: by name: tile (all that is told of it); of the analysis, each token given the right ones
-            before it, value (tokens that are no signs) and whole (analyses without a wrong token); action (the
-            arg-max is optimal).
+            before it, value (tokens that are no signs) and whole (analyses without a wrong token); action
+            (the arg-max is optimal).
     """
 
     tiles: torch.Tensor | None

@@ -1,13 +1,15 @@
 """Every setting of `teacher forge`, once: its flag, TEACHER_FORGE_* variable, default and meaning."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode
 
 from gridworld.tasks import TASKS, UnknownEnvironment, task_of
 from teacher_server.command_line import flags_and_variables
+
+_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device"}
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -75,6 +77,18 @@ class ForgeSettings(BaseSettings):
         default=300, gt=0, allow_inf_nan=False, description="seconds between savings of run and checkpoint"
     )
     progress: bool = Field(default=True, description="tell on stderr how far it is")
+
+    def of_the_result(self) -> dict[str, Any]:
+        """The settings that change what comes of a run, for JSON."""
+        return self.model_dump(mode="json", exclude=_OF_THE_MACHINE)
+
+    def on_this_machine(self, kept: dict[str, Any]) -> Self:
+        """The settings that were kept of a run, with these ones where a run is gone on with.
+
+        Raises:
+            pydantic.ValidationError: what was kept is no longer understood.
+        """
+        return self.model_validate(kept | {name: getattr(self, name) for name in _OF_THE_MACHINE})
 
     @property
     def steps(self) -> tuple[int, int]:

@@ -26,7 +26,7 @@ _BATCHES_IN_A_BLOCK = 8
 """Samples are made and sorted by their length in blocks of so many batches."""
 _RISE, _FALL = 0.02, 0.3
 """Shares of a phase's steps in which the learning rate rises at its beginning, and falls at its end."""
-_REPORT_EVERY = 20
+REPORT_EVERY = 20
 """Steps in a line of metrics.jsonl."""
 _LARGEST_GRADIENT = 1.0
 
@@ -95,7 +95,7 @@ class Run:
                     parts[name].append(value)
                 bar.update(size)
                 done = self.step == total
-                if self.step % _REPORT_EVERY == 0 or done:
+                if self.step % REPORT_EVERY == 0 or done:
                     means = {name: float(np.mean(values)) for name, values in parts.items()}
                     parts.clear()
                     self._report(means)
