@@ -119,7 +119,7 @@ def test_training_reads_a_conversation_as_the_engine_does(made: Path) -> None:
 
 def test_what_is_taught_is_learned(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    flags = ["--pictures", "0", "--samples", "640", "--batch-size", "8", "--precision", "float32"]
+    flags = ["--pictures", "0", "--samples", "320", "--batch-size", "8", "--precision", "float32"]
     flags += ["--env", "MiniGrid-LavaGapS5-v0", "--device", "cpu", "--no-progress", "--learning-rate", "2e-3"]
     assert command.main(["--out", str(out), *flags]) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
