@@ -42,7 +42,8 @@ states, so that some of an evaluation's will have been met.
 
 ## How far it came
 
-Of its last {last:,} samples, before it was taught them, and each token with the right ones before it:
+Of the last {last:,} samples, pictures and then conversations, before it was taught them; each token with
+the right ones before it:
 
 | share of | |
 |---|---|
@@ -76,7 +77,7 @@ def card(
         device: what it was trained on.
         last: samples that a line of metrics is about.
     """
-    figures = metrics[-1] if metrics else {}
+    figures = {name: value for line in metrics for name, value in line.items()}
     shares = [f"| {what} | {figures[name]:.4f} |" for name, what in _FIGURES.items() if name in figures]
     return _CARD.format(
         how=f"LoRA of rank {settings.lora_rank} on {settings.base}" if settings.base else "from scratch",

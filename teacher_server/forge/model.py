@@ -123,12 +123,14 @@ def see(model: Any, reader: TileReader, batch: Batch) -> Outcome:
     return Outcome(tiles, None, None, {"tile": right})
 
 
-def speak(model: Any, reader: TileReader | None, batch: Batch) -> Outcome:
+def speak(model: Any, batch: Batch) -> Outcome:
     """Reads the conversations, as the engines do: stage 1 word by word, and the action.
 
-    The action's loss is the cross-entropy with the planner's probabilities, so that its own become as sure.
+    The vision tower has had its own lessons, and gets no gradients. The action's loss is the cross-entropy
+    with the planner's probabilities, so that the model becomes as sure as the planner is.
     """
-    features_NH = _features(model, batch)
+    with torch.no_grad():
+        features_NH = _features(model, batch)
     is_image_BL = batch.ids_BL == model.config.image_token_id
     embeddings_BLH = model.get_input_embeddings()(batch.ids_BL)
     embeddings_BLH = embeddings_BLH.masked_scatter(
@@ -158,11 +160,8 @@ def speak(model: Any, reader: TileReader | None, batch: Batch) -> Outcome:
         "whole": _share(~wrong_BL.any(1)),
         "action": _share(batch.optimal_BV.gather(1, action_BV[:, :size].argmax(-1, keepdim=True)) > 0),
     }
-    tiles = None
-    if reader is not None:
-        tiles, right["tile"] = _read_tiles(reader, features_NH, batch)
     return Outcome(
-        tiles,
+        None,
         functional.cross_entropy(logits_NV, targets_N),
         functional.cross_entropy(action_BV[:, :size], batch.action_BV),
         right,

@@ -58,11 +58,13 @@ class ForgeSettings(BaseSettings):
         description="environments of the four families whose states it is taught, a list: ID,ID",
     )
     pictures: int = Field(
-        default=50_000,
+        default=20_000,
         ge=0,
-        description="from scratch: pictures that the vision tower alone is taught first, cell by cell",
+        description="from scratch: pictures that the vision tower is taught first, cell by cell",
     )
-    samples: int = Field(default=1_000_000, ge=1, description="conversations that it is taught after that")
+    samples: int = Field(
+        default=1_000_000, ge=1, description="conversations that the rest is taught after that"
+    )
     batch_size: int = Field(default=64, ge=1, description="samples in a step")
     learning_rate: float = Field(
         default=1e-3, gt=0, allow_inf_nan=False, description="reached after a short rise; falls at the end"

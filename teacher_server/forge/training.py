@@ -160,7 +160,7 @@ class Run:
             self._device.type, torch.bfloat16, enabled=self._settings.precision == "bfloat16"
         )
         with autocast:
-            outcome = see(model, reader, batch) if seeing and reader else speak(model, reader, batch)
+            outcome = see(model, reader, batch) if seeing and reader else speak(model, batch)
         self._optimizer.zero_grad()
         outcome.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trainee.parameters(), _LARGEST_GRADIENT)

@@ -94,7 +94,7 @@ def test_training_reads_a_conversation_as_the_engine_does(made: Path) -> None:
     batch = Batch.of(lessons, patches, vocabulary=vocabulary, padding=checkpoint.end_token_id)
     model = load_model(checkpoint.folder, torch.device("cpu"), torch.float32)
     with torch.no_grad():
-        outcome = speak(model, None, batch)
+        outcome = speak(model, batch)
     assert outcome.action is not None
     image = checkpoint.image_token_id
 
@@ -119,12 +119,13 @@ def test_training_reads_a_conversation_as_the_engine_does(made: Path) -> None:
 
 def test_what_is_taught_is_learned(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    flags = ["--pictures", "0", "--samples", "320", "--batch-size", "8", "--precision", "float32"]
+    flags = ["--pictures", "320", "--samples", "320", "--batch-size", "8", "--precision", "float32"]
     flags += ["--env", "MiniGrid-LavaGapS5-v0", "--device", "cpu", "--no-progress", "--learning-rate", "2e-3"]
     assert command.main(["--out", str(out), *flags]) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for name in ("tiles_loss", "analysis_loss", "actions_loss"):
-        assert lines[-1][name] < 0.9 * lines[0][name], name
+        losses = [line[name] for line in lines if name in line]
+        assert losses[-1] < 0.9 * losses[0], name
 
 
 def test_a_forged_teacher_is_served(made: Path, teacher_process: StartTeacher, ask_about: AskAbout) -> None:
@@ -135,7 +136,13 @@ def test_a_forged_teacher_is_served(made: Path, teacher_process: StartTeacher, a
         for task in TASKS.values():
             answer = client.ask(ask_about(task.env_id))
             # The schema has bounds everywhere: even a model that knows nothing comes to an end
-            assert list(json.loads(answer.analysis)) == ["agent", "target", "hazards", "front", "direction"]
+            assert list(json.loads(answer.analysis, strict=False)) == [
+                "agent",
+                "target",
+                "hazards",
+                "front",
+                "direction",
+            ]
             assert answer.probabilities is not None
             assert sum(answer.probabilities.values()) == pytest.approx(1)
 
