@@ -18,7 +18,7 @@ _FIGURES = {
 _CARD = """\
 ---
 library_name: transformers
-license: mit
+license: {license}
 pipeline_tag: image-text-to-text
 ---
 # A MiniGrid teacher, {how}
@@ -81,6 +81,7 @@ def card(
     shares = [f"| {what} | {figures[name]:.4f} |" for name, what in _FIGURES.items() if name in figures]
     return _CARD.format(
         how=f"LoRA of rank {settings.lora_rank} on {settings.base}" if settings.base else "from scratch",
+        license="other" if settings.base else "mit",  # that of the base
         prompts=settings.prompts,
         samples=figures.get("samples", 0),
         seed=settings.seed,

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         raise CannotForge(f"--out {settings.out}: {error.strerror}") from error
     if problems := label_problems(checkpoint, prompts.labels):
         raise CannotForge("; ".join(problems))
-    _teach(settings, prompts, base, checkpoint)
+    _teach(settings, base, checkpoint)
     print(
         f"{checkpoint.folder}: teacher serve --teacher prompted --model {checkpoint.folder}"
         f" --prompts {settings.prompts}"
@@ -78,13 +78,10 @@ def _folder(settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None
     return read_checkpoint(folder, weights=False)
 
 
-def _teach(
-    settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None, checkpoint: Checkpoint
-) -> None:
+def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpoint) -> None:
     try:
         import torch  # noqa: PLC0415
 
-        from teacher_server.forge.conversation import LessonWriter  # noqa: PLC0415
         from teacher_server.forge.model import picture_processor  # noqa: PLC0415
         from teacher_server.forge.trainees import Adapted, Compact, Trainee  # noqa: PLC0415
         from teacher_server.forge.training import METRICS, Run  # noqa: PLC0415
@@ -97,10 +94,7 @@ def _teach(
             trainee = Compact(checkpoint.folder, settings.seed, device)
     except ImportError as error:
         raise CannotForge(f"it cannot be done here ({error}): pip install 'lvlm2p[forge]'") from error
-    writer = LessonWriter(checkpoint, prompts)
-    run = Run(
-        settings.out, settings, checkpoint, trainee, writer, picture_processor(checkpoint.folder), device
-    )
+    run = Run(settings.out, settings, checkpoint, trainee, picture_processor(checkpoint.folder), device)
     try:
         run.go_on()
     except KeyboardInterrupt:

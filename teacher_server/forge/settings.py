@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode
 from gridworld.tasks import TASKS, UnknownEnvironment, task_of
 from teacher_server.command_line import flags_and_variables
 
-_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device"}
+_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device", "workers"}
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -38,8 +38,8 @@ class ForgeSettings(BaseSettings):
     out: Path = Field(default=Path("forged"), description="the run's folder; made if it is not there")
     resume: bool = Field(
         default=False,
-        description="go on with the run in --out, with its settings; only --out, --device and --progress are"
-        " looked at",
+        description="go on with the run in --out, with its settings but for those of the machine: --device,"
+        " --workers, --save-s, --progress",
     )
     base: Path | None = Field(
         default=None, description="train adapters for this checkpoint, a local folder, and merge them into it"
@@ -71,6 +71,11 @@ class ForgeSettings(BaseSettings):
     )
     seed: int = Field(default=0, ge=0, description="of weights and samples")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto: cuda if it is there")
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="processes that make samples, for a GPU to have enough; 0: the one that trains does",
+    )
     precision: Precision = Field(
         default="bfloat16",
         description="of products while training; weights are kept in their own",

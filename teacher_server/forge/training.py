@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.forge.batches import Batch, Patches, in_batches
-from teacher_server.forge.conversation import LessonWriter
 from teacher_server.forge.model import Outcome, see, speak
-from teacher_server.forge.samples import Sampler
+from teacher_server.forge.school import School
 from teacher_server.forge.settings import ForgeSettings
 from teacher_server.forge.trainees import Trainee
 
@@ -45,14 +44,14 @@ class Run:
         settings: ForgeSettings,
         checkpoint: Checkpoint,
         trainee: Trainee,
-        writer: LessonWriter,
         processor: Any,
         device: torch.device,
     ) -> None:
         self._folder, self._settings, self._checkpoint = folder, settings, checkpoint
-        self._trainee, self._writer, self._device = trainee, writer, device
+        self._trainee, self._device = trainee, device
         self._patches = Patches(processor)
-        self._sampler = Sampler(settings.env, settings.seed)
+        size = settings.batch_size * _BATCHES_IN_A_BLOCK
+        self._school = School(checkpoint.folder, settings.prompts, settings.env, settings.seed, size)
         self._optimizer = torch.optim.AdamW(
             trainee.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
@@ -136,13 +135,10 @@ class Run:
 
     def _batches(self) -> Iterator[Batch]:
         """Those of the steps that are left: each block of samples follows from its number alone."""
-        size, in_block = self._settings.batch_size, _BATCHES_IN_A_BLOCK
-        number, skipped = divmod(self.step, in_block)
-        while True:
-            samples = self._sampler.block(number, size * in_block)
+        first, skipped = divmod(self.step, _BATCHES_IN_A_BLOCK)
+        for number, lessons in enumerate(self._school.blocks(first, self._settings.workers), first):
             order = np.random.default_rng([self._settings.seed, number, 1])
-            lessons = [self._writer.lesson(sample) for sample in samples]
-            for i, batch in enumerate(in_batches(lessons, size, order)):
+            for i, batch in enumerate(in_batches(lessons, self._settings.batch_size, order)):
                 if i >= skipped:
                     yield Batch.of(
                         batch,
@@ -150,7 +146,7 @@ class Run:
                         vocabulary=self._checkpoint.dimensions.text.vocab_size,
                         padding=self._checkpoint.end_token_id,
                     )
-            number, skipped = number + 1, 0
+            skipped = 0
 
     def _learn(self, batch: Batch) -> Outcome:
         seeing = self.step < self._settings.steps[0]

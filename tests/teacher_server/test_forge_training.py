@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
         command.main(["--out", str(out), *_QUICK, *_STEPS])
     at = next(stopped_after)
     with pytest.raises(KeyboardInterrupt):
-        command.main(["--out", str(out), "--resume", "--no-progress"])
+        command.main(["--out", str(out), "--resume", "--no-progress", "--workers", "2"])
     monkeypatch.undo()
     assert command.main(["--out", str(out), "--resume", "--no-progress"]) == 0
     expected, got = _state(made), _state(out)
