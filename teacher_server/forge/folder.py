@@ -17,7 +17,7 @@ _TEXT = {
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
-    "max_position_embeddings": 8192,
+    "max_position_embeddings": 32768,
     # Heights and widths get the slow sections: the margin's numbers tell where a cell is, positions need not
     "rope_theta": 10000.0,
     "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
