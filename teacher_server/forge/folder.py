@@ -18,7 +18,7 @@ _TEXT = {
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "max_position_embeddings": 32768,
-    # Heights and widths get the slow sections: the margin's numbers tell where a cell is, positions need not
+    # Heights and widths get the slow sections: visual tokens tell where they are, positions need not
     "rope_theta": 10000.0,
     "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
     # Untied, so that vLLM can take other weights in its place
@@ -32,7 +32,7 @@ _VISION = {
     "intermediate_size": 256,
     "num_heads": 4,
     "out_hidden_size": _TEXT["hidden_size"],
-    # Attention over the whole picture: from each cell to its row's and its column's number
+    # Attention over the whole picture, in which each cell finds out where it is
     "fullatt_block_indexes": [0, 1],
     "hidden_act": "silu",
     "in_chans": 3,
