@@ -18,7 +18,7 @@ setup: $(VENV)/.installed ## make .venv with everything but vLLM in it
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,transformers,student,export,dev]'
+	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,forge,student,export,dev]'
 	@touch $@
 
 demo: setup ## a served teacher teaches a student; results in runs/demo

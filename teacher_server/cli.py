@@ -14,6 +14,7 @@ commands:
   score      how good a running teacher is: as a policy, against the planner, stage by stage
   compare    put scored or running teachers side by side, on one page
   answers    export, import, count or prune the stored answers
+  forge      make a teacher: train a small checkpoint, or adapt a large one
   prompts    list the prompt sets, or show what a model gets to see
 """
 
@@ -74,6 +75,12 @@ def _compare(arguments: Sequence[str]) -> int:
     return compare(arguments)
 
 
+def _forge(arguments: Sequence[str]) -> int:
+    from teacher_server.forge.command import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
 def _answers(arguments: Sequence[str]) -> int:
     from teacher_server.answers.commands import main  # noqa: PLC0415
 
@@ -88,5 +95,6 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "score": _score,
     "compare": _compare,
     "answers": _answers,
+    "forge": _forge,
     "prompts": _prompts,
 }

@@ -69,7 +69,8 @@ def test_everything_that_is_wrong_is_told(made: Path, tmp_path: Path) -> None:
     assert files == [
         "- tokenizer.json",
         "- preprocessor_config.json",
-        "- no prompt set 'no such set'; name one of minigrid, minigrid-zero-shot, or the folder of your own",
+        "- no prompt set 'no such set'; name one of compact, minigrid, minigrid-zero-shot, or the folder of"
+        " your own",
     ]
 
 

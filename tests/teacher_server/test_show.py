@@ -27,7 +27,7 @@ def test_the_list_names_every_set(tmp_path: Path) -> None:
     done = _run(tmp_path, "list")
     assert done.returncode == 0
     assert done.stderr == ""
-    for name in ("minigrid", "minigrid-zero-shot"):
+    for name in ("compact", "minigrid", "minigrid-zero-shot"):
         prompts = load_prompt_set(name)
         assert f"{name}  {prompts.digest[:12]}\n    {prompts.description}\n" in done.stdout
     assert "tasks: lava_gap, dynamic_obstacles, fetch, go_to_door" in done.stdout
@@ -39,7 +39,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=LONG_S, check=False, cwd=tmp_path
     )
-    assert done.stdout.startswith("minigrid  ")
+    assert done.stdout.startswith("compact  ")
     assert done.stderr == ""
 
 
@@ -111,7 +111,7 @@ def test_a_task_of_ones_own_as_the_document_has_it(tmp_path: Path) -> None:
         (["lst"], "no command 'lst'"),
         (["list", "--all"], "--all"),
         (["show", "minigrid"], "--task (or TEACHER_TASK) is missing"),
-        (["show", "nothing", "--task", "fetch"], "name one of minigrid, minigrid-zero-shot"),
+        (["show", "nothing", "--task", "fetch"], "name one of compact, minigrid, minigrid-zero-shot"),
         (["show", "minigrid", "--task", "maze"], "it has lava_gap, dynamic_obstacles, fetch, go_to_door"),
         (
             ["show", "minigrid", "--task", "fetch", "--env", "CartPole-v1"],

@@ -1,0 +1,124 @@
+"""`teacher forge`: makes a run's folder or finds it again, teaches, and leaves a checkpoint to be served."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from teacher_server.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
+from teacher_server.command_line import CannotStart, parse
+from teacher_server.forge.settings import ForgeSettings
+from teacher_server.prompts import BadPromptSet, PromptSet, load_prompt_set
+
+_SETTINGS, _CHECKPOINT = "settings.json", "checkpoint"
+
+
+class CannotForge(CannotStart):
+    """Why no checkpoint can be made as asked."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns 0 when the checkpoint is done.
+
+    Raises:
+        CannotStart: a setting, the folder, the prompt set or the base checkpoint cannot be used.
+    """
+    asked = parse(ForgeSettings, arguments)
+    settings = _kept(asked) if asked.resume else asked
+    try:
+        prompts = load_prompt_set(settings.prompts)
+        base = read_checkpoint(settings.base) if settings.base else None
+        checkpoint = _folder(settings, prompts, base)
+    except BadPromptSet as error:
+        raise CannotForge(str(error)) from error
+    except BadCheckpoint as error:
+        raise CannotForge(f"--base {settings.base}: {error}") from error
+    except OSError as error:
+        raise CannotForge(f"--out {settings.out}: {error.strerror}") from error
+    if problems := label_problems(checkpoint, prompts.labels):
+        raise CannotForge("; ".join(problems))
+    _teach(settings, base, checkpoint)
+    print(
+        f"{checkpoint.folder}: teacher serve --teacher prompted --model {checkpoint.folder}"
+        f" --prompts {settings.prompts}"
+    )
+    return 0
+
+
+def _kept(asked: ForgeSettings) -> ForgeSettings:
+    """The settings of the run in a folder, on this machine."""
+    path = asked.out / _SETTINGS
+    try:
+        return asked.on_this_machine(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CannotForge(f"--resume: {asked.out} holds no run; leave --resume out to begin one") from None
+    except (OSError, ValueError, ValidationError) as error:
+        raise CannotForge(f"--resume: {path} cannot be read; begin another run") from error
+
+
+def _folder(settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None) -> Checkpoint:
+    """The checkpoint that the run is for, with no weights looked at."""
+    from teacher_server.forge.folder import write_folder  # noqa: PLC0415
+    from teacher_server.forge.trainees import copy_folder  # noqa: PLC0415
+
+    folder = settings.out / _CHECKPOINT
+    if not settings.resume:
+        if (settings.out / _SETTINGS).exists():
+            raise CannotForge(
+                f"--out {settings.out} holds a run; add --resume to go on with it, or name another"
+            )
+        if base is not None:
+            copy_folder(base, folder)
+        else:
+            write_folder(folder, prompts)
+        (settings.out / _SETTINGS).write_text(json.dumps(settings.of_the_result(), indent=2) + "\n")
+    return read_checkpoint(folder, weights=False)
+
+
+def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpoint) -> None:
+    try:
+        import torch  # noqa: PLC0415
+
+        from teacher_server.forge.model import picture_processor  # noqa: PLC0415
+        from teacher_server.forge.trainees import Adapted, Compact, Trainee  # noqa: PLC0415
+        from teacher_server.forge.training import METRICS, Run  # noqa: PLC0415
+
+        device = torch.device(_device(settings.device, cuda=torch.cuda.is_available()))
+        trainee: Trainee
+        if base is not None:
+            trainee = Adapted(base, settings.lora_rank, settings.seed, device)
+        else:
+            trainee = Compact(checkpoint.folder, settings.seed, device)
+    except ImportError as error:
+        raise CannotForge(f"it cannot be done here ({error}): pip install 'lvlm2p[forge]'") from error
+    run = Run(settings.out, settings, checkpoint, trainee, picture_processor(checkpoint.folder), device)
+    try:
+        run.go_on()
+    except KeyboardInterrupt:
+        print(f"teacher forge: saved; `teacher forge --resume --out {settings.out}` goes on", file=sys.stderr)
+        raise
+    finally:
+        _write_card(settings, checkpoint.folder, settings.out / METRICS, device)
+
+
+def _write_card(settings: ForgeSettings, folder: Path, metrics: Path, device: Any) -> None:
+    from teacher_server.forge.card import card  # noqa: PLC0415
+    from teacher_server.forge.training import REPORT_EVERY  # noqa: PLC0415
+
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    digest = read_checkpoint(folder).digest()
+    told = card(settings, lines, digest, str(device), REPORT_EVERY * settings.batch_size)
+    (folder / "README.md").write_text(told)
+
+
+def _device(name: str, *, cuda: bool) -> str:
+    if name == "auto":
+        return "cuda" if cuda else "cpu"
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and cuda):
+        raise CannotForge(
+            f"--device is {name!r}; it must be auto, cpu, or cuda or cuda:N where there is a GPU"
+        )
+    return name

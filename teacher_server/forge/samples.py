@@ -1,0 +1,105 @@
+"""What is taught: endless states of the four families with the planner's labels, from a seed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gridworld.environments import make
+from gridworld.planner import NoPlan, Plan, plan
+from gridworld.scenes import Scene
+from gridworld.tasks import ACTIONS, EVALUATION_SEEDS, TASKS, task_of
+from gridworld.views import EMPTY, STEPS, View, view_of
+
+_FROM_ONE_EPISODE = 6
+"""Samples, at most: more would be much alike."""
+_LONGEST = 40
+"""Steps of an episode that is played for samples."""
+_PLANNER_SHARES = (0.0, 0.5, 0.9, 1.0)
+"""How likely steps are to be the planner's: an episode draws one; the other steps are drawn alike."""
+_PLACED = 0.5
+"""The share of states whose agent is put into another free cell, facing anywhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A scene, the planner's probabilities over its task's useful actions, and which of these are optimal."""
+
+    scene: Scene
+    probabilities: dict[str, float]
+    optimal: tuple[str, ...]
+
+
+class Sampler:
+    """Blocks of samples, each a function of the seed and of its number alone.
+
+    Episodes start from seeds below EVALUATION_SEEDS: none that a teacher or a student is evaluated on is
+    among them. A state that both happen to meet is not left out.
+
+    Args:
+        env_ids: registered environments of the four families, taken in turn.
+
+    Raises:
+        UnknownEnvironment: an id is none of theirs.
+    """
+
+    def __init__(self, env_ids: Sequence[str], seed: int) -> None:
+        self._worlds = [(task_of(env_id).key, make(env_id)) for env_id in env_ids]
+        self._seed = seed
+
+    def block(self, number: int, size: int) -> list[Sample]:
+        """Samples of all environments in turn, as many of each as of the others but for one."""
+        rng = np.random.default_rng([self._seed, number])
+        streams = [_states(env, task, rng) for task, env in self._worlds]
+        return [next(streams[i % len(streams)]) for i in range(size)]
+
+
+def _states(env: Any, task: str, rng: np.random.Generator) -> Iterator[Sample]:
+    """Labelled states of one episode after the other."""
+    while True:
+        scenes = _episode(env, task, rng)
+        for at in rng.permutation(len(scenes))[:_FROM_ONE_EPISODE]:
+            scene = scenes[at]
+            if rng.random() < _PLACED:
+                scene = replace(scene, view=_placed(scene.view, rng))
+            if (told := _planned(scene)) is not None:
+                yield Sample(scene, told.probabilities, told.best)
+
+
+def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
+    """The scenes of an episode in which some of the steps are the planner's."""
+    env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
+    share = rng.choice(_PLANNER_SHARES)
+    useful, scenes = TASKS[task].useful, []
+    for _ in range(_LONGEST):
+        scene = Scene(task, env.mission, view_of(env))
+        scenes.append(scene)
+        told = _planned(scene) if rng.random() < share else None
+        action = str(rng.choice(told.best if told is not None else useful))
+        _, _, terminated, truncated, _ = env.step(ACTIONS.index(action))
+        if terminated or truncated:
+            break
+    return scenes
+
+
+def _placed(view: View, rng: np.random.Generator) -> View:
+    """The view with the agent in a free cell that it could have gone to: none outside its room."""
+    reached, further = {(view.x, view.y)}, [(view.x, view.y)]
+    while further:
+        x, y = further.pop()
+        beside = {(x + dx, y + dy) for dx, dy in STEPS} - reached
+        free = sorted((x, y) for x, y in beside if view.cells_HW[y, x] == EMPTY)
+        reached.update(free)
+        further += free
+    places = sorted(reached)
+    x, y = places[rng.integers(len(places))]
+    return replace(view, x=x, y=y, heading=int(rng.integers(4)))
+
+
+def _planned(scene: Scene) -> Plan | None:
+    """The planner's answer; None where nothing can be planned, as behind the walls of a room."""
+    try:
+        return plan(scene.view, scene.task, scene.mission, TASKS[scene.task].useful)
+    except NoPlan:
+        return None

@@ -1,0 +1,104 @@
+"""Every setting of `teacher forge`, once: its flag, TEACHER_FORGE_* variable, default and meaning."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode
+
+from gridworld.tasks import TASKS, UnknownEnvironment, task_of
+from teacher_server.command_line import flags_and_variables
+
+_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device", "workers"}
+
+Precision = Literal["bfloat16", "float32"]
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _known(env_id: str) -> str:
+    try:
+        task_of(env_id)
+    except UnknownEnvironment as error:
+        raise ValueError(str(error)) from error
+    return env_id
+
+
+class ForgeSettings(BaseSettings):
+    """Makes a teacher: a Qwen2.5-VL checkpoint that the planner has taught to see, to describe and to act.
+
+    Without --base a compact one is trained from scratch. With it, adapters (LoRA) are trained beside the
+    weights of a checkpoint and merged into them. The result is OUT/checkpoint, to be served like any other.
+    """
+
+    model_config = flags_and_variables("teacher forge", "TEACHER_FORGE_")
+
+    out: Path = Field(default=Path("forged"), description="the run's folder; made if it is not there")
+    resume: bool = Field(
+        default=False,
+        description="go on with the run in --out, with its settings but for those of the machine: --device,"
+        " --workers, --save-s, --progress",
+    )
+    base: Path | None = Field(
+        default=None, description="train adapters for this checkpoint, a local folder, and merge them into it"
+    )
+    lora_rank: int = Field(default=16, ge=1, description="--base: of the adapters")
+    prompts: str = Field(
+        default="compact", description="the prompt set that it is to be served with, by name or folder"
+    )
+    env: Annotated[
+        tuple[Annotated[str, AfterValidator(_known)], ...],
+        NoDecode,
+        BeforeValidator(_split),
+        Field(min_length=1),
+    ] = Field(
+        default=tuple(task.env_id for task in TASKS.values()),
+        description="environments of the four families whose states it is taught, a list: ID,ID",
+    )
+    pictures: int = Field(
+        default=20_000,
+        ge=0,
+        description="from scratch: pictures that the vision tower is taught first, cell by cell",
+    )
+    samples: int = Field(
+        default=1_000_000, ge=1, description="conversations that the rest is taught after that"
+    )
+    batch_size: int = Field(default=64, ge=1, description="samples in a step")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, allow_inf_nan=False, description="reached after a short rise; falls at the end"
+    )
+    seed: int = Field(default=0, ge=0, description="of weights and samples")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto: cuda if it is there")
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="processes that make samples, for a GPU to have enough; 0: the one that trains does",
+    )
+    precision: Precision = Field(
+        default="bfloat16",
+        description="of products while training; weights are kept in their own",
+    )
+    save_s: float = Field(
+        default=300, gt=0, allow_inf_nan=False, description="seconds between savings of run and checkpoint"
+    )
+    progress: bool = Field(default=True, description="tell on stderr how far it is")
+
+    def of_the_result(self) -> dict[str, Any]:
+        """The settings that change what comes of a run, for JSON."""
+        return self.model_dump(mode="json", exclude=_OF_THE_MACHINE)
+
+    def on_this_machine(self, kept: dict[str, Any]) -> Self:
+        """The settings that were kept of a run, with these ones where a run is gone on with.
+
+        Raises:
+            pydantic.ValidationError: what was kept is no longer understood.
+        """
+        return self.model_validate(kept | {name: getattr(self, name) for name in _OF_THE_MACHINE})
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Optimizer steps with pictures alone, and with conversations."""
+        pictures = 0 if self.base else self.pictures
+        return -(-pictures // self.batch_size), -(-self.samples // self.batch_size)

@@ -1,0 +1,201 @@
+"""Teachers being made: real models, a few steps; kept, gone on with, served."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gridworld.tasks import TASKS
+from teacher_server.checkpoint import read_checkpoint
+from teacher_server.client import TeacherClient
+from teacher_server.command_line import BadSetting, CannotStart
+from teacher_server.engines import Prompt
+from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.forge import command, training
+from teacher_server.forge.batches import Batch, Patches
+from teacher_server.forge.conversation import LessonWriter
+from teacher_server.forge.model import load_model, picture_processor, speak
+from teacher_server.forge.samples import Sampler
+from teacher_server.prompts import load_prompt_set
+from teacher_server.settings import Settings
+from tests.conftest import AskAbout, StartTeacher
+from tests.waiting import LONG_S, wait_for, wait_until_ready
+
+pytestmark = pytest.mark.integration
+
+_QUICK = ["--batch-size", "2", "--precision", "float32", "--device", "cpu", "--no-progress"]
+_STEPS = ["--pictures", "4", "--samples", "10"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps with pictures and five with conversations."""
+    out = tmp_path_factory.mktemp("made") / "run"
+    assert command.main(["--out", str(out), *_QUICK, *_STEPS]) == 0
+    return out
+
+
+def _state(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoint" / "model.safetensors")
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    learn, stopped_after = training.Run._learn, iter([1, 4])
+    at = next(stopped_after)
+
+    def stopping(run: training.Run, batch: Batch) -> object:
+        outcome = learn(run, batch)
+        if run.step == at:
+            signal.raise_signal(signal.SIGINT)
+        return outcome
+
+    monkeypatch.setattr(training.Run, "_learn", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--out", str(out), *_QUICK, *_STEPS])
+    at = next(stopped_after)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--out", str(out), "--resume", "--no-progress", "--workers", "2"])
+    monkeypatch.undo()
+    assert command.main(["--out", str(out), "--resume", "--no-progress"]) == 0
+    expected, got = _state(made), _state(out)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [7]
+
+
+def test_the_checkpoint_is_whole_small_and_says_what_it_is(made: Path) -> None:
+    checkpoint = read_checkpoint(made / "checkpoint")
+    assert sum(path.stat().st_size for path in checkpoint.folder.iterdir()) < 16e6
+    assert checkpoint.dtype() == "float32"
+    card = (checkpoint.folder / "README.md").read_text()
+    assert checkpoint.digest() in card
+    assert "14 samples, made from seed 0" in card
+    assert all(task.env_id in card for task in TASKS.values())
+    assert "| answers whose most probable action is optimal | " in card
+
+
+def test_training_reads_a_conversation_as_the_engine_does(made: Path) -> None:
+    checkpoint, prompts = read_checkpoint(made / "checkpoint"), load_prompt_set("compact")
+    writer = LessonWriter(checkpoint, prompts)
+    samples = Sampler([task.env_id for task in TASKS.values()], seed=5).block(0, 8)
+    lessons = [writer.lesson(sample) for sample in samples]
+    patches = Patches(picture_processor(checkpoint.folder))
+    vocabulary = checkpoint.dimensions.text.vocab_size
+    batch = Batch.of(lessons, patches, vocabulary=vocabulary, padding=checkpoint.end_token_id)
+    model = load_model(checkpoint.folder, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        outcome = speak(model, batch)
+    assert outcome.action is not None
+    image = checkpoint.image_token_id
+
+    async def asked() -> list[dict[int, float]]:
+        engine = TransformersEngine(checkpoint, Settings(device="cpu"))
+        await engine.start()
+        told = []
+        for lesson in lessons:
+            ids = lesson.token_ids
+            once = tuple(token for i, token in enumerate(ids) if token != image or ids[i - 1] != image)
+            scores = await engine.score(Prompt(once, (lesson.picture,)), list(lesson.action))
+            told.append(dict(zip(lesson.action, scores, strict=True)))
+        await engine.close()
+        return told
+
+    expected = [
+        -sum(lesson.action[token] * score for token, score in scores.items())
+        for lesson, scores in zip(lessons, asyncio.run(asked()), strict=True)
+    ]
+    assert outcome.action.item() == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+def test_what_is_taught_is_learned(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--pictures", "320", "--samples", "320", "--batch-size", "8", "--precision", "float32"]
+    flags += ["--env", "MiniGrid-LavaGapS5-v0", "--device", "cpu", "--no-progress", "--learning-rate", "2e-3"]
+    assert command.main(["--out", str(out), *flags]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for name in ("tiles_loss", "analysis_loss", "actions_loss"):
+        losses = [line[name] for line in lines if name in line]
+        assert losses[-1] < 0.9 * losses[0], name
+
+
+def test_a_forged_teacher_is_served(made: Path, teacher_process: StartTeacher, ask_about: AskAbout) -> None:
+    flags = ["--model", str(made / "checkpoint"), "--prompts", "compact", "--min-label-mass", "0"]
+    teacher = teacher_process("--teacher", "prompted", "--engine", "transformers", "--device", "cpu", *flags)
+    wait_until_ready(teacher)
+    with TeacherClient(teacher.url, deadline_s=LONG_S) as client:
+        for task in TASKS.values():
+            answer = client.ask(ask_about(task.env_id))
+            # The schema has bounds everywhere: even a model that knows nothing comes to an end
+            assert list(json.loads(answer.analysis, strict=False)) == [
+                "agent",
+                "target",
+                "hazards",
+                "front",
+                "direction",
+            ]
+            assert answer.probabilities is not None
+            assert sum(answer.probabilities.values()) == pytest.approx(1)
+
+
+def test_adapters_are_merged_into_the_base(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    out, base = tmp_path / "run", made / "checkpoint"
+    flags = ["--base", str(base), "--lora-rank", "4", "--samples", "4", *_QUICK]
+    assert command.main(["--out", str(out), *flags]) == 0
+    before, after = _state(made), _state(out)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("model.layers.") and "_proj.weight" in name for name in changed)
+    assert read_checkpoint(out / "checkpoint").differs_in_weights_alone(read_checkpoint(base))
+    assert command.main(["--out", str(out), "--resume", "--no-progress"]) == 0
+
+
+def test_a_process_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    teacher = Path(sys.executable).with_name("teacher")
+    flags = ["--out", str(out), *_QUICK, "--pictures", "0", "--samples", "100000", "--save-s", "0.001"]
+    process = subprocess.Popen([teacher, "forge", *flags], stderr=subprocess.PIPE, text=True)
+    wait_for((out / "training.pt").exists, "the first saving")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LONG_S)
+    assert process.returncode == 130
+    assert f"saved; `teacher forge --resume --out {out}` goes on" in errors
+    assert "Traceback" not in errors
+    assert torch.load(out / "training.pt", weights_only=True)["step"] >= 1
+    read_checkpoint(out / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--env", "MiniGrid-DoorKey-6x6-v0"], "unknown environment 'MiniGrid-DoorKey-6x6-v0'"),
+        (["--samples", "0"], "--samples"),
+        (["--prompts", "nothing"], "no prompt set 'nothing'"),
+        (["--base", "nowhere"], "--base nowhere"),
+        (["--resume"], "holds no run"),
+        (["--device", "tpu"], "--device is 'tpu'"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(flags: list[str], why: str, tmp_path: Path) -> None:
+    with pytest.raises((BadSetting, CannotStart)) as refused:
+        command.main(["--out", str(tmp_path / "run"), *flags])
+    assert why in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_is_not_written_over(made: Path) -> None:
+    before = _state(made)
+    with pytest.raises(CannotStart, match="add --resume"):
+        command.main(["--out", str(made), *_QUICK, *_STEPS])
+    assert all(torch.equal(value, before[name]) for name, value in _state(made).items())
