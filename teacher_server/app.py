@@ -257,9 +257,7 @@ def _json(model: BaseModel, status: int = 200, headers: Mapping[str, str] | None
 
 
 def _error(body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
-    if body.retry_after is not None:
-        headers = {"Retry-After": f"{body.retry_after:.0f}"}
-    return _json(ErrorAnswer(error=body), body.status, headers)
+    return _json(ErrorAnswer(error=body), body.status, body.headers or headers)
 
 
 def _unprocessable(problems: Sequence[Any]) -> ErrorBody:

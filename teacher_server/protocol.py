@@ -87,8 +87,7 @@ class BoundedHttp(HttpToolsProtocol):
             f"content-length: {len(body)}",
             "connection: close",
         ]
-        if error.retry_after is not None:
-            lines.append(f"retry-after: {error.retry_after:.0f}")
+        lines += [f"{name}: {value}" for name, value in error.headers.items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()
 

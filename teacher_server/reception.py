@@ -56,8 +56,7 @@ class RefusedOnTheWay(HTTPException):
     """A request that is refused while its body is read."""
 
     def __init__(self, error: ErrorBody) -> None:
-        headers = None if error.retry_after is None else {"Retry-After": f"{error.retry_after:.0f}"}
-        super().__init__(error.status, error.reason, headers)
+        super().__init__(error.status, error.reason, error.headers)
 
 
 class Reception:
@@ -121,8 +120,7 @@ async def refuse(error: ErrorBody, send: Send, headers: Sequence[tuple[bytes, by
     """Answers with an error."""
     body = ErrorAnswer(error=error).model_dump_json().encode()
     told = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    if error.retry_after is not None:
-        told.append((b"retry-after", f"{error.retry_after:.0f}".encode()))
+    told += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": told})
     await send({"type": "http.response.body", "body": body})
 

@@ -153,6 +153,11 @@ class ErrorBody(BaseModel):
         default=None, description="seconds to wait before asking again (429, 503)"
     )
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers that go with it."""
+        return {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:.0f}"}
+
 
 class ErrorAnswer(BaseModel):
     """The body of every reply that is not a success."""

@@ -15,18 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-Size = Literal["tiny", "3b", "7b"]
+from teacher_server.forge.folder import PREPROCESSOR
+from teacher_server.forge.vocabulary import SPECIAL_TOKENS
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+Size = Literal["tiny", "3b", "7b"]
 
 # The pre-tokeniser of Qwen: words with one sign before them, single digits, line ends
 _SPLIT = (
@@ -93,18 +85,6 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-
-PREPROCESSOR: dict[str, Any] = {
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "processor_class": "Qwen2_5_VLProcessor",
-}
 
 _VISION_REAL: dict[str, Any] = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
 _VISION_REAL |= {"fullatt_block_indexes": [7, 15, 23, 31]}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teacher_server.answers.layout import UNLESS_SOUND
 from teacher_server.answers.reading import answers_of, known_teachers
-from teacher_server.answers.rows import Key, Row, is_valid, row_of
+from teacher_server.answers.rows import Key, Row, as_stored, is_valid, row_of
 from teacher_server.schemas import Answer, Question
 from teacher_server.teachers import identity_of
 
@@ -204,7 +204,7 @@ def _teacher(read: dict[str, Any]) -> tuple[str, str]:
     kind = line.description.get("kind")
     if not isinstance(kind, str) or identity_of(line.description) != line.teacher:
         raise ValueError(f"the description is not that of {line.teacher!r}, which is its digest")
-    return line.teacher, json.dumps(line.description, sort_keys=True)
+    return line.teacher, as_stored(line.description)
 
 
 def _answer(read: dict[str, Any], known: set[str]) -> Row:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -58,9 +59,9 @@ def is_valid(identity: str | bytes, actions: str | bytes, answer: str | bytes) -
         return False
 
 
-def as_description(text: str | bytes) -> str:
-    """A teacher's description as it is stored, from its JSON."""
-    return json.dumps(json.loads(text), sort_keys=True)
+def as_stored(description: dict[str, Any]) -> str:
+    """A teacher's description as it is stored: JSON."""
+    return json.dumps(description, sort_keys=True)
 
 
 def _text(value: str | bytes) -> str:

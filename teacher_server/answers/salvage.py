@@ -15,7 +15,7 @@ from pathlib import Path
 
 from teacher_server.answers.layout import PAGE_SIZE
 from teacher_server.answers.lock import beside
-from teacher_server.answers.rows import Row, as_description, checksum, is_sound, is_valid
+from teacher_server.answers.rows import Row, as_stored, checksum, is_sound, is_valid
 from teacher_server.teachers import identity_of
 
 _TABLE_LEAF = 0x0D
@@ -196,6 +196,7 @@ def _row(values: list[_Value]) -> Row | Teacher:
 
 def _is_teacher(identity: str, description: str) -> bool:
     try:
-        return identity_of(json.loads(description)) == identity and as_description(description) == description
+        told = json.loads(description)
+        return identity_of(told) == identity and as_stored(told) == description
     except (ValueError, TypeError, KeyError, RecursionError):
         return False

@@ -1,7 +1,6 @@
 """The store of a running service: look-ups at once, writes in a thread of their own, within a size."""
 
 import asyncio
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,7 @@ from teacher_server.answers.errors import store_error, tells_of_damage
 from teacher_server.answers.layout import UNLESS_SOUND, connect
 from teacher_server.answers.opening import open_store
 from teacher_server.answers.room import bytes_in_use, evict
-from teacher_server.answers.rows import Key, Row, checksum, row_of
+from teacher_server.answers.rows import Key, Row, as_stored, checksum, row_of
 
 _T = TypeVar("_T")
 
@@ -81,7 +80,7 @@ class AnswerStore:
         Raises:
             StoreError: it could not be written.
         """
-        row = (identity, json.dumps(description, sort_keys=True))
+        row = (identity, as_stored(description))
         # In the writes' thread, so that it is in no other transaction
         self._thread.submit(self._write, _REGISTER, [row]).result()
 

@@ -44,7 +44,7 @@ _VISION = {
     "tokens_per_second": 2,
     "window_size": 112,
 }
-_PICTURES = {
+PREPROCESSOR = {
     "min_pixels": 3136,
     "max_pixels": 12845056,
     "patch_size": 14,
@@ -88,7 +88,7 @@ def write_folder(folder: Path, prompts: PromptSet) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(folder / "config.json", _config(tokenizer))
     _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
-    _write(folder / "preprocessor_config.json", _PICTURES)
+    _write(folder / "preprocessor_config.json", PREPROCESSOR)
     end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     _write(
         folder / "generation_config.json",

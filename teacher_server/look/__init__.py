@@ -264,6 +264,5 @@ def _refused(field: str, reason: object) -> Response:
 
 
 def _error(body: ErrorBody) -> Response:
-    headers = {"Retry-After": f"{body.retry_after:.0f}"} if body.retry_after is not None else None
     text = ErrorAnswer(error=body).model_dump_json()
-    return Response(text, body.status, headers, media_type="application/json")
+    return Response(text, body.status, body.headers, media_type="application/json")

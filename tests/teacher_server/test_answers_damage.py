@@ -316,22 +316,26 @@ def test_of_processes_that_start_at_once_one_sets_the_file_aside(
     assert len(found(path, map(key_of, [*range(200), *range(1000, 1004)]))) == 204
 
 
+def _open_and_kill_after(seconds: float, path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _OPENER, path, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    process.stdout.readline()
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+
+
 @pytest.mark.integration
 def test_killed_while_it_salvages_it_salvages_again(path: Path) -> None:
     answers = make_store(path, range(2000))
     _spoil(path, 0, bytes(_PAGE))
     for seconds in (0.02, 0.05, 0.1, 0.2, 0.3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _OPENER, path, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert process.stdin is not None
-        process.stdout.readline()
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        time.sleep(seconds)
-        process.kill()
-        process.communicate()
+        _open_and_kill_after(seconds, path)
     assert found(path, answers) == answers
 
 
@@ -353,17 +357,7 @@ def test_version_1_is_brought_up_and_damaged_answers_are_left_out(path: Path) ->
 def test_killed_while_version_1_is_brought_up_nothing_is_lost(path: Path) -> None:
     answers = make_version_1(path, range(3000))
     for milliseconds in range(20, 400, 40):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _OPENER, path, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert process.stdin is not None
-        process.stdout.readline()
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        time.sleep(milliseconds / 1000)
-        process.kill()
-        process.communicate()
+        _open_and_kill_after(milliseconds / 1000, path)
         assert number(path, "PRAGMA user_version") in (1, 2)
     assert found(path, answers) == answers
     assert _aside(path) == []
