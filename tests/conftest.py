@@ -22,13 +22,18 @@ from teacher_server.schemas import Question
 _TEACHER = str(Path(sys.executable).with_name("teacher"))
 
 
+def environment_without(prefix: str) -> dict[str, str]:
+    """This process's variables but for those that set something of a command."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+
+
 class TeacherProcess:
     """A `teacher serve` that listens on `url`."""
 
     def __init__(self, folder: Path, arguments: tuple[str, ...], env: dict[str, str]) -> None:
         self._log = folder / "stderr.txt"
         self._arguments = arguments
-        self._env = {k: v for k, v in os.environ.items() if not k.startswith("TEACHER_")} | env
+        self._env = environment_without("TEACHER_") | env
         self.store = Path(self._env.setdefault("TEACHER_STORE", str(folder / "answers.sqlite3")))
         self._start("0")
 

@@ -1,7 +1,6 @@
 """A teacher and a student whose folders may be full and whose clocks may jump; what dies is started again."""
 
 import base64
-import os
 import shutil
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import httpx
 
 from tests.chaos.bodies import Bodies
 from tests.chaos.stored import Ledger
-from tests.conftest import TeacherProcess
+from tests.conftest import TeacherProcess, environment_without
 from tests.student.ends import assert_same_end
 from tests.waiting import LONG_S, wait_for
 
@@ -236,7 +235,7 @@ class School:
             [_STUDENT, *told, "--teacher", self._planner.url],
             check=True,
             stdout=subprocess.DEVNULL,
-            env=_without_settings(),
+            env=environment_without("STUDENT_"),
         )
         self.ledger.know_run(reference)
         self._start_student()
@@ -259,9 +258,5 @@ class School:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=_without_settings() | self.clock.env,
+            env=environment_without("STUDENT_") | self.clock.env,
         )
-
-
-def _without_settings() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}

@@ -1,7 +1,6 @@
 """The engine behind a teacher is killed and hangs while a student learns: it comes to the same end."""
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import TeacherProcess
+from tests.conftest import TeacherProcess, environment_without
 from tests.student.ends import assert_same_end
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 from tests.waiting import LONG_S, metric, wait_for
@@ -66,7 +65,7 @@ def test_a_student_outlives_an_engine(
 
 
 def _start(out: Path, teacher: TeacherProcess) -> subprocess.Popen[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
+    env = environment_without("STUDENT_")
     return subprocess.Popen(
         [_STUDENT, "train", *_LESSON, "--out", str(out), "--teacher", teacher.url],
         stdout=subprocess.DEVNULL,

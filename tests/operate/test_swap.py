@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from teacher_server.client import TeacherClient
 from teacher_server.prompts import load_prompt_set
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
 from tests.checkpoints import make_checkpoint
-from tests.conftest import StartTeacher, TeacherProcess, started_teachers
+from tests.conftest import StartTeacher, TeacherProcess, environment_without, started_teachers
 from tests.prompt_sets import shortened
 from tests.teacher_server.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break
 from tests.waiting import metric, wait_for, wait_until_ready
@@ -272,7 +271,7 @@ def test_students_in_training_stop_or_go_on_as_told(
 ) -> None:
     flags = ["--env", "MiniGrid-LavaGapS6-v0", "--teacher", red.url, "--environments", "4", "--no-progress"]
     flags += ["--rollout-steps", "4", "--log-every", "16", "--evaluation-episodes", "1"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
+    env = environment_without("STUDENT_")
 
     def train(name: str, *more: str) -> "subprocess.Popen[str]":
         command = [_STUDENT, "train", *flags, *more, "--out", str(tmp_path / name)]

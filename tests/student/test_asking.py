@@ -1,7 +1,6 @@
 """Asking in the background: what is learnt does not hang on the clock, keeps to a budget, survives ends."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from student.settings import TrainSettings
 from student.trainer import train
 from teacher_server.client import TeacherClient, TeacherUnavailable
 from teacher_server.command_line import parse
-from tests.conftest import StartTeacher, TeacherProcess
+from tests.conftest import StartTeacher, TeacherProcess, environment_without
 from tests.waiting import metric, wait_for
 
 pytestmark = pytest.mark.integration
@@ -252,7 +251,7 @@ _SMALL = (
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
+    env = environment_without("STUDENT_")
     return subprocess.Popen([_STUDENT, "train", *arguments], stderr=subprocess.PIPE, text=True, env=env)
 
 

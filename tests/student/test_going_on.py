@@ -1,7 +1,6 @@
 """`student train --go-on`: the same command, started again and again, comes to the same end."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import torch
 from student.cli import main
 from student.settings import TrainSettings
 from teacher_server.command_line import BadSetting, parse
-from tests.conftest import StartTeacher
+from tests.conftest import StartTeacher, environment_without
 from tests.waiting import LONG_S, metric, wait_for
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
@@ -29,7 +28,7 @@ _OF_THE_CLOCK = ("seconds", "frames_per_second")
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
+    env = environment_without("STUDENT_")
     command = [_STUDENT, "train", *arguments, "--no-progress"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 

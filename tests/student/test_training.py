@@ -1,7 +1,6 @@
 """Whole runs, each a process of its own beside a real teacher: resumed, killed, lost, repeated."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import StartTeacher, TeacherProcess
+from tests.conftest import StartTeacher, TeacherProcess, environment_without
 from tests.student.ends import assert_same_end, checkpoint, metrics
 from tests.waiting import LONG_S, wait_for
 
@@ -30,7 +29,7 @@ _SMALL = (
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("STUDENT_")}
+    env = environment_without("STUDENT_")
     return subprocess.Popen(
         [_STUDENT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     )
