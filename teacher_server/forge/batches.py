@@ -16,6 +16,8 @@ UNTOLD = -100
 """A target that nothing is learned from."""
 TILE_SIZES = (11, 6, 5, 25, 25)
 """How many kinds, colours, headings (0: no agent), rows and columns a cell can have."""
+PLACE_SIZES = TILE_SIZES[3:]
+"""Rows and columns."""
 
 
 class Patches:
@@ -54,6 +56,7 @@ class Batch:
         ids_BL, mask_BL: token ids, and 1 where they are none to fill up.
         patches_PX, grids_B3: what the vision tower takes.
         targets_BL: the next token where stage 1 speaks, else UNTOLD; values_BL: whether it is a value's.
+        meant_BL2: row and column of the cell that is spoken of, else UNTOLD.
         last_B: the place before the action's label.
         action_BV: the planner's probabilities of labels there; optimal_BV: 1 at those that are optimal.
         tiles_N5: what each of N visual tokens shows, as TILE_SIZES counts it; UNTOLD in the margin.
@@ -65,6 +68,7 @@ class Batch:
     grids_B3: torch.Tensor
     targets_BL: torch.Tensor
     values_BL: torch.Tensor
+    meant_BL2: torch.Tensor
     last_B: torch.Tensor
     action_BV: torch.Tensor
     optimal_BV: torch.Tensor
@@ -78,6 +82,7 @@ class Batch:
         mask_BL = np.zeros((count, longest), np.int64)
         targets_BL = np.full((count, longest), UNTOLD)
         values_BL = np.zeros((count, longest), np.bool_)
+        meant_BL2 = np.full((count, longest, 2), UNTOLD)
         action_BV, optimal_BV = torch.zeros(count, vocabulary), torch.zeros(count, vocabulary)
         seen: list[torch.Tensor] = []
         grids, tiles = [], []
@@ -87,6 +92,8 @@ class Batch:
             mask_BL[i, : len(ids)] = 1
             targets_BL[i, said.start - 1 : said.stop - 1] = ids[said.start : said.stop]
             values_BL[i, [place - 1 for place in lesson.values]] = True
+            for place, cell in lesson.meant.items():
+                meant_BL2[i, place] = cell
             for token, probability in lesson.action.items():
                 action_BV[i, token] = probability
             optimal_BV[i, list(lesson.optimal)] = 1
@@ -102,6 +109,7 @@ class Batch:
             grids_B3=torch.tensor(grids),
             targets_BL=torch.from_numpy(targets_BL),
             values_BL=torch.from_numpy(values_BL),
+            meant_BL2=torch.from_numpy(meant_BL2),
             last_B=torch.tensor([len(lesson.token_ids) - 1 for lesson in lessons]),
             action_BV=action_BV,
             optimal_BV=optimal_BV,

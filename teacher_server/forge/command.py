@@ -84,7 +84,7 @@ def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpo
 
         from teacher_server.forge.model import picture_processor  # noqa: PLC0415
         from teacher_server.forge.trainees import Adapted, Compact, Trainee  # noqa: PLC0415
-        from teacher_server.forge.training import METRICS, Run  # noqa: PLC0415
+        from teacher_server.forge.training import Run  # noqa: PLC0415
 
         device = torch.device(_device(settings.device, cuda=torch.cuda.is_available()))
         trainee: Trainee
@@ -98,18 +98,19 @@ def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpo
     try:
         run.go_on()
     except KeyboardInterrupt:
+        _write_card(settings, checkpoint.folder, device)
         print(f"teacher forge: saved; `teacher forge --resume --out {settings.out}` goes on", file=sys.stderr)
         raise
-    finally:
-        _write_card(settings, checkpoint.folder, settings.out / METRICS, device)
+    _write_card(settings, checkpoint.folder, device)
 
 
-def _write_card(settings: ForgeSettings, folder: Path, metrics: Path, device: Any) -> None:
+def _write_card(settings: ForgeSettings, folder: Path, device: Any) -> None:
+    """Writes the card of a checkpoint that has just been saved."""
     from teacher_server.forge.card import card  # noqa: PLC0415
-    from teacher_server.forge.training import REPORT_EVERY  # noqa: PLC0415
+    from teacher_server.forge.training import REPORT_EVERY, read_metrics  # noqa: PLC0415
 
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     digest = read_checkpoint(folder).digest()
+    lines = read_metrics(settings.out)
     told = card(settings, lines, digest, str(device), REPORT_EVERY * settings.batch_size)
     (folder / "README.md").write_text(told)
 

@@ -1,12 +1,13 @@
 """What a model is taught to say: the conversations that the service will have, as token ids."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from gridworld.pictures import draw
-from gridworld.scenes import Scene
+from gridworld.scenes import Cell, Scene
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.engines import PreparedPicture
@@ -23,6 +24,8 @@ class Lesson:
         token_ids: of both stages up to the action's label, with an image token for each visual token.
         analysis: the places in it of what stage 1 is to say, the end of its turn included.
         values: those of them with a value's token, not one of the signs between values.
+        meant: place -> the cell that is spoken of there: the target's at its name's words, and the one in
+            front of the agent just before that is named.
         action: label token -> the planner's probability; what comes after the last of the token ids.
         optimal: the label tokens of the optimal actions.
     """
@@ -32,6 +35,7 @@ class Lesson:
     token_ids: tuple[int, ...]
     analysis: range
     values: frozenset[int]
+    meant: dict[int, Cell]
     action: dict[int, float]
     optimal: frozenset[int]
 
@@ -61,7 +65,9 @@ class LessonWriter:
         picture = self._prompts.preparation.prepare(draw(scene.view))
         image = self._checkpoint.image_token_id
         seen = [i for token in before for i in [token] * (visual_tokens(picture) if token == image else 1)]
-        said = self._encode(json.dumps(analysis_of(scene)))
+        analysis = analysis_of(scene)
+        written = self._checkpoint.tokenizer.encode(json.dumps(analysis), add_special_tokens=False)
+        said = written.ids
         end = len(seen) + len(said)
         return Lesson(
             sample=sample,
@@ -69,6 +75,7 @@ class LessonWriter:
             token_ids=(*seen, *said, *after),
             analysis=range(len(seen), end + 1),
             values=frozenset(i for i, token in enumerate(said, len(seen)) if self._is_value(token)),
+            meant=dict(_meant(scene, analysis, written.offsets, len(seen))),
             action={self.label_ids[action]: p for action, p in sample.probabilities.items()},
             optimal=frozenset(self.label_ids[action] for action in sample.optimal),
         )
@@ -83,10 +90,6 @@ class LessonWriter:
         text = self._checkpoint.tokenizer.decode([token])
         return bool(text.strip()) and not set(text) & set('{}[]":,')
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
 
 def analysis_of(scene: Scene) -> dict[str, Any]:
     """What a perfect first stage says; the target is the nearest one, where there are several."""
@@ -99,3 +102,17 @@ def analysis_of(scene: Scene) -> dict[str, Any]:
         "front": scene.front,
         "direction": scene.direction(target),
     }
+
+
+def _meant(
+    scene: Scene, analysis: dict[str, Any], offsets: Sequence[tuple[int, int]], start: int
+) -> Iterator[tuple[int, Cell]]:
+    """What Lesson.meant is, of an analysis that starts at a place, with where its tokens begin and end."""
+    text, (column, row), target = json.dumps(analysis), scene.view.front, analysis["target"]
+    name = text.index(target["name"], text.index('"name": '))
+    front = text.index('"front": "') + len('"front": "')
+    for place, (first, end) in enumerate(offsets, start):
+        if name < end <= name + len(target["name"]):
+            yield place, (target["row"], target["column"])
+        elif first < front <= end:
+            yield place, (row, column)

@@ -1,5 +1,6 @@
 """The model in training: a genuine Qwen2.5-VL, what it says of a batch, and how far that is from right."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from teacher_server.forge.batches import TILE_SIZES, UNTOLD, Batch
+from teacher_server.forge.batches import PLACE_SIZES, TILE_SIZES, UNTOLD, Batch
 
 _hf: Any = transformers  # annotated too partially to be checked against
 
@@ -60,15 +61,26 @@ def _quick(model: Any) -> Any:
     return model
 
 
+def compile_layers(model: Any) -> None:
+    """Has PyTorch compile the language model's layers, all to the same code."""
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
+
+
 def picture_processor(folder: Path) -> Any:
     """The processor that serves the checkpoint in a folder."""
     return _hf.Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
 
-def save_weights(model: Any, path: Path) -> None:
-    """Writes a model's weights, under their published names, whole or not at all."""
+def save_weights(model: Any, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a model's weights, under their published names, whole or not at all.
+
+    Args:
+        dtype: what they are written in; None: what they are in.
+    """
     tensors = {
-        _published(name): value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        _published(name): value.detach().to("cpu", dtype or value.dtype).contiguous()
+        for name, value in model.state_dict().items()
     }
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished, metadata={"format": "pt"})
@@ -80,17 +92,19 @@ def _published(name: str) -> str:
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
-class TileReader(nn.Module):
-    """Tells from a visual token what its cell shows and where it is: only training needs it."""
+class Heads(nn.Module):
+    """What only training needs: they read off a model from scratch what it is to have found out by there.
+
+    Attributes:
+        tiles: from a visual token: logits of what its cell shows and where it is, TILE_SIZES one by one.
+        places: from a word, half way through the language model: logits of the row and the column of
+            the cell that it speaks of.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self._heads = nn.Linear(width, sum(TILE_SIZES))
-
-    def forward(self, features_NH: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits [N, size] of each of the TILE_SIZES."""
-        parts: tuple[torch.Tensor, ...] = self._heads(features_NH).split(TILE_SIZES, dim=-1)
-        return parts
+        self.tiles = nn.Linear(width, sum(TILE_SIZES))
+        self.places = nn.Linear(width, sum(PLACE_SIZES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,32 +112,30 @@ class Outcome:
     """Losses of a batch (natural logarithms), with gradients, and shares of what was right.
 
     Attributes:
-        tiles, analysis, action: losses; None where nothing was taught of them.
-        right: by name: tile (all that is told of it); of the analysis, each token given the right ones
-            before it, value (tokens that are no signs) and whole (analyses without a wrong token); action
-            (the arg-max is optimal).
+        losses: by name, what was taught: tiles; places, analysis and actions.
+        right: by name: tile and place (all that is told of it); of the analysis, each token given the
+            right ones before it, value (tokens that are no signs) and whole (analyses without a wrong
+            token); action (the arg-max is optimal).
     """
 
-    tiles: torch.Tensor | None
-    analysis: torch.Tensor | None
-    action: torch.Tensor | None
+    losses: dict[str, torch.Tensor]
     right: dict[str, float]
 
     @property
     def loss(self) -> torch.Tensor:
         """The sum of all."""
-        return torch.stack(
-            [each for each in (self.tiles, self.analysis, self.action) if each is not None]
-        ).sum()
+        return torch.stack(list(self.losses.values())).sum()
 
 
-def see(model: Any, reader: TileReader, batch: Batch) -> Outcome:
+def see(model: Any, heads: Heads, batch: Batch) -> Outcome:
     """Reads the pictures alone: for the vision tower's own lessons."""
-    tiles, right = _read_tiles(reader, _features(model, batch), batch)
-    return Outcome(tiles, None, None, {"tile": right})
+    told_N = batch.tiles_N5[:, 0] != UNTOLD
+    read = heads.tiles(_features(model, batch)[told_N])
+    loss, right = _read(read, TILE_SIZES, batch.tiles_N5[told_N])
+    return Outcome({"tiles": loss}, {"tile": right})
 
 
-def speak(model: Any, batch: Batch) -> Outcome:
+def speak(model: Any, heads: Heads | None, batch: Batch) -> Outcome:
     """Reads the conversations, as the engines do: stage 1 word by word, and the action.
 
     The vision tower has had its own lessons, and gets no gradients. The action's loss is the cross-entropy
@@ -143,9 +155,13 @@ def speak(model: Any, batch: Batch) -> Outcome:
         attention_mask=batch.mask_BL,
     )
     # Padding stands at the right, where nothing that counts looks: the causal mask is enough
-    hidden_BLH = model.model.language_model(
-        inputs_embeds=embeddings_BLH, position_ids=positions_3BL, use_cache=False
-    ).last_hidden_state
+    told = model.model.language_model(
+        inputs_embeds=embeddings_BLH,
+        position_ids=positions_3BL,
+        use_cache=False,
+        output_hidden_states=heads is not None,
+    )
+    hidden_BLH = told.last_hidden_state
     told_BL = batch.targets_BL != UNTOLD
     logits_NV = model.lm_head(hidden_BLH[told_BL]).float()
     targets_N = batch.targets_BL[told_BL]
@@ -160,26 +176,31 @@ def speak(model: Any, batch: Batch) -> Outcome:
         "whole": _share(~wrong_BL.any(1)),
         "action": _share(batch.optimal_BV.gather(1, action_BV[:, :size].argmax(-1, keepdim=True)) > 0),
     }
-    return Outcome(
-        None,
-        functional.cross_entropy(logits_NV, targets_N),
-        functional.cross_entropy(action_BV[:, :size], batch.action_BV),
-        right,
-    )
+    losses = {
+        "analysis": functional.cross_entropy(logits_NV, targets_N),
+        "actions": functional.cross_entropy(action_BV[:, :size], batch.action_BV),
+    }
+    if heads is not None:
+        halfway_BLH = told.hidden_states[len(told.hidden_states) // 2]
+        meant_BL = batch.meant_BL2[..., 0] != UNTOLD
+        losses["places"], right["place"] = _read(
+            heads.places(halfway_BLH[meant_BL]), PLACE_SIZES, batch.meant_BL2[meant_BL]
+        )
+    return Outcome(losses, right)
 
 
 def _features(model: Any, batch: Batch) -> torch.Tensor:
     return torch.cat(model.get_image_features(batch.patches_PX, batch.grids_B3).pooler_output)
 
 
-def _read_tiles(reader: TileReader, features_NH: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, float]:
-    told_N = batch.tiles_N5[:, 0] != UNTOLD
-    parts, targets_N5 = reader(features_NH[told_N]), batch.tiles_N5[told_N]
-    losses = [
-        functional.cross_entropy(logits_NC.float(), targets_N5[:, i]) for i, logits_NC in enumerate(parts)
-    ]
-    said_N5 = torch.stack([logits_NC.argmax(-1) for logits_NC in parts], dim=-1)
-    return torch.stack(losses).sum(), _share((said_N5 == targets_N5).all(-1))
+def _read(
+    logits_NX: torch.Tensor, sizes: Sequence[int], targets_NK: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """The loss of K things told at N places, with so many values each, and the share of places all right."""
+    parts = torch.split(logits_NX.float(), list(sizes), dim=-1)
+    losses = [functional.cross_entropy(part, targets_NK[:, i]) for i, part in enumerate(parts)]
+    said_NK = torch.stack([part.argmax(-1) for part in parts], dim=-1)
+    return torch.stack(losses).sum(), _share((said_NK == targets_NK).all(-1))
 
 
 def _share(truths: torch.Tensor) -> float:

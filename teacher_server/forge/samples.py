@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from gridworld.environments import make
 from gridworld.planner import NoPlan, Plan, plan
-from gridworld.scenes import Scene
+from gridworld.scenes import Cell, Scene
 from gridworld.tasks import ACTIONS, EVALUATION_SEEDS, TASKS, task_of
 from gridworld.views import EMPTY, STEPS, View, view_of
 
@@ -19,7 +20,9 @@ _LONGEST = 40
 _PLANNER_SHARES = (0.0, 0.5, 0.9, 1.0)
 """How likely steps are to be the planner's: an episode draws one; the other steps are drawn alike."""
 _PLACED = 0.5
-"""The share of states whose agent is put into another free cell, facing anywhere."""
+"""The share of states whose agent is put into another free cell, facing anywhere..."""
+_HIDDEN = 0.4
+"""... and of these the share that is put, if it can be, where a hazard stands between it and the target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ def _states(env: Any, task: str, rng: np.random.Generator) -> Iterator[Sample]:
         for at in rng.permutation(len(scenes))[:_FROM_ONE_EPISODE]:
             scene = scenes[at]
             if rng.random() < _PLACED:
-                scene = replace(scene, view=_placed(scene.view, rng))
+                scene = replace(scene, view=_placed(scene, rng))
             if (told := _planned(scene)) is not None:
                 yield Sample(scene, told.probabilities, told.best)
 
@@ -83,18 +86,29 @@ def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
     return scenes
 
 
-def _placed(view: View, rng: np.random.Generator) -> View:
+def _placed(scene: Scene, rng: np.random.Generator) -> View:
     """The view with the agent in a free cell that it could have gone to: none outside its room."""
-    reached, further = {(view.x, view.y)}, [(view.x, view.y)]
+    view = scene.view
+    reached, further = {scene.here}, [scene.here]
     while further:
-        x, y = further.pop()
-        beside = {(x + dx, y + dy) for dx, dy in STEPS} - reached
-        free = sorted((x, y) for x, y in beside if view.cells_HW[y, x] == EMPTY)
+        row, column = further.pop()
+        beside = {(row + dy, column + dx) for dx, dy in STEPS} - reached
+        free = sorted(cell for cell in beside if view.cells_HW[cell] == EMPTY)
         reached.update(free)
         further += free
     places = sorted(reached)
-    x, y = places[rng.integers(len(places))]
-    return replace(view, x=x, y=y, heading=int(rng.integers(4)))
+    if rng.random() < _HIDDEN:
+        lines = list(product(scene.hazards, scene.targets))
+        places = [place for place in places if any(_between(place, *line) for line in lines)] or places
+    row, column = places[rng.integers(len(places))]
+    return replace(view, x=column, y=row, heading=int(rng.integers(4)))
+
+
+def _between(first: Cell, middle: Cell, last: Cell) -> bool:
+    """Whether three cells stand in a straight line, in this order."""
+    along, across = (0, 1) if first[1] == last[1] else (1, 0)
+    in_line = first[across] == middle[across] == last[across]
+    return in_line and min(first[along], last[along]) < middle[along] < max(first[along], last[along])
 
 
 def _planned(scene: Scene) -> Plan | None:

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode
 from gridworld.tasks import TASKS, UnknownEnvironment, task_of
 from teacher_server.command_line import flags_and_variables
 
-_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device", "workers"}
+_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device", "workers", "compile"}
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -39,7 +39,7 @@ class ForgeSettings(BaseSettings):
     resume: bool = Field(
         default=False,
         description="go on with the run in --out, with its settings but for those of the machine: --device,"
-        " --workers, --save-s, --progress",
+        " --workers, --compile, --save-s, --progress",
     )
     base: Path | None = Field(
         default=None, description="train adapters for this checkpoint, a local folder, and merge them into it"
@@ -58,16 +58,16 @@ class ForgeSettings(BaseSettings):
         description="environments of the four families whose states it is taught, a list: ID,ID",
     )
     pictures: int = Field(
-        default=20_000,
+        default=8_000,
         ge=0,
         description="from scratch: pictures that the vision tower is taught first, cell by cell",
     )
     samples: int = Field(
-        default=1_000_000, ge=1, description="conversations that the rest is taught after that"
+        default=160_000, ge=1, description="conversations that the rest is taught after that"
     )
-    batch_size: int = Field(default=64, ge=1, description="samples in a step")
+    batch_size: int = Field(default=32, ge=1, description="samples in a step")
     learning_rate: float = Field(
-        default=1e-3, gt=0, allow_inf_nan=False, description="reached after a short rise; falls at the end"
+        default=2e-3, gt=0, allow_inf_nan=False, description="reached after a short rise; falls at the end"
     )
     seed: int = Field(default=0, ge=0, description="of weights and samples")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto: cuda if it is there")
@@ -75,6 +75,11 @@ class ForgeSettings(BaseSettings):
         default=0,
         ge=0,
         description="processes that make samples, for a GPU to have enough; 0: the one that trains does",
+    )
+    compile: bool = Field(
+        default=False,
+        description="let PyTorch compile the layers: a minute more at the start, and then faster; a CPU"
+        " needs a C++ compiler for it",
     )
     precision: Precision = Field(
         default="bfloat16",

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 
 from teacher_server.checkpoint import Checkpoint
-from teacher_server.forge.model import TileReader, load_model, new_model, save_weights
+from teacher_server.forge.model import Heads, load_model, new_model, save_weights
+from teacher_server.forge.optimizer import Optimizer
 
 
 class Trainee(Protocol):
@@ -19,11 +20,14 @@ class Trainee(Protocol):
         """A Qwen2_5_VLForConditionalGeneration."""
 
     @property
-    def reader(self) -> TileReader | None:
-        """What the vision tower is taught with; None where it stays as it is."""
+    def heads(self) -> Heads | None:
+        """What a model from scratch is taught with besides; None where there is a vision tower to keep."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What is trained."""
+
+    def optimizer(self, learning_rate: float) -> Optimizer:
+        """Moves the parameters."""
 
     def state(self) -> dict[str, Any]:
         """What has been learned so far."""
@@ -46,24 +50,32 @@ class Compact:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.model = new_model(folder, device)
-            self.reader = TileReader(self.model.config.vision_config.out_hidden_size).to(device)
+            self.heads = Heads(self.model.config.vision_config.out_hidden_size).to(device)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """All there are."""
-        return [*self.model.parameters(), *self.reader.parameters()]
+        return [*self.model.parameters(), *self.heads.parameters()]
+
+    def optimizer(self, learning_rate: float) -> Optimizer:
+        """With Muon for the matrices of all blocks."""
+        blocks = [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
+        matrices = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
+        known = set(map(id, matrices))
+        rest = [weight for weight in self.parameters() if id(weight) not in known]
+        return Optimizer(matrices, rest, learning_rate)
 
     def state(self) -> dict[str, Any]:
         """All weights."""
-        return {"model": self.model.state_dict(), "reader": self.reader.state_dict()}
+        return {"model": self.model.state_dict(), "heads": self.heads.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes all weights over."""
         self.model.load_state_dict(state["model"])
-        self.reader.load_state_dict(state["reader"])
+        self.heads.load_state_dict(state["heads"])
 
     def export(self, weights: Path) -> None:
-        """Writes the model's weights."""
-        save_weights(self.model, weights)
+        """Writes the model's weights in half their size: bfloat16, in which it was taught to multiply."""
+        save_weights(self.model, weights, torch.bfloat16)
 
 
 class Adapted:
@@ -73,7 +85,7 @@ class Adapted:
         ImportError: peft is not installed.
     """
 
-    reader = None
+    heads = None
 
     def __init__(self, base: Checkpoint, rank: int, seed: int, device: torch.device) -> None:
         self._base, self._rank = base, rank
@@ -85,6 +97,10 @@ class Adapted:
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those of the adapters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def optimizer(self, learning_rate: float) -> Optimizer:
+        """AdamW alone: an adapter's two matrices are no weight by themselves."""
+        return Optimizer([], self.parameters(), learning_rate)
 
     def state(self) -> dict[str, Any]:
         """The adapters' weights."""

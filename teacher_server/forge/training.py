@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.forge.batches import Batch, Patches, in_batches
-from teacher_server.forge.model import Outcome, see, speak
+from teacher_server.forge.model import Outcome, compile_layers, see, speak
 from teacher_server.forge.school import School
 from teacher_server.forge.settings import ForgeSettings
 from teacher_server.forge.trainees import Trainee
@@ -23,11 +23,18 @@ from teacher_server.forge.trainees import Trainee
 STATE, METRICS, WEIGHTS = "training.pt", "metrics.jsonl", "model.safetensors"
 _BATCHES_IN_A_BLOCK = 8
 """Samples are made and sorted by their length in blocks of so many batches."""
-_RISE, _FALL = 0.02, 0.3
+_RISE, _FALL = 0.02, 0.5
 """Shares of a phase's steps in which the learning rate rises at its beginning, and falls at its end."""
 REPORT_EVERY = 20
 """Steps in a line of metrics.jsonl."""
 _LARGEST_GRADIENT = 1.0
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, but for a last one that was cut off in the writing."""
+    path = folder / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Run:
@@ -52,9 +59,9 @@ class Run:
         self._patches = Patches(processor)
         size = settings.batch_size * _BATCHES_IN_A_BLOCK
         self._school = School(checkpoint.folder, settings.prompts, settings.env, settings.seed, size)
-        self._optimizer = torch.optim.AdamW(
-            trainee.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
+        self._optimizer = trainee.optimizer(settings.learning_rate)
+        if settings.compile:
+            compile_layers(trainee.model)
         self.step = 0
         """Steps done."""
         self.seconds = 0.0
@@ -126,12 +133,8 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         self._trainee.load(state["trainee"])
         self._optimizer.load_state_dict(state["optimizer"])
-        kept = [line for line in self._lines() if line["step"] <= self.step]
+        kept = [line for line in read_metrics(self._folder) if line["step"] <= self.step]
         (self._folder / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-
-    def _lines(self) -> list[dict[str, Any]]:
-        path = self._folder / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def _batches(self) -> Iterator[Batch]:
         """Those of the steps that are left: each block of samples follows from its number alone."""
@@ -151,18 +154,15 @@ class Run:
     def _learn(self, batch: Batch) -> Outcome:
         seeing = self.step < self._settings.steps[0]
         batch = batch.to(self._device)
-        model, reader = self._trainee.model, self._trainee.reader
+        model, heads = self._trainee.model, self._trainee.heads
         autocast = torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._settings.precision == "bfloat16"
         )
         with autocast:
-            outcome = see(model, reader, batch) if seeing and reader else speak(model, batch)
-        self._optimizer.zero_grad()
+            outcome = see(model, heads, batch) if seeing and heads else speak(model, heads, batch)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._trainee.parameters(), _LARGEST_GRADIENT)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.learning_rate * self._rate()
-        self._optimizer.step()
+        self._optimizer.step(self._rate())
         self.step += 1
         return outcome
 
@@ -181,9 +181,7 @@ class Run:
 
 
 def _figures(outcome: Outcome) -> dict[str, float]:
-    losses = {"tiles": outcome.tiles, "analysis": outcome.analysis, "actions": outcome.action}
-    told = {f"{name}_loss": loss.item() for name, loss in losses.items() if loss is not None}
-    return told | outcome.right
+    return {f"{name}_loss": loss.item() for name, loss in outcome.losses.items()} | outcome.right
 
 
 class _Stop:
