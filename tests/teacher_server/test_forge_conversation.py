@@ -127,6 +127,23 @@ def test_a_batch_teaches_the_analysis_its_end_and_the_action(
         assert batch.action_BV[i].max() == batch.action_BV[i][batch.optimal_BV[i] > 0].max()
 
 
+def test_words_are_told_which_cell_they_speak_of(lessons: list[Lesson], checkpoint: Checkpoint) -> None:
+    batch = _batch(lessons, checkpoint)
+    for i, lesson in enumerate(lessons):
+        scene, told = lesson.sample.scene, analysis_of(lesson.sample.scene)
+        cells_L = [tuple(cell) for cell in batch.meant_BL2[i].tolist()]
+        places = [place for place, cell in enumerate(cells_L) if cell != (UNTOLD, UNTOLD)]
+        (x, y), target = scene.view.front, told["target"]
+        assert [cells_L[place] for place in places] == [
+            *[(target["row"], target["column"])] * (len(places) - 1),
+            (y, x),
+        ]
+        *name, before_front = places
+        decode = checkpoint.tokenizer.decode
+        assert decode([lesson.token_ids[place] for place in name]) == target["name"]
+        assert decode(list(lesson.token_ids[before_front + 1 :])).startswith(told["front"])
+
+
 def test_tiles_are_told_where_they_are(lessons: list[Lesson], checkpoint: Checkpoint) -> None:
     start = 0
     tiles_N5 = _batch(lessons, checkpoint).tiles_N5.numpy()

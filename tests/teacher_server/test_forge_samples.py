@@ -9,6 +9,7 @@ from minigrid.minigrid_env import MiniGridEnv
 
 from gridworld.planner import plan
 from gridworld.tasks import EVALUATION_SEEDS, TASKS
+from teacher_server.forge import samples
 from teacher_server.forge.conversation import analysis_of
 from teacher_server.forge.samples import Sample, Sampler
 from teacher_server.score.perception import judge, read_analysis
@@ -69,6 +70,25 @@ def test_the_analysis_is_right_in_every_field_that_is_scored(env_ids: tuple[str,
         judged = judge(said, sample.scene)
         assert all(judged.values()), judged
         assert "direction" in judged
+
+
+def test_hazards_often_hide_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an optimal agent goes round is met too rarely where agents are put anywhere."""
+
+    def share() -> float:
+        scenes = [sample.scene for sample in Sampler(["MiniGrid-LavaGapS7-v0"], seed=4).block(0, 400)]
+        hidden = 0
+        for scene in scenes:
+            row, column = scene.here
+            goal_row, goal_column = scene.targets[0]
+            lava_column = scene.hazards[0][1]
+            across = row == goal_row and column < lava_column < goal_column
+            hidden += across and (row, lava_column) in scene.hazards
+        return hidden / len(scenes)
+
+    often = share()
+    monkeypatch.setattr(samples, "_HIDDEN", 0.0)
+    assert often > 1.5 * share() > 0
 
 
 def test_an_agent_is_put_where_it_can_go() -> None:
