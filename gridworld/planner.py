@@ -10,7 +10,7 @@ import numpy as np
 from minigrid.core.constants import COLOR_NAMES
 from numpy.typing import NDArray
 
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import EMPTY, HEADINGS, STEPS, View, code, uncode
 
 PLANNER_VERSION = "1"
@@ -97,16 +97,16 @@ def plan(view: View, task: str, mission: str, actions: Iterable[str]) -> Plan:
         raise NoPlan("image", "the episode is over: the agent stands on the goal already")
     if _at(view.cells_HW, view.x, view.y) == _LAVA:
         raise NoPlan("image", "the episode is over: the agent stands in lava")
-    allowed = [action for action in actions if action in TASKS[task].useful]
+    allowed = [action for action in actions if action in ALL_TASKS[task].useful]
     to_go = _costs_to_go(problem, allowed)
     costs = {action: _cost(problem, to_go, view, action) for action in allowed}
     least = min(costs.values(), default=math.inf)
     if math.isinf(least):
-        if set(TASKS[task].useful) - set(allowed):
+        if set(ALL_TASKS[task].useful) - set(allowed):
             raise NoPlan(
                 "actions",
                 f"{task} cannot be solved from here with {', '.join(actions)};"
-                f" it needs {', '.join(TASKS[task].useful)}",
+                f" it needs {', '.join(ALL_TASKS[task].useful)}",
             )
         raise NoPlan("image", f"no way leads to {problem.target}")
     weights = {action: math.exp((least - cost) / TEMPERATURE) for action, cost in costs.items()}
@@ -195,10 +195,17 @@ def _fetch(view: View, mission: str) -> _Problem:
 
 def _go_to_door(view: View, mission: str) -> _Problem:
     target, places = _named(view, mission, {"door": (0, 1, 2)})
-    poses = frozenset(
-        (x + dx, y + dy, heading) for x, y in places for dx, dy in STEPS for heading in range(4)
-    )
-    return _to_object(view, poses, "done", True, target, places)
+    return _to_object(view, _beside(places), "done", True, target, places)
+
+
+def _go_to_object(view: View, mission: str) -> _Problem:
+    target, places = _named(view, mission, {"key": (0,), "ball": (0,), "box": (0,)})
+    return _to_object(view, _beside(places), "done", True, target, places)
+
+
+def _beside(places: tuple[Place, ...]) -> frozenset[Pose]:
+    """Where `done` pays: next to a place, not diagonally, facing anywhere."""
+    return frozenset((x + dx, y + dy, heading) for x, y in places for dx, dy in STEPS for heading in range(4))
 
 
 def _to_object(
@@ -227,6 +234,7 @@ _PROBLEMS: dict[str, Callable[[View, str], _Problem]] = {
     "dynamic_obstacles": _dynamic_obstacles,
     "fetch": _fetch,
     "go_to_door": _go_to_door,
+    "go_to_object": _go_to_object,
 }
 _PICKABLE = {uncode(code(kind))[0] for kind in ("key", "ball", "box")}
 

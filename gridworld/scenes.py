@@ -3,20 +3,27 @@
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gridworld.views import HEADINGS, STEPS, View, names_of
+from gridworld.views import HEADINGS, N_CELL_CODES, STEPS, View, names_of
 
 Cell = tuple[int, int]
 """Row, column."""
 
-_NAMES = {"empty": "free floor", "goal": "green goal square", "lava": "lava", "wall": "wall"}
+_OWN_NAMES = {"empty": "free floor", "goal": "green goal square", "lava": "lava", "wall": "wall"}
+_NAMES = tuple(
+    _OWN_NAMES.get(kind, f"{colour} {kind}") for kind, colour in map(names_of, range(N_CELL_CODES))
+)
+"""Of what is in a cell, by its code: the words of the mission and of the rules."""
 _HAZARDS = {
     "lava_gap": ("lava",),
     "dynamic_obstacles": ("ball",),
     "fetch": ("key", "ball"),
     "go_to_door": ("door",),
+    "go_to_object": ("key", "ball", "box"),
 }
 """How the names of a task's hazards end; what the mission asks for is none."""
 _DIRECTIONS = {
@@ -67,13 +74,12 @@ class Scene:
 
     def name(self, cell: Cell) -> str:
         """What is in a cell: the words of the mission and of the rules."""
-        kind, colour = names_of(int(self.view.cells_HW[cell]))
-        return _NAMES.get(kind, f"{colour} {kind}")
+        return _NAMES[int(self.view.cells_HW[cell])]
 
     def cells(self, *words: str) -> list[Cell]:
         """The cells whose name ends with one of the words, row by row."""
-        cells = [(int(y), int(x)) for y, x in np.ndindex(*self.view.cells_HW.shape)]
-        return [cell for cell in cells if self.name(cell).endswith(words)]
+        found_HW = _ending_with(words)[self.view.cells_HW]
+        return [(y, x) for y, x in np.argwhere(found_HW).tolist()]
 
     @property
     def front(self) -> str:
@@ -84,7 +90,7 @@ class Scene:
     @property
     def sought(self) -> str:
         """The name of what the mission asks for."""
-        named = re.search(r"\w+ (?:key|ball|door)$", self.mission)
+        named = re.search(r"\w+ (?:key|ball|box|door)$", self.mission)
         return named.group() if named else "green goal square"
 
     @property
@@ -103,3 +109,9 @@ class Scene:
         down, right = target[0] - self.here[0], target[1] - self.here[1]
         ahead, aside = np.sign(right * dx + down * dy), np.sign(down * dx - right * dy)
         return _DIRECTIONS[int(ahead), int(aside)]
+
+
+@lru_cache(maxsize=256)
+def _ending_with(words: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Whether the name of a cell ends with one of the words: bool [N_CELL_CODES]."""
+    return np.array([name.endswith(words) for name in _NAMES])

@@ -73,8 +73,8 @@ def _only(algorithms: str) -> dict[str, Any]:
 
 EnvId = Annotated[str, AfterValidator(_known)]
 _TASK = (
-    "the task's key that the teacher is asked with; needed with environments of other families than the four,"
-    " whose key is found by itself"
+    "the task's key that the teacher is asked with; needed with environments of no known family;"
+    " one of a family is asked with its key"
 )
 
 _KeyFile = Annotated[

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.environments import make
 from gridworld.pictures import draw
-from gridworld.tasks import TASKS, UnknownEnvironment, UnknownTask, task_key
+from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, task_key
 from gridworld.views import view_of
 from teacher_server.command_line import CannotStart, dispatch, flags_and_variables, parse
 from teacher_server.engines import PreparedPicture
@@ -38,7 +38,7 @@ class ShowSettings(BaseSettings):
     task: str = Field(description="one of the set's tasks")
     env: str | None = Field(
         default=None,
-        description=f"a registered id of MiniGrid's kind; the smallest of {', '.join(TASKS)} by default",
+        description=f"a registered id of MiniGrid's kind; the smallest of {', '.join(ALL_TASKS)} by default",
     )
     seed: int = Field(default=0, ge=0, description="of the environment")
     readout: Readout | None = Field(
@@ -99,14 +99,14 @@ def _load(name: str) -> PromptSet:
 
 
 def _smallest(task: str) -> str:
-    """The environment to show a task of the four families in.
+    """The environment to show a task of a known family in.
 
     Raises:
         CannotStart: it is another task.
     """
-    if task not in TASKS:
+    if task not in ALL_TASKS:
         raise CannotStart(f"--env is missing: say in which environment to show the task {task}")
-    return TASKS[task].env_ids[0]
+    return ALL_TASKS[task].env_ids[0]
 
 
 def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:

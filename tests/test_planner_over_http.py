@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gridworld.planner import plan
-from gridworld.tasks import TASKS, task_of
+from gridworld.tasks import ALL_TASKS, task_of
 from student.envs import Layout, Vocabulary, layout_of
 from student.evaluate import Policy, evaluate
 from student.scoring import score
@@ -20,7 +20,7 @@ from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
-_ENV_IDS = [task.env_ids[0] for task in TASKS.values()]
+_ENV_IDS = [task.env_ids[0] for task in ALL_TASKS.values()]
 _EPISODES = 20
 
 

@@ -9,7 +9,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from gridworld.environments import make
 from gridworld.pictures import draw, encode_png
 from gridworld.planner import NoPlan, plan
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS, TASKS
 from gridworld.views import View, view_of
 from teacher_server.schemas import Question
 
@@ -18,6 +18,7 @@ _ENV_IDS = {
     "dynamic_obstacles": "MiniGrid-Dynamic-Obstacles-Random-6x6-v0",
     "fetch": "MiniGrid-Fetch-6x6-N2-v0",
     "go_to_door": "MiniGrid-GoToDoor-6x6-v0",
+    "go_to_object": "MiniGrid-GoToObject-6x6-N2-v0",
 }
 
 _TRIES = 300
@@ -30,7 +31,7 @@ def questions(tasks: Sequence[str] = tuple(TASKS), seed: int = 0) -> Iterator[Qu
     The tasks take turns, each as long as it has new pictures.
 
     Args:
-        tasks: keys of the four families.
+        tasks: keys of families; by default the paper's four.
         seed: of environments and order; the same one gives the same questions.
     """
     rng = random.Random(seed)
@@ -42,7 +43,7 @@ def questions(tasks: Sequence[str] = tuple(TASKS), seed: int = 0) -> Iterator[Qu
             if picture is None:
                 del envs[task]
             else:
-                yield Question.about(picture, mission=env.mission, task=task, actions=TASKS[task].useful)
+                yield Question.about(picture, mission=env.mission, task=task, actions=ALL_TASKS[task].useful)
 
 
 def distinct_questions(count: int, seed: int = 0) -> list[Question]:
@@ -66,7 +67,7 @@ def _new_picture(env: MiniGridEnv, task: str, rng: random.Random, seen: set[byte
 def _solvable(view: View, task: str, mission: str) -> bool:
     """The agent may have been put outside GoToDoor's room."""
     try:
-        plan(view, task, mission, TASKS[task].useful)
+        plan(view, task, mission, ALL_TASKS[task].useful)
     except NoPlan:
         return False
     return True

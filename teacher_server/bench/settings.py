@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode
 
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from teacher_server.command_line import flags_and_variables
 
 _Item = TypeVar("_Item")
@@ -20,8 +20,8 @@ def _split(value: Any) -> Any:
 
 
 def _known(task: str) -> str:
-    if task not in TASKS:
-        raise ValueError(f"there is no task {task!r}; choose out of {', '.join(TASKS)}")
+    if task not in ALL_TASKS:
+        raise ValueError(f"there is no task {task!r}; choose out of {', '.join(ALL_TASKS)}")
     return task
 
 
@@ -86,7 +86,8 @@ class BenchSettings(BaseSettings):
     )
     task: _Listed[Annotated[str, AfterValidator(_known)]] = Field(
         default=(),
-        description=f"what to ask about, a list: {', '.join(TASKS)}; default: all that the teachers know",
+        description=f"what to ask about, a list: {', '.join(ALL_TASKS)}; default: of the paper's four, those"
+        " that all the teachers know",
     )
     target_ms: float = Field(
         default=1000,

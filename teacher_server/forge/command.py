@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gridworld.tasks import task_of
 from teacher_server.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
 from teacher_server.command_line import CannotStart, parse
 from teacher_server.forge.settings import ForgeSettings
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = _kept(asked) if asked.resume else asked
     try:
         prompts = load_prompt_set(settings.prompts)
+        _refuse_untold(settings, prompts)
         base = read_checkpoint(settings.base) if settings.base else None
         checkpoint = _folder(settings, prompts, base)
     except BadPromptSet as error:
@@ -46,6 +48,15 @@ def main(arguments: Sequence[str]) -> int:
         f" --prompts {settings.prompts}"
     )
     return 0
+
+
+def _refuse_untold(settings: ForgeSettings, prompts: PromptSet) -> None:
+    for env_id in settings.env:
+        if (task := task_of(env_id).key) not in prompts.tasks:
+            raise CannotForge(
+                f"--env: {env_id} is of the task {task}, of which the prompt set {settings.prompts} says"
+                f" nothing; it knows {', '.join(prompts.tasks)}"
+            )
 
 
 def _kept(asked: ForgeSettings) -> ForgeSettings:

@@ -1,4 +1,4 @@
-"""What is taught: endless states of the four families with the planner's labels, from a seed."""
+"""What is taught: endless states of the task families with the planner's labels, from a seed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ import numpy as np
 from gridworld.environments import make
 from gridworld.planner import NoPlan, Plan, plan
 from gridworld.scenes import Cell, Scene
-from gridworld.tasks import ACTIONS, EVALUATION_SEEDS, TASKS, task_of
+from gridworld.tasks import ACTIONS, ALL_TASKS, EVALUATION_SEEDS, task_of
 from gridworld.views import EMPTY, STEPS, View, view_of
 
 _FROM_ONE_EPISODE = 6
@@ -41,7 +41,7 @@ class Sampler:
     among them. A state that both happen to meet is not left out.
 
     Args:
-        env_ids: registered environments of the four families, taken in turn.
+        env_ids: registered environments of the families, taken in turn.
 
     Raises:
         UnknownEnvironment: an id is none of theirs.
@@ -74,7 +74,7 @@ def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
     """The scenes of an episode in which some of the steps are the planner's."""
     env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
     share = rng.choice(_PLANNER_SHARES)
-    useful, scenes = TASKS[task].useful, []
+    useful, scenes = ALL_TASKS[task].useful, []
     for _ in range(_LONGEST):
         scene = Scene(task, env.mission, view_of(env))
         scenes.append(scene)
@@ -114,6 +114,6 @@ def _between(first: Cell, middle: Cell, last: Cell) -> bool:
 def _planned(scene: Scene) -> Plan | None:
     """The planner's answer; None where nothing can be planned, as behind the walls of a room."""
     try:
-        return plan(scene.view, scene.task, scene.mission, TASKS[scene.task].useful)
+        return plan(scene.view, scene.task, scene.mission, ALL_TASKS[scene.task].useful)
     except NoPlan:
         return None

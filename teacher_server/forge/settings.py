@@ -55,7 +55,8 @@ class ForgeSettings(BaseSettings):
         Field(min_length=1),
     ] = Field(
         default=tuple(task.env_id for task in TASKS.values()),
-        description="environments of the four families whose states it is taught, a list: ID,ID",
+        description="environments whose states it is taught, a list: ID,ID; the prompt set has to know"
+        " their tasks",
     )
     pictures: int = Field(
         default=8_000,

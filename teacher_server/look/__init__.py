@@ -19,7 +19,7 @@ from starlette.types import Scope
 
 from gridworld.pictures import Picture, UnreadablePicture, encode_png, read, tile_size
 from gridworld.planner import NoPlan, plan
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from teacher_server.chat import BadChatTemplate
 from teacher_server.hosting import Host
 from teacher_server.images import BadPicture, decode, from_base64
@@ -105,7 +105,7 @@ async def tasks(request: Request) -> Response:
     return JSONResponse(
         {
             task: {
-                "objective": TASKS[task].objective if task in TASKS else None,
+                "objective": ALL_TASKS[task].objective if task in ALL_TASKS else None,
                 "actions": actions,
                 "env_ids": sizes(task),
             }
@@ -150,8 +150,10 @@ def prepared(request: Request, shown: _Shown) -> Response:
 @_router.post("/look/planner")
 def planner(request: Request, question: Question) -> Response:
     """What the optimal planner would do, to compare with."""
-    if question.task not in TASKS:
-        return _refused("task", f"the planner does not know {question.task!r}; it knows {', '.join(TASKS)}")
+    if question.task not in ALL_TASKS:
+        return _refused(
+            "task", f"the planner does not know {question.task!r}; it knows {', '.join(ALL_TASKS)}"
+        )
     try:
         view = read(_decoded(request, question.image))
         planned = plan(view, question.task, question.mission, question.actions)

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gridworld.environments import in_a_line, make
 from gridworld.pictures import Picture, draw
-from gridworld.tasks import ACTIONS, TASKS, UnknownEnvironment
+from gridworld.tasks import ACTIONS, ALL_TASKS, UnknownEnvironment
 from gridworld.views import view_of
 
 End = Literal["success", "failure", "time_out"]
@@ -94,8 +94,8 @@ def replay(moment: Moment) -> tuple[Scene, Picture]:
 
 def sizes(task: str) -> tuple[str, ...]:
     """The environments to see a task in: a family's, or else all that come with MiniGrid."""
-    if task in TASKS:
-        return TASKS[task].env_ids
+    if task in ALL_TASKS:
+        return ALL_TASKS[task].env_ids
     return tuple(sorted(env_id for env_id in gymnasium.registry if env_id.startswith(_NO_ONES)))
 
 

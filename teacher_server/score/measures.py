@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from gridworld.pictures import draw, encode_png
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from teacher_server.schemas import Answer, ErrorBody
 from teacher_server.score.asking import Outcome
 from teacher_server.score.figures import (
@@ -216,7 +216,7 @@ def _on_optimal(each: Judged) -> float:
 
 
 def _useful(each: Judged) -> tuple[str, ...]:
-    return TASKS[each.state.scene.task].useful
+    return ALL_TASKS[each.state.scene.task].useful
 
 
 def _fault(error: ErrorBody) -> str:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from gridworld.planner import NoPlan, plan
 from gridworld.scenes import Cell, Scene
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import EMPTY, HEADINGS, View, code
 
 _FIELDS = ("row", "column", "heading", "agent", "target", "target_name", "hazards", "direction", "all")
@@ -18,6 +18,7 @@ _UNKNOWN_HAZARD = {
     "dynamic_obstacles": code("ball", "blue"),
     "fetch": code("box", "grey"),  # no mission asks for a box
     "go_to_door": code("wall", "grey"),  # as little to be walked through as a door
+    "go_to_object": code("wall", "grey"),  # ... or an object; a mission may ask for any of these
 }
 """What stands where an analysis sees a hazard, and there is none."""
 
@@ -88,7 +89,7 @@ def optimal_as_said(said: Said, scene: Scene) -> tuple[str, ...]:
     """
     view = _view_as_said(said, scene)
     try:
-        return plan(view, scene.task, scene.mission, TASKS[scene.task].useful).best
+        return plan(view, scene.task, scene.mission, ALL_TASKS[scene.task].useful).best
     except NoPlan as error:
         raise CannotDescribe("no way leads to the target") from error
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from gridworld.episodes import Evaluation, play
 from gridworld.scenes import Scene
-from gridworld.tasks import ACTIONS, TASKS
+from gridworld.tasks import ACTIONS, ALL_TASKS
 from teacher_server.schemas import Answer
 from teacher_server.score.asking import Asked, Outcome
 from teacher_server.score.figures import Mean, Played, Share
@@ -32,7 +32,7 @@ def play_teacher(
         nonlocal without_answer
         if not isinstance(outcome, Answer) or outcome.probabilities is None:
             without_answer += 1
-            return str(rng.choice(TASKS[task].useful))
+            return str(rng.choice(ALL_TASKS[task].useful))
         if not sampled:
             return str(outcome.action)
         probs_A = np.array(list(outcome.probabilities.values()))
@@ -48,7 +48,7 @@ def play_teacher(
 def play_chance(env_id: str, task: str, *, episodes: int, seed: int) -> Played:
     """Plays actions drawn from the useful ones alike."""
     rng = np.random.default_rng(seed)
-    useful = [ACTIONS.index(action) for action in TASKS[task].useful]
+    useful = [ACTIONS.index(action) for action in ALL_TASKS[task].useful]
 
     def choose(scenes: list[Scene]) -> list[int]:
         return [int(action) for action in rng.choice(useful, len(scenes))]

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.environments import make
-from gridworld.tasks import TASKS, UnknownEnvironment, UnknownTask, task_key
+from gridworld.tasks import ALL_TASKS, TASKS, UnknownEnvironment, UnknownTask, task_key
 from teacher_server.client import checked_url
 from teacher_server.command_line import BadSetting, flags_and_variables
 
@@ -15,11 +15,11 @@ from teacher_server.command_line import BadSetting, flags_and_variables
 class Scoring(BaseModel):
     """How a teacher is scored: what of it changes a figure, and how it is asked."""
 
-    task: str | None = Field(default=None, description=f"score it on this task: {', '.join(TASKS)}")
+    task: str | None = Field(default=None, description=f"score it on this task: {', '.join(ALL_TASKS)}")
     env: str | None = Field(
         default=None, description="score it in this environment, a registered id of MiniGrid's kind"
     )
-    all: bool = Field(default=False, description="score it on all four tasks")
+    all: bool = Field(default=False, description="score it on the paper's four tasks")
     episodes: int = Field(
         default=100, ge=1, description="held-out episodes, played twice: sampled and with arg-max"
     )
@@ -47,9 +47,9 @@ class Scoring(BaseModel):
             if self.task or self.env:
                 raise BadSetting("--all: not together with --task or --env")
             return {task.env_id: task.key for task in TASKS.values()}
-        if self.task is not None and self.task not in TASKS:
+        if self.task is not None and self.task not in ALL_TASKS:
             raise BadSetting(
-                f"--task: the planner, which answers are held against, knows {', '.join(TASKS)}, and not"
+                f"--task: the planner, which answers are held against, knows {', '.join(ALL_TASKS)}, and not"
                 f" {self.task!r}; how a teacher plays another task, `student evaluate URL` tells"
             )
         if self.env is not None:
@@ -61,8 +61,8 @@ class Scoring(BaseModel):
             except UnknownTask as error:
                 raise BadSetting(str(error)) from error
         if self.task is None:
-            raise BadSetting(f"say what to score: --task KEY ({', '.join(TASKS)}), --env ID, or --all")
-        return {TASKS[self.task].env_id: self.task}
+            raise BadSetting(f"say what to score: --task KEY ({', '.join(ALL_TASKS)}), --env ID, or --all")
+        return {ALL_TASKS[self.task].env_id: self.task}
 
 
 def is_address(where: str) -> bool:

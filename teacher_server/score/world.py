@@ -8,7 +8,7 @@ import numpy as np
 from gridworld.environments import make
 from gridworld.planner import NoPlan, plan
 from gridworld.scenes import Scene
-from gridworld.tasks import ACTIONS, EVALUATION_SEEDS, TASKS
+from gridworld.tasks import ACTIONS, ALL_TASKS, EVALUATION_SEEDS
 from gridworld.views import view_of
 
 _FIRST_SEED = EVALUATION_SEEDS + 2**29
@@ -65,7 +65,7 @@ def held_out_states(env_id: str, task: str, count: int, seed: int) -> list[State
     out. There are fewer than `count` where an environment has no more.
     """
     rng = np.random.default_rng(seed)
-    useful = [action for action in TASKS[task].useful if action in actions_of(env_id)]
+    useful = [action for action in ALL_TASKS[task].useful if action in actions_of(env_id)]
     world = World(env_id, task, lambda episode: _FIRST_SEED + episode)
     found: dict[Hashable, State] = {}
     nothing_new = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from gridworld.pictures import UnreadablePicture, read
 from gridworld.planner import PLANNER_VERSION, NoPlan, Plan, plan
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from teacher_server.schemas import StageReport
 from teacher_server.teachers import CannotAnswer, Observation, TeacherAnswer, identity_of
 
@@ -30,7 +30,7 @@ class PlannerTeacher:
             self.description["seed"] = seed
         self.identity = identity_of(self.description)
         self.hosting: dict[str, Any] = {"delay_ms": delay_s * 1000}
-        self.tasks = {task.key: task.useful for task in TASKS.values()}
+        self.tasks = {task.key: task.useful for task in ALL_TASKS.values()}
         # One thread: planning holds the interpreter's lock, so a second would only take turns with it
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
 
@@ -78,7 +78,9 @@ class PlannerTeacher:
         p = planned.probabilities
         chance, choice = _draw(self.seed, observation)
         best = planned.best
-        wrong = [action for action in TASKS[observation.task].useful if action in p and action not in best]
+        wrong = [
+            action for action in ALL_TASKS[observation.task].useful if action in p and action not in best
+        ]
         if chance >= self.noise or not wrong:
             return p
         mistake = wrong[choice % len(wrong)]

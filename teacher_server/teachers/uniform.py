@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from teacher_server.schemas import StageReport
 from teacher_server.teachers import Observation, TeacherAnswer, identity_of
 
@@ -22,7 +22,7 @@ class UniformTeacher:
         self.description: dict[str, Any] = {"kind": self.kind, "version": UNIFORM_VERSION}
         self.identity = identity_of(self.description)
         self.hosting: dict[str, Any] = {}
-        self.tasks = {task.key: task.useful for task in TASKS.values()}
+        self.tasks = {task.key: task.useful for task in ALL_TASKS.values()}
 
     async def start(self) -> None:
         """Ready as it is."""

@@ -12,12 +12,12 @@ from minigrid.core.world_object import WorldObj
 from PIL import Image
 
 from gridworld.pictures import TILE, TILE_SIZES, Picture, UnreadablePicture, draw, encode_png, read, tile_size
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import EMPTY, View, code, uncode, view_of
 
 pytestmark = pytest.mark.unit
 
-_ENV_IDS = [env_id for task in TASKS.values() for env_id in task.env_ids]
+_ENV_IDS = [env_id for task in ALL_TASKS.values() for env_id in task.env_ids]
 _ONE_OF_EACH = [
     "MiniGrid-LavaGapS7-v0",
     "MiniGrid-Dynamic-Obstacles-8x8-v0",

@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from minigrid.core.constants import COLOR_NAMES
 from minigrid.core.grid import Grid
 
 from gridworld.planner import TEMPERATURE, NoPlan, plan
-from gridworld.tasks import ACTIONS, TASKS, task_of
+from gridworld.tasks import ACTIONS, ALL_TASKS, task_of
 from gridworld.views import EMPTY, View, code, view_of
 
 pytestmark = pytest.mark.unit
@@ -23,6 +23,10 @@ pytestmark = pytest.mark.unit
 _SUCCESS, _FAILURE = "success", "failure"
 _State = tuple[int, int, int, bytes]
 """The agent's x, y, heading, and the grid as MiniGrid encodes it."""
+_STILL = ("lava_gap", "fetch", "go_to_door", "go_to_object")
+"""Tasks in whose environments only the agent moves."""
+_CARRYING = ("pickup", "drop")
+"""Would take objects away from where they are to be gone to; MiniGrid calls them unused."""
 _WALL, _GOAL, _LAVA, _BALL = (
     code(*names) for names in (("wall", "grey"), ("goal", "green"), ("lava", "red"), ("ball", "blue"))
 )
@@ -64,18 +68,24 @@ class _Graph:
         return steps
 
 
+def _explored(env: Any) -> tuple[str, ...]:
+    """The actions that are tried: all of the environment, but for carrying objects away."""
+    left_out = _CARRYING if task_of(env.spec.id).key == "go_to_object" else ()
+    return tuple(name for name in ACTIONS[: env.action_space.n] if name not in left_out)
+
+
 def _explore(env: Any) -> _Graph:
-    """Takes every action of the environment in every state, each in a copy of its own."""
-    names = ACTIONS[: env.action_space.n]
+    """Takes every action in every state, each in a copy of its own."""
+    names = _explored(env)
     graph = _Graph(_state(env), {_state(env): view_of(env)}, {}, [])
     waiting = [env]
     while waiting:
         here = waiting.pop()
         outcomes: dict[str, _State | str] = {}
-        for number, name in enumerate(names):
+        for name in names:
             there = copy.deepcopy(here)
             there.step_count = 0  # running out of time is not what is planned for
-            _, reward, terminated, _, _ = there.step(number)
+            _, reward, terminated, _, _ = there.step(ACTIONS.index(name))
             state = _state(there)
             if terminated:
                 outcomes[name] = _SUCCESS if reward > 0 else _FAILURE
@@ -92,7 +102,7 @@ def _explore(env: Any) -> _Graph:
 
 def _assert_follows(graph: _Graph, task: str, mission: str, actions: tuple[str, ...]) -> int:
     """Compares every state's probabilities with the search; returns how many states there are."""
-    steps = graph.steps(set(actions) & set(TASKS[task].useful))
+    steps = graph.steps(set(actions) & set(ALL_TASKS[task].useful))
     for state, view in graph.views.items():
         if math.isinf(steps[state]):
             with pytest.raises(NoPlan) as caught:
@@ -103,7 +113,7 @@ def _assert_follows(graph: _Graph, task: str, mission: str, actions: tuple[str, 
         assert tuple(probabilities) == actions
         weights = {
             action: math.exp(-(1 + steps[graph.after[state][action]] - steps[state]) / TEMPERATURE)
-            if action in TASKS[task].useful
+            if action in ALL_TASKS[task].useful
             else 0.0
             for action in actions
         }
@@ -117,10 +127,9 @@ def _assert_follows(graph: _Graph, task: str, mission: str, actions: tuple[str, 
 
 
 _STATIC = [
-    *((env_id, {}) for task in ("lava_gap", "fetch", "go_to_door") for env_id in TASKS[task].env_ids),
+    *((env_id, {}) for task in _STILL for env_id in ALL_TASKS[task].env_ids),
     ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", {"n_obstacles": 0}),
 ]
-"""Environments in which only the agent moves."""
 
 
 @pytest.mark.parametrize(("env_id", "settings"), _STATIC)
@@ -129,7 +138,7 @@ def test_costs_are_those_of_an_exhaustive_search(env_id: str, settings: dict[str
     for seed in range(3):
         env = _world(env_id, seed, **settings)
         graph = _explore(env)
-        everything = graph.steps(ACTIONS[: env.action_space.n])
+        everything = graph.steps(_explored(env))
         assert everything == graph.steps(task.useful), "the other actions shorten no way"
         assert math.isfinite(everything[graph.start])
         assert _assert_follows(graph, task.key, env.mission, task.useful) > 8
@@ -137,7 +146,7 @@ def test_costs_are_those_of_an_exhaustive_search(env_id: str, settings: dict[str
             _assert_follows(graph, task.key, env.mission, ACTIONS)
 
 
-@pytest.mark.parametrize("env_id", [TASKS[key].env_ids[0] for key in ("lava_gap", "fetch", "go_to_door")])
+@pytest.mark.parametrize("env_id", [ALL_TASKS[key].env_ids[0] for key in _STILL])
 def test_every_choice_of_actions_is_planned_with_those_alone(env_id: str) -> None:
     task = task_of(env_id)
     env = _world(env_id, seed=1)
@@ -151,7 +160,7 @@ def test_one_step_more_than_the_best_gets_a_twentieth_of_its_weight() -> None:
     assert math.exp(-1 / TEMPERATURE) == pytest.approx(0.05, abs=0.001)
 
 
-@pytest.mark.parametrize("env_id", [task.env_ids[0] for task in TASKS.values()])
+@pytest.mark.parametrize("env_id", [task.env_ids[0] for task in ALL_TASKS.values()])
 def test_probabilities_come_in_the_order_asked_for(env_id: str) -> None:
     env, task = _world(env_id), task_of(env_id)
     usual = plan(view_of(env), task.key, env.mission, ACTIONS).probabilities
@@ -165,9 +174,19 @@ def test_probabilities_come_in_the_order_asked_for(env_id: str) -> None:
         assert asked == pytest.approx(usual)
 
 
-@pytest.mark.parametrize(
-    "env_id", [env_id for key in ("fetch", "go_to_door") for env_id in TASKS[key].env_ids]
-)
+def _fetched(env: Any) -> tuple[str, str]:
+    return env.targetType, env.targetColor
+
+
+_SOUGHT: dict[str, Callable[[Any], tuple[str, str]]] = {
+    "fetch": _fetched,
+    "go_to_door": lambda env: ("door", env.target_color),
+    "go_to_object": lambda env: (env.targetType, env.target_color),
+}
+"""Kind and colour of what an environment asks for, by the task."""
+
+
+@pytest.mark.parametrize("env_id", [env_id for key in _SOUGHT for env_id in ALL_TASKS[key].env_ids])
 def test_the_analysis_names_what_the_environment_holds(env_id: str) -> None:
     for seed in range(3):
         env, task = _world(env_id, seed), task_of(env_id)
@@ -175,7 +194,7 @@ def test_the_analysis_names_what_the_environment_holds(env_id: str) -> None:
         x, y = env.agent_pos
         facing = {(1, 0): "right", (0, 1): "down", (-1, 0): "left", (0, -1): "up"}[tuple(env.dir_vec)]
         assert f"Agent: column {x}, row {y}, facing {facing}." in analysis
-        kind, colour = ("door", env.target_color) if task.key == "go_to_door" else _fetched(env)
+        kind, colour = _SOUGHT[task.key](env)
         assert f"the {colour} {kind} at " in analysis
         places = {
             (i, j)
@@ -186,10 +205,6 @@ def test_the_analysis_names_what_the_environment_holds(env_id: str) -> None:
         assert {(int(i), int(j)) for i, j in re.findall(r"column (\d+), row (\d+)", target)} == places
         graph = _explore(env)
         assert f"about {graph.steps(task.useful)[graph.start]:.0f} steps" in analysis
-
-
-def _fetched(env: Any) -> tuple[str, str]:
-    return env.targetType, env.targetColor
 
 
 def test_the_analysis_names_the_hazards() -> None:
@@ -213,10 +228,49 @@ def test_every_mission_of_fetch_is_understood(syntax: str, kind: str) -> None:
         assert planned.probabilities["pickup"] == 0, "it would be another object"
 
 
+@pytest.mark.parametrize("env_id", ALL_TASKS["go_to_object"].env_ids)
+def test_the_way_to_an_object_takes_as_long_as_was_said_and_pays(env_id: str) -> None:
+    kinds = set()
+    for seed in range(60):
+        env = _world(env_id, seed)
+        kinds.add(env.targetType)
+        analysis = plan(view_of(env), "go_to_object", env.mission, ACTIONS).analysis
+        steps, ended = 0, False
+        while not ended:
+            best = plan(view_of(env), "go_to_object", env.mission, ACTIONS).best[0]
+            _, reward, terminated, truncated, _ = env.step(ACTIONS.index(best))
+            steps, ended = steps + 1, terminated or truncated
+        assert reward == pytest.approx(1 - 0.9 * steps / env.max_steps)
+        assert f"about {steps} steps" in analysis
+    assert kinds == {"key", "ball", "box"}
+
+
+@pytest.mark.parametrize("env_id", ALL_TASKS["go_to_object"].env_ids)
+def test_done_is_chosen_beside_the_object_and_not_diagonally_to_it(env_id: str) -> None:
+    beside, diagonal = 0, 0
+    for seed in range(10):
+        start = _world(env_id, seed)
+        column, row = start.target_pos
+        for x, y in itertools.product(range(1, start.width - 1), range(1, start.height - 1)):
+            if start.grid.get(x, y) is not None:
+                continue
+            away = abs(x - column), abs(y - row)
+            beside, diagonal = beside + (sum(away) == 1), diagonal + (away == (1, 1))
+            for heading in range(4):
+                env = copy.deepcopy(start)
+                env.agent_pos, env.agent_dir = (x, y), heading
+                p = plan(view_of(env), "go_to_object", env.mission, ACTIONS).probabilities
+                _, reward, terminated, _, _ = env.step(env.actions.done)
+                assert terminated
+                assert (p["done"] > 0) == (max(p.values()) == p["done"]) == (reward > 0) == (sum(away) == 1)
+    assert beside
+    assert diagonal
+
+
 _MANY = {"MiniGrid-Dynamic-Obstacles-16x16-v0": 5}
 
 
-@pytest.mark.parametrize("env_id", TASKS["dynamic_obstacles"].env_ids)
+@pytest.mark.parametrize("env_id", ALL_TASKS["dynamic_obstacles"].env_ids)
 def test_sampled_play_among_obstacles_never_dies(env_id: str) -> None:
     rng = np.random.default_rng(7)
     blocked = 0
@@ -262,7 +316,7 @@ def _room(*rows: str) -> Any:
     return np.pad(inner, 1, constant_values=_WALL)
 
 
-@pytest.mark.parametrize("env_id", TASKS["lava_gap"].env_ids)
+@pytest.mark.parametrize("env_id", ALL_TASKS["lava_gap"].env_ids)
 def test_there_is_nothing_to_plan_in_lava(env_id: str) -> None:
     env = _world(env_id)
     lost_in = _explore(env).lost_in
@@ -312,6 +366,10 @@ def test_a_fetched_object_can_not_be_fetched_again() -> None:
         ("go_to_door", "go to the red door", ("A.o",), ACTIONS, "mission"),
         ("go_to_door", "go to the door", ("A.o",), ACTIONS, "mission"),
         ("go_to_door", "go to the blue ball", ("A.o",), ACTIONS, "mission"),
+        ("go_to_object", "go to the red ball", ("A.o",), ACTIONS, "mission"),
+        ("go_to_object", "go to the blue door", ("A.o",), ACTIONS, "mission"),
+        ("go_to_object", "go to the blue ball", ("A#.o",), ACTIONS, "image"),
+        ("go_to_object", "go to the blue ball", ("Ao",), ACTIONS[:6], "actions"),
         ("lava_gap", "", ("A.G",), (), "actions"),
         ("lava_gap", "", ("A.G",), ("pickup", "drop", "toggle", "done"), "actions"),
         ("lava_gap", "", ("A.G",), ("left", "right"), "actions"),

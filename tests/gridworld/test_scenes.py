@@ -1,22 +1,26 @@
 """Scenes against MiniGrid's own objects."""
 
+import itertools
+
 import gymnasium
 import minigrid  # noqa: F401  (registers the environments)
 import pytest
 
 from gridworld.scenes import Scene
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import HEADINGS, view_of
 
 pytestmark = pytest.mark.unit
 
+_KINDS = {"fetch": ("key", "ball"), "go_to_door": ("door",), "go_to_object": ("key", "ball", "box")}
+"""What a mission may ask for; what it does not is in the way."""
 _MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 
 def _scenes(task: str, seeds: range = range(30)) -> list[tuple[Scene, gymnasium.Env]]:
     found = []
     for seed in seeds:
-        env = gymnasium.make(TASKS[task].env_ids[-1]).unwrapped
+        env = gymnasium.make(ALL_TASKS[task].env_ids[-1]).unwrapped
         env.reset(seed=seed)
         env.place_agent()
         found.append((Scene(task, env.mission, view_of(env)), env))
@@ -34,18 +38,17 @@ def _cells_of(env: gymnasium.Env, wanted: str) -> set[tuple[int, int]]:
     }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_agent_target_and_hazards_are_those_of_minigrid(task: str) -> None:
     for scene, env in _scenes(task):
         world = env.unwrapped
         assert scene.here == (world.agent_pos[1], world.agent_pos[0])
         assert scene.heading == HEADINGS[world.agent_dir]
-        if task in ("fetch", "go_to_door"):
+        if task in _KINDS:
             sought = scene.mission.split()[-2:]
             assert scene.sought == " ".join(sought)
             targets = _cells_of(env, scene.sought)
-            kinds = ("key", "ball") if task == "fetch" else ("door",)
-            others = {cell for kind in kinds for cell in _cells_of(env, kind)} - targets
+            others = {cell for kind in _KINDS[task] for cell in _cells_of(env, kind)} - targets
         else:
             targets = _cells_of(env, "goal")
             others = _cells_of(env, "lava" if task == "lava_gap" else "ball")
@@ -53,7 +56,24 @@ def test_agent_target_and_hazards_are_those_of_minigrid(task: str) -> None:
         assert set(scene.hazards) == others
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_names_are_the_words_of_minigrid(task: str) -> None:
+    for scene, env in _scenes(task):
+        height, width = scene.view.cells_HW.shape
+        for cell in itertools.product(range(height), range(width)):
+            thing = env.unwrapped.grid.get(cell[1], cell[0])
+            name = scene.name(cell)
+            if thing is None:
+                assert name == "free floor"
+            elif thing.type in ("wall", "lava"):
+                assert name == thing.type
+            else:
+                assert name.startswith(f"{thing.color} {thing.type}")
+            assert cell in scene.cells(name)
+            assert all((cell in scene.cells(word)) == name.endswith(word) for word in ("box", "red box"))
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_the_direction_is_where_steps_of_the_agents_own_lead(task: str) -> None:
     headings = ["up", "right", "down", "left"]  # each to the right of the one before
     for scene, _ in _scenes(task):

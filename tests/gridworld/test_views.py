@@ -12,12 +12,12 @@ from minigrid.core.world_object import Ball, Box, Door, Floor, Goal, Key, Lava, 
 from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import EMPTY, HEADINGS, N_CELL_CODES, STEPS, View, code, encode_cells, uncode, view_of
 
 pytestmark = pytest.mark.unit
 
-_ENV_IDS = [env_id for task in TASKS.values() for env_id in task.env_ids]
+_ENV_IDS = [env_id for task in ALL_TASKS.values() for env_id in task.env_ids]
 
 
 def _minigrids_encoding(cells_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gridworld.tasks import ALL_TASKS
 from tests.conftest import TeacherProcess
 from tests.waiting import LONG_S
 
@@ -132,7 +133,7 @@ def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_teacher_that_does_not_know_the_task(tmp_path: Path, shared_teacher: TeacherProcess) -> None:
     flags = ("--env", _EMPTY, "--task", "empty")
-    told = f"{shared_teacher.url} knows lava_gap, dynamic_obstacles, fetch, go_to_door, and not empty"
+    told = f"{shared_teacher.url} knows {', '.join(ALL_TASKS)}, and not empty"
     assert told in _fails("train", *flags, "--teacher", shared_teacher.url, "--out", tmp_path / "run", code=3)
     assert told in _fails("evaluate", shared_teacher.url, *flags, code=3)
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from minigrid.wrappers import FullyObsWrapper
 
-from gridworld.tasks import EVALUATION_SEEDS, TASKS, UnknownEnvironment
+from gridworld.tasks import ALL_TASKS, EVALUATION_SEEDS, UnknownEnvironment
 from gridworld.views import NAMES, uncode
 from student.envs import (
     WORDS,
@@ -21,7 +21,7 @@ from student.envs import (
 
 pytestmark = pytest.mark.unit
 
-SMALL = [task.env_ids[0] for task in TASKS.values()]
+SMALL = [task.env_ids[0] for task in ALL_TASKS.values()]
 OTHERS = [
     "MiniGrid-Empty-5x5-v0",
     "MiniGrid-RedBlueDoors-6x6-v0",  # 12 x 6
@@ -32,7 +32,9 @@ OTHERS = [
 """Of no family."""
 
 
-@pytest.mark.parametrize("env_id", [*(env_id for task in TASKS.values() for env_id in task.env_ids), *OTHERS])
+@pytest.mark.parametrize(
+    "env_id", [*(env_id for task in ALL_TASKS.values() for env_id in task.env_ids), *OTHERS]
+)
 def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
     layout, vocabulary = layout_of(env_id), Vocabulary()
     ours = Environment(layout, vocabulary, lambda episode: 70 + episode)

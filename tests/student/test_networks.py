@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import STEPS, code
 from student.envs import WORDS, Environments, Layout, Vocabulary, layout_of
 from student.networks import ActorCritic, _egocentric
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    "env_id", [*(task.env_ids[0] for task in TASKS.values()), "MiniGrid-RedBlueDoors-6x6-v0"]
+    "env_id", [*(task.env_ids[0] for task in ALL_TASKS.values()), "MiniGrid-RedBlueDoors-6x6-v0"]
 )
 def test_every_cell_is_seen_once_from_wherever_the_agent_can_stand(env_id: str) -> None:
     layout = layout_of(env_id)

@@ -254,6 +254,7 @@ def test_questions_are_different_and_those_of_their_seed() -> None:
     assert asked == distinct_questions(40, seed=3)
     assert len({question.image for question in asked}) == 40
     assert [question.task for question in asked[:8]] == [*TASKS, *TASKS]
+    assert {question.task for question in islice(questions(["go_to_object"]), 8)} == {"go_to_object"}
     other = distinct_questions(40, seed=4)
     assert len({question.image for question in asked + other}) > 70  # small grids: a few come up in both
 

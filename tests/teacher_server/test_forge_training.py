@@ -187,6 +187,7 @@ def test_a_process_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None
     ("flags", "why"),
     [
         (["--env", "MiniGrid-DoorKey-6x6-v0"], "unknown environment 'MiniGrid-DoorKey-6x6-v0'"),
+        (["--env", "MiniGrid-GoToObject-6x6-N2-v0"], "of which the prompt set compact says nothing"),
         (["--samples", "0"], "--samples"),
         (["--prompts", "nothing"], "no prompt set 'nothing'"),
         (["--base", "nowhere"], "--base nowhere"),

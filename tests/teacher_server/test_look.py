@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from gridworld.pictures import Picture, draw
-from gridworld.tasks import ACTIONS, TASKS
+from gridworld.tasks import ACTIONS, ALL_TASKS
 from gridworld.views import view_of
 from teacher_server.preparation import Preparation
 from teacher_server.prompts import SETS, load_prompt_set
@@ -28,7 +28,7 @@ from tests.waiting import LONG_S, metric, wait_until_ready
 
 pytestmark = pytest.mark.integration
 
-_SMALLEST = {task.key: task.env_ids[0] for task in TASKS.values()}
+_SMALLEST = {task.key: task.env_ids[0] for task in ALL_TASKS.values()}
 
 
 @pytest.fixture
@@ -85,19 +85,19 @@ def test_the_page_comes_whole_and_from_here_alone(http: httpx.Client) -> None:
 def test_the_tasks_are_the_teachers(http: httpx.Client) -> None:
     tasks = http.get("/look/tasks").json()
     assert {task: told["actions"] for task, told in tasks.items()} == http.get("/teacher").json()["tasks"]
-    assert tasks["fetch"]["env_ids"] == list(TASKS["fetch"].env_ids)
+    assert tasks["fetch"]["env_ids"] == list(ALL_TASKS["fetch"].env_ids)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_a_scene_is_what_playing_by_hand_comes_to(http: httpx.Client, task: str) -> None:
     rng = random.Random(task)
-    env_id = TASKS[task].env_ids[-1]
+    env_id = ALL_TASKS[task].env_ids[-1]
     env = gymnasium.make(env_id)
     env.reset(seed=7)
     played: list[str] = []
     total, over = 0.0, False
     while not over and len(played) < 12:
-        action = rng.choice(TASKS[task].useful)
+        action = rng.choice(ALL_TASKS[task].useful)
         played.append(action)
         _, reward, terminated, truncated, _ = env.step(ACTIONS.index(action))
         total, over = total + float(reward), terminated or truncated
@@ -109,7 +109,7 @@ def test_a_scene_is_what_playing_by_hand_comes_to(http: httpx.Client, task: str)
         assert (scene["end"] == "success") == (total > 0)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_the_planners_actions_lead_to_success(http: httpx.Client, task: str) -> None:
     moment: dict[str, Any] = {"env_id": _SMALLEST[task], "seed": 3, "actions": []}
     for _ in range(40):
@@ -117,7 +117,7 @@ def test_the_planners_actions_lead_to_success(http: httpx.Client, task: str) -> 
         if scene["end"]:
             break
         question = {"image": scene["image"], "mission": scene["mission"], "task": task}
-        question["actions"] = TASKS[task].useful
+        question["actions"] = ALL_TASKS[task].useful
         planned = http.post("/look/planner", json=question).json()
         asked = Answer.model_validate(http.post("/policy", json=question).json())
         assert planned["probabilities"] == asked.probabilities

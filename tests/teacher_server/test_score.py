@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gridworld.tasks import ALL_TASKS, TASKS
 from student.scoring import score as evaluate
 from student.settings import EvaluateSettings
 from teacher_server.cli import main
@@ -106,7 +107,7 @@ def test_what_is_complete_is_kept_and_gone_on_with(shared_teacher: TeacherProces
     assert told == "teacher score: error: interrupted\n"
     first = _tasks(out)
     assert 0 < len(first) < 4
-    assert len(_score(shared_teacher.url, out, *flags)["tasks"]) == 4
+    assert set(_score(shared_teacher.url, out, *flags)["tasks"]) == {task.env_id for task in TASKS.values()}
     assert {env: task for env, task in _tasks(out).items() if env in first} == first
 
 
@@ -114,10 +115,18 @@ def _tasks(out: Path) -> dict[str, TaskScore]:
     return Score.model_validate_json((out / "score.json").read_bytes()).tasks
 
 
+def test_a_task_beyond_the_four_is_scored_by_its_name(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    flags = ("--task", "go_to_object", "--episodes", "10", "--states", "60", "--no-progress")
+    (scored,) = _score(shared_teacher.url, tmp_path, *flags)["tasks"].values()
+    assert (scored["env"], scored["states"]) == ("MiniGrid-GoToObject-6x6-N2-v0", 60)
+    assert scored["agreement"]["optimal"]["value"] == scored["argmax"]["success"]["value"] == 1.0
+    assert scored["chance"]["success"]["value"] < scored["sampled"]["success"]["value"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "say what to score: --task KEY (lava_gap, dynamic_obstacles, fetch, go_to_door), --env ID"),
+        ([], 2, f"say what to score: --task KEY ({', '.join(ALL_TASKS)}), --env ID"),
         (["--task", "chess"], 2, "and not 'chess'"),
         (["--all", "--task", "fetch"], 2, "--all: not together with --task or --env"),
         (["--env", "MiniGrid-Nowhere-v0"], 2, "--env: unknown environment 'MiniGrid-Nowhere-v0'"),

@@ -12,7 +12,7 @@ import pytest
 
 from gridworld.planner import plan
 from gridworld.scenes import Scene
-from gridworld.tasks import TASKS
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import EMPTY, HEADINGS
 from teacher_server.score.measures import Judged, judged, perception, reasoning
 from teacher_server.score.perception import CannotDescribe, Said, judge, optimal_as_said, read_analysis
@@ -33,7 +33,7 @@ def _said(analysis: Told) -> Said:
 
 
 def _best(scene: Scene) -> tuple[str, ...]:
-    return plan(scene.view, scene.task, scene.mission, TASKS[scene.task].useful).best
+    return plan(scene.view, scene.task, scene.mission, ALL_TASKS[scene.task].useful).best
 
 
 def _perfect(scene: Scene) -> Told:
@@ -102,10 +102,10 @@ def test_an_analysis_in_words_has_no_fields() -> None:
     assert read_analysis(json.dumps(_EXAMPLES[0][1]).replace("I ", "I\n", 1)) is not None
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_the_state_as_said_is_the_one_that_the_agent_would_be_in(task: str) -> None:
     """An analysis that sees the agent elsewhere is planned on as if it stood there."""
-    states = held_out_states(TASKS[task].env_id, task, 60, seed=0)
+    states = held_out_states(ALL_TASKS[task].env_id, task, 60, seed=0)
     rng = np.random.default_rng(0)
     told = 0
     for state in states:
@@ -121,8 +121,12 @@ def test_the_state_as_said_is_the_one_that_the_agent_would_be_in(task: str) -> N
     assert told > 40
 
 
-def test_a_hazard_that_only_the_analysis_sees_is_in_the_way() -> None:
-    states = held_out_states("MiniGrid-Fetch-8x8-N3-v0", "fetch", 100, seed=0)
+@pytest.mark.parametrize(
+    ("env_id", "task"),
+    [("MiniGrid-Fetch-8x8-N3-v0", "fetch"), ("MiniGrid-GoToObject-8x8-N2-v0", "go_to_object")],
+)
+def test_a_hazard_that_only_the_analysis_sees_is_in_the_way(env_id: str, task: str) -> None:
+    states = held_out_states(env_id, task, 100, seed=0)
     ahead = [state.scene for state in states if state.optimal == ("forward",)]
     assert len(ahead) > 20
     blocked = 0
@@ -159,7 +163,7 @@ def test_what_cannot_be_is_not_planned_on(changes: Told, why: str) -> None:
 def test_seeing_wrong_and_reasoning_wrong_are_told_apart() -> None:
     """One teacher turns all headings round and acts on what it says; one sees all and does the opposite."""
     states = held_out_states("MiniGrid-GoToDoor-6x6-v0", "go_to_door", 80, seed=0)
-    useful = TASKS["go_to_door"].useful
+    useful = ALL_TASKS["go_to_door"].useful
 
     def certain(action: str) -> dict[str, float]:
         return {each: float(each == action) for each in useful}

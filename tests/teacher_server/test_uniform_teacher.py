@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from gridworld.tasks import ACTIONS, TASKS
+from gridworld.tasks import ACTIONS, ALL_TASKS
 from teacher_server.client import TeacherClient
 from teacher_server.teachers import Observation, TeacherAnswer
 from teacher_server.teachers.uniform import UniformTeacher
@@ -20,7 +20,7 @@ def _answer(observation: Observation) -> TeacherAnswer:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("asked", [ACTIONS, ACTIONS[:3], ("done", "left")])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ALL_TASKS)
 def test_every_action_is_as_good_as_any_other(task: str, asked: tuple[str, ...]) -> None:
     answer = _answer(Observation(_BLANK, "go", task, asked))
     assert answer.probabilities == {action: pytest.approx(1 / len(asked)) for action in asked}
@@ -40,7 +40,7 @@ def test_it_is_served_and_says_who_it_is(teacher_process: StartTeacher, ask_abou
     with TeacherClient(teacher_process("--teacher", "uniform").url, deadline_s=30) as client:
         about, first, again = client.teacher(), client.ask(question), client.ask(question)
     assert (about.kind, about.identity) == ("uniform", UniformTeacher().identity)
-    assert about.tasks == {key: task.useful for key, task in TASKS.items()}
+    assert about.tasks == {key: task.useful for key, task in ALL_TASKS.items()}
     assert first.probabilities == dict.fromkeys(("left", "right", "forward", "pickup"), 0.25)
     assert (first.teacher, first.stored, again.stored) == (about.identity, False, True)
     assert "looks at nothing" in first.analysis
