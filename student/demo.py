@@ -1,6 +1,6 @@
 """The main job in one go: a served teacher teaches a student, beside the same student alone.
 
-    python -m student.demo [--out runs/demo]
+    python -m student.demo [--teacher compact|planner] [--out runs/demo]
 
 Starts a teacher as a process of its own, trains LavaGap with PPO alone and with the teacher, draws
 both learning curves and the taught student, prints a table, and stops the teacher.
@@ -9,7 +9,7 @@ both learning curves and the taught student, prints a table, and stops the teach
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from pydantic import Field
@@ -20,7 +20,7 @@ from student.runs import Run, write_json
 from student.scoring import load_student
 from student.settings import EnvId, TrainSettings
 from student.statistics import samples_to
-from student.teachers import served_teacher
+from student.teachers import COMPACT, COMPACT_FLAGS, served_teacher
 from student.trainer import Stopped, train
 from teacher_server.client import TeacherError
 from teacher_server.command_line import CannotStart, fail, parse
@@ -29,6 +29,11 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 _ARMS = {"alone": "PPO alone", "taught": "PPO with the teacher"}
+_TEACHERS: dict[str, tuple[str, dict[str, str]]] = {
+    "compact": ("A Qwen2.5-VL of 2.8 million parameters", COMPACT_FLAGS),
+    "planner": ("The planner", {}),
+}
+"""What each is called, and its flags of `teacher serve`."""
 _THRESHOLD = 0.9
 
 
@@ -39,6 +44,11 @@ class DemoSettings(BaseSettings):
         frozen=True, cli_prog_name="python -m student.demo", cli_kebab_case=True, cli_exit_on_error=False
     )
 
+    teacher: Literal["compact", "planner"] = Field(
+        default="compact",
+        description="who teaches; compact: a small Qwen2.5-VL, from checkpoints/compact;"
+        " planner: an optimal planner that reads the picture",
+    )
     env: EnvId = Field(default="MiniGrid-LavaGapS6-v0", description="a registered MiniGrid id")
     frames: int = Field(default=81_920, ge=1, description="steps that each student trains for")
     seed: int = Field(default=1, ge=0, description="of everything random")
@@ -57,11 +67,20 @@ def main() -> int:
 
 
 def demo(settings: DemoSettings) -> None:
-    """Trains both arms and leaves summary.json, curve.png and student.gif in `settings.out`."""
+    """Trains both arms and leaves summary.json, curve.png and student.gif in `settings.out`.
+
+    Raises:
+        CannotStart: there is no checkpoint to serve.
+        TeacherError: the teacher did not start, or is lost.
+        Stopped: a run was interrupted.
+    """
+    if settings.teacher == "compact" and not COMPACT.is_dir():
+        raise CannotStart(f"no checkpoint in {COMPACT}: the repository has it; --teacher planner needs none")
     settings.out.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, dict[str, Any]] = {}
-    with served_teacher(settings.out / "answers.sqlite3") as address:
-        print(f"A teacher answers at {address}.")
+    name, flags = _TEACHERS[settings.teacher]
+    with served_teacher(settings.out / "answers.sqlite3", flags, settings.out / "teacher.log") as address:
+        print(f"{name} answers at {address}.")
         arms: dict[str, dict[str, Any]] = {"alone": {"preset": "alone"}, "taught": {"teacher": address}}
         for arm, own in arms.items():
             print(f"{_ARMS[arm]}: {settings.env}, {settings.frames} frames", flush=True)

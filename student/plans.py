@@ -169,12 +169,17 @@ class Arm(BaseModel):
 
 
 def teacher_name(flags: Mapping[str, Any]) -> str:
-    """A file name for the teacher with these flags, such as planner-noise-0.3."""
+    """A file name for the teacher with these flags, such as planner-noise-0.3.
+
+    Where all of them are too many, the checkpoint's folder stands for them, and a digest.
+    """
     kind = str(flags.get("teacher", "planner"))
     told = [f"{flag}-{flags[flag]}" for flag in sorted(flags) if flag != "teacher"]
     name = "-".join([kind, *told])
     if re.fullmatch(r"[A-Za-z0-9._-]{1,80}", name):
         return name
+    if "model" in flags:
+        name = f"{kind}-{Path(str(flags['model'])).name}"
     digest = hashlib.sha256(json.dumps(dict(flags), sort_keys=True).encode()).hexdigest()
     return f"{re.sub('[^A-Za-z0-9._-]', '_', name)[:60]}-{digest[:8]}"
 

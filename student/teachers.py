@@ -10,6 +10,16 @@ from pathlib import Path
 
 from teacher_server.client import TeacherError
 
+COMPACT = Path(__file__).parents[1] / "checkpoints" / "compact"
+"""The checkpoint that the repository ships with: a Qwen2.5-VL of 2.8 million parameters."""
+COMPACT_FLAGS = {
+    "teacher": "prompted",
+    "engine": "transformers",
+    "device": "cpu",
+    "model": str(COMPACT),
+    "prompts": "compact",
+}
+"""Of the `teacher serve` that asks it in two stages, on the CPU."""
 _KEEPER = '"$@" & teacher=$!; exec > /dev/null; cat; kill $teacher 2> /dev/null; wait $teacher'
 """Runs the teacher until standard input is closed, which the kernel does for a starter that is killed."""
 
@@ -24,7 +34,8 @@ def served_teacher(
 ) -> Iterator[str]:
     """A teacher's address while it is served by a process of its own, on any free port.
 
-    TEACHER_* variables do not reach it: the flags alone say what it is.
+    TEACHER_* variables do not reach it: the flags alone say what it is. It calculates in one thread, because
+    the students beside it need the other cores; OMP_NUM_THREADS says otherwise.
 
     Args:
         store: its answer store.
@@ -37,6 +48,7 @@ def served_teacher(
     serve = [sys.executable, "-m", "teacher_server", "serve", "--port=0", f"--store={store}"]
     command = ["sh", "-c", _KEEPER, "teacher", *serve, *_arguments(flags or {})]
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEACHER_")}
+    env.setdefault("OMP_NUM_THREADS", "1")
     with (
         log.open("wb") if log else nullcontext() as stderr,
         subprocess.Popen(

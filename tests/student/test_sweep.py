@@ -153,6 +153,9 @@ def test_teachers_have_names_for_files() -> None:
         == teacher_name({"seed": 2, "noise": 0.3})
         == "planner-noise-0.3-seed-2"
     )
+    compact = {"teacher": "prompted", "model": "checkpoints/compact", "prompts": "compact"}
+    assert re.fullmatch("prompted-compact-[0-9a-f]{8}", teacher_name(compact))
+    assert teacher_name(compact) != teacher_name(compact | {"prompts": "minigrid"})
     names = {
         teacher_name({"teacher": "prompted", "model": model}) for model in ("a/b", "a_b", "a b", "x" * 99)
     }

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import student
 from tests.conftest import StartTeacher, TeacherProcess, environment_without
 from tests.student.ends import assert_same_end, checkpoint, metrics
 from tests.waiting import LONG_S, wait_for
@@ -254,13 +255,27 @@ def test_a_trained_student_is_evaluated_and_drawn(tmp_path: Path) -> None:
     assert _run("evaluate", str(run), *flags).stdout == result.stdout
 
 
-def test_the_demo_leaves_what_it_promises(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "student.demo", "--frames", "1100", "--env", "MiniGrid-LavaGapS5-v0"]
+def _demo(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "student.demo", "--frames", "500", "--env", "MiniGrid-LavaGapS5-v0"]
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=LONG_S, check=False, cwd=cwd
+    )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "says", "identity"),
+    [
+        ("compact", "A Qwen2.5-VL of 2.8 million parameters answers at http://", "prompted-"),
+        ("planner", "The planner answers at http://", "planner-"),
+    ],
+)
+def test_the_demo_leaves_what_it_promises(teacher: str, says: str, identity: str, tmp_path: Path) -> None:
     for hits in (False, True):
-        result = subprocess.run(
-            [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=LONG_S, check=False
-        )
+        result = _demo("--teacher", teacher, "--out", str(tmp_path))
         assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith(says)
+        config = json.loads((tmp_path / "taught" / "config.json").read_text())
+        assert config["teacher"]["identity"].startswith(identity)
         arms = json.loads((tmp_path / "summary.json").read_text())["arms"]
         assert arms["alone"]["questions"] == 0
         asked, from_store = arms["taught"]["questions"], arms["taught"]["store_hits"]
@@ -269,3 +284,23 @@ def test_the_demo_leaves_what_it_promises(tmp_path: Path) -> None:
         )
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "student.gif").read_bytes().startswith(b"GIF89a")
+
+
+def _package_elsewhere(folder: Path) -> str:
+    """The demo's package as if it were installed into a folder that holds nothing else."""
+    (folder / "student").symlink_to(student.__path__[0])
+    return "no checkpoint in "
+
+
+def _no_transformers(folder: Path) -> str:
+    (folder / "transformers.py").write_text("raise ImportError('broken')")
+    return "transformers cannot be used here (broken): pip install"
+
+
+@pytest.mark.parametrize("spoil", [_package_elsewhere, _no_transformers])
+def test_without_what_it_needs_the_demo_says_so(spoil: Callable[[Path], str], tmp_path: Path) -> None:
+    why = spoil(tmp_path)
+    result = _demo(cwd=tmp_path)  # which Python looks into first
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith("demo: error: ")
+    assert why in result.stderr
