@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,forge,student,export,dev]'
 	@touch $@
 
-demo: setup ## a served teacher teaches a student; results in runs/demo
+demo: setup ## a served vision-language model teaches a student; results in runs/demo
 	$(BIN)/python -m student.demo
 
 test: lint ## lint, type-check and all tests that need no vLLM
