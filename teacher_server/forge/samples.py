@@ -23,6 +23,8 @@ _PLACED = 0.5
 """The share of states whose agent is put into another free cell, facing anywhere..."""
 _HIDDEN = 0.4
 """... and of these the share that is put, if it can be, where a hazard stands between it and the target."""
+_SEVERAL = {"fetch": 0.25}
+"""The share of a task's episodes that start with more than one target: by chance, one in twelve has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,18 +74,28 @@ def _states(env: Any, task: str, rng: np.random.Generator) -> Iterator[Sample]:
 
 def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
     """The scenes of an episode in which some of the steps are the planner's."""
-    env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
+    scene = _start(env, task, rng)
     share = rng.choice(_PLANNER_SHARES)
     useful, scenes = ALL_TASKS[task].useful, []
     for _ in range(_LONGEST):
-        scene = Scene(task, env.mission, view_of(env))
         scenes.append(scene)
         told = _planned(scene) if rng.random() < share else None
         action = str(rng.choice(told.best if told is not None else useful))
         _, _, terminated, truncated, _ = env.step(ACTIONS.index(action))
         if terminated or truncated:
             break
+        scene = Scene(task, env.mission, view_of(env))
     return scenes
+
+
+def _start(env: Any, task: str, rng: np.random.Generator) -> Scene:
+    """An episode's first scene."""
+    several = rng.random() < _SEVERAL.get(task, 0)
+    while True:
+        env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
+        scene = Scene(task, env.mission, view_of(env))
+        if len(scene.targets) > 1 or not several:
+            return scene
 
 
 def _placed(scene: Scene, rng: np.random.Generator) -> View:
