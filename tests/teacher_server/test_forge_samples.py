@@ -91,6 +91,16 @@ def test_hazards_often_hide_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     assert often > 1.5 * share() > 0
 
 
+def test_more_than_one_target_is_met_often_where_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share() -> float:
+        block = Sampler([TASKS["fetch"].env_id], seed=0).block(0, 400)
+        return float(np.mean([len(sample.scene.targets) > 1 for sample in block]))
+
+    assert share() > 0.2
+    monkeypatch.setattr(samples, "_SEVERAL", {})
+    assert share() < 0.15
+
+
 def test_an_agent_is_put_where_it_can_go() -> None:
     """In GoToDoor there is free floor outside the room as well."""
     for sample in Sampler(["MiniGrid-GoToDoor-6x6-v0"], seed=2).block(0, 200):
