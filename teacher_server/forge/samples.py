@@ -23,7 +23,7 @@ _PLACED = 0.5
 """The share of states whose agent is put into another free cell, facing anywhere..."""
 _HIDDEN = 0.4
 """... and of these the share that is put, if it can be, where a hazard stands between it and the target."""
-_SEVERAL = {"fetch": 0.25}
+_SEVERAL = {"fetch": 0.4}
 """The share of a task's episodes that start with more than one target: by chance, one in twelve has."""
 
 
