@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gridworld.scenes import Scene
 from gridworld.views import View, uncode
 from teacher_server.forge.conversation import Lesson
 from teacher_server.preparation import SIDE
@@ -18,6 +19,8 @@ TILE_SIZES = (11, 6, 5, 25, 25)
 """How many kinds, colours, headings (0: no agent), rows and columns a cell can have."""
 PLACE_SIZES = TILE_SIZES[3:]
 """Rows and columns."""
+ROLE_SIZES = (2,)
+"""A target, or a hazard."""
 
 
 class Patches:
@@ -60,6 +63,7 @@ class Batch:
         last_B: the place before the action's label.
         action_BV: the planner's probabilities of labels there; optimal_BV: 1 at those that are optimal.
         tiles_N5: what each of N visual tokens shows, as TILE_SIZES counts it; UNTOLD in the margin.
+        roles_N1: 0 where that is a target, 1 where it is a hazard, else UNTOLD.
     """
 
     ids_BL: torch.Tensor
@@ -73,6 +77,7 @@ class Batch:
     action_BV: torch.Tensor
     optimal_BV: torch.Tensor
     tiles_N5: torch.Tensor
+    roles_N1: torch.Tensor
 
     @classmethod
     def of(cls, lessons: Sequence[Lesson], patches: Patches, *, vocabulary: int, padding: int) -> Self:
@@ -85,7 +90,7 @@ class Batch:
         meant_BL2 = np.full((count, longest, 2), UNTOLD)
         action_BV, optimal_BV = torch.zeros(count, vocabulary), torch.zeros(count, vocabulary)
         seen: list[torch.Tensor] = []
-        grids, tiles = [], []
+        grids, tiles, roles = [], [], []
         for i, lesson in enumerate(lessons):
             ids, said = lesson.token_ids, lesson.analysis
             ids_BL[i, : len(ids)] = ids
@@ -102,6 +107,7 @@ class Batch:
             rows, columns = pixels_HWC.shape[0] // SIDE, pixels_HWC.shape[1] // SIDE
             grids.append((1, 2 * rows, 2 * columns))
             tiles.append(_tiles(lesson.sample.scene.view, rows, columns))
+            roles.append(_roles(lesson.sample.scene, rows, columns))
         return cls(
             ids_BL=torch.from_numpy(ids_BL),
             mask_BL=torch.from_numpy(mask_BL),
@@ -114,6 +120,7 @@ class Batch:
             action_BV=action_BV,
             optimal_BV=optimal_BV,
             tiles_N5=torch.from_numpy(np.concatenate(tiles)),
+            roles_N1=torch.from_numpy(np.concatenate(roles)),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -122,17 +129,30 @@ class Batch:
 
 
 def _tiles(view: View, rows: int, columns: int) -> NDArray[np.int64]:
-    """What the visual tokens show, [rows * columns, 5]; the margin, at the top and the left, is untold."""
-    height, width = view.cells_HW.shape
-    tiles_RC5 = np.full((rows, columns, len(TILE_SIZES)), UNTOLD)
+    """What the visual tokens show, [rows * columns, 5]."""
+    tiles_HW5 = np.zeros((*view.cells_HW.shape, len(TILE_SIZES)), np.int64)
+    tiles_HW5[..., 0], tiles_HW5[..., 1], _ = np.vectorize(uncode)(view.cells_HW)
+    tiles_HW5[view.y, view.x, 2] = view.heading + 1
+    tiles_HW5[..., 3], tiles_HW5[..., 4] = np.indices(view.cells_HW.shape)
+    return _of_tokens(tiles_HW5, rows, columns)
+
+
+def _roles(scene: Scene, rows: int, columns: int) -> NDArray[np.int64]:
+    """What the mission and the rules make of what the visual tokens show, [rows * columns, 1]."""
+    roles_HW1 = np.full((*scene.view.cells_HW.shape, 1), UNTOLD)
+    for role, cells in enumerate((scene.targets, scene.hazards)):
+        for cell in cells:
+            roles_HW1[cell] = role
+    return _of_tokens(roles_HW1, rows, columns)
+
+
+def _of_tokens(cells_HWX: NDArray[np.int64], rows: int, columns: int) -> NDArray[np.int64]:
+    """What is told of cells, told of visual tokens; the margin, at the top and the left, is untold."""
+    height, width, size = cells_HWX.shape
+    tokens_RCX = np.full((rows, columns, size), UNTOLD)
     if (rows - height, columns - width) in ((0, 0), (1, 1)):
-        shown = tiles_RC5[rows - height :, columns - width :]
-        kinds_colours_states = np.vectorize(uncode)(view.cells_HW)
-        shown[..., 0], shown[..., 1] = kinds_colours_states[:2]
-        shown[..., 2] = 0
-        shown[view.y, view.x, 2] = view.heading + 1
-        shown[..., 3], shown[..., 4] = np.indices((height, width))
-    return tiles_RC5.reshape(rows * columns, -1)
+        tokens_RCX[rows - height :, columns - width :] = cells_HWX
+    return tokens_RCX.reshape(rows * columns, size)
 
 
 def in_batches(lessons: Sequence[Lesson], size: int, rng: np.random.Generator) -> Iterator[list[Lesson]]:

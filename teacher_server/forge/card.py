@@ -11,6 +11,7 @@ from teacher_server.forge.settings import ForgeSettings
 _FIGURES = {
     "tile": "cells whose kind, colour, heading, row and column can all be read off their visual token",
     "place": "words that speak of a cell from which its row and column can be read half way",
+    "role": "targets and hazards that can be told apart by their visual tokens half way",
     "value": "values of the analysis",
     "whole": "analyses without a wrong value",
     "action": "answers whose most probable action is optimal",

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from teacher_server.forge.batches import PLACE_SIZES, TILE_SIZES, UNTOLD, Batch
+from teacher_server.forge.batches import PLACE_SIZES, ROLE_SIZES, TILE_SIZES, UNTOLD, Batch
 
 _hf: Any = transformers  # annotated too partially to be checked against
 
@@ -99,12 +99,14 @@ class Heads(nn.Module):
         tiles: from a visual token: logits of what its cell shows and where it is, TILE_SIZES one by one.
         places: from a word, half way through the language model: logits of the row and the column of
             the cell that it speaks of.
+        roles: from a visual token, there too: logits of its cell being a target or a hazard.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.tiles = nn.Linear(width, sum(TILE_SIZES))
         self.places = nn.Linear(width, sum(PLACE_SIZES))
+        self.roles = nn.Linear(width, sum(ROLE_SIZES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +114,8 @@ class Outcome:
     """Losses of a batch (natural logarithms), with gradients, and shares of what was right.
 
     Attributes:
-        losses: by name, what was taught: tiles; places, analysis and actions.
-        right: by name: tile and place (all that is told of it); of the analysis, each token given the
+        losses: by name, what was taught: tiles; places, roles, analysis and actions.
+        right: by name: tile, place and role (all that is told of it); of the analysis, each token given the
             right ones before it, value (tokens that are no signs) and whole (analyses without a wrong
             token); action (the arg-max is optimal).
     """
@@ -185,6 +187,10 @@ def speak(model: Any, heads: Heads | None, batch: Batch) -> Outcome:
         meant_BL = batch.meant_BL2[..., 0] != UNTOLD
         losses["places"], right["place"] = _read(
             heads.places(halfway_BLH[meant_BL]), PLACE_SIZES, batch.meant_BL2[meant_BL]
+        )
+        told_N = batch.roles_N1[:, 0] != UNTOLD
+        losses["roles"], right["role"] = _read(
+            heads.roles(halfway_BLH[is_image_BL][told_N]), ROLE_SIZES, batch.roles_N1[told_N]
         )
     return Outcome(losses, right)
 
