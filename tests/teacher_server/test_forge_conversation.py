@@ -144,19 +144,23 @@ def test_words_are_told_which_cell_they_speak_of(lessons: list[Lesson], checkpoi
         assert decode(list(lesson.token_ids[before_front + 1 :])).startswith(told["front"])
 
 
-def test_tiles_are_told_where_they_are(lessons: list[Lesson], checkpoint: Checkpoint) -> None:
+def test_tiles_are_told_what_and_where_they_are(lessons: list[Lesson], checkpoint: Checkpoint) -> None:
+    batch = _batch(lessons, checkpoint)
+    told_N6 = torch.cat([batch.tiles_N5, batch.roles_N1], dim=1).numpy()
     start = 0
-    tiles_N5 = _batch(lessons, checkpoint).tiles_N5.numpy()
     for lesson in lessons:
-        view = lesson.sample.scene.view
-        height, width = view.cells_HW.shape
-        tiles_RC5 = tiles_N5[start : start + (height + 1) * (width + 1)].reshape(height + 1, width + 1, 5)
+        scene = lesson.sample.scene
+        view, (height, width) = scene.view, scene.view.cells_HW.shape
+        told_RC6 = told_N6[start : start + (height + 1) * (width + 1)].reshape(height + 1, width + 1, 6)
         start += (height + 1) * (width + 1)
-        assert (tiles_RC5[0] == UNTOLD).all()
-        assert (tiles_RC5[:, 0] == UNTOLD).all()
-        assert np.argwhere(tiles_RC5[1:, 1:, 2] > 0).tolist() == [[view.y, view.x]]
-        assert tiles_RC5[view.y + 1, view.x + 1].tolist()[2:] == [view.heading + 1, view.y, view.x]
-    assert start == len(tiles_N5)
+        assert (told_RC6[0] == UNTOLD).all()
+        assert (told_RC6[:, 0] == UNTOLD).all()
+        told_HW6 = told_RC6[1:, 1:]
+        assert np.argwhere(told_HW6[..., 2] > 0).tolist() == [[view.y, view.x]]
+        assert told_HW6[view.y, view.x].tolist()[2:5] == [view.heading + 1, view.y, view.x]
+        for role, cells in enumerate((scene.targets, scene.hazards)):
+            assert np.argwhere(told_HW6[..., 5] == role).tolist() == [list(cell) for cell in cells]
+    assert start == len(told_N6)
 
 
 def test_batches_hold_every_lesson_once_and_little_padding(lessons: list[Lesson]) -> None:
