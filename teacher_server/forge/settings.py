@@ -63,9 +63,7 @@ class ForgeSettings(BaseSettings):
         ge=0,
         description="from scratch: pictures that the vision tower is taught first, cell by cell",
     )
-    samples: int = Field(
-        default=160_000, ge=1, description="conversations that the rest is taught after that"
-    )
+    samples: int = Field(default=96_000, ge=1, description="conversations that the rest is taught after that")
     batch_size: int = Field(default=32, ge=1, description="samples in a step")
     learning_rate: float = Field(
         default=2e-3, gt=0, allow_inf_nan=False, description="reached after a short rise; falls at the end"
