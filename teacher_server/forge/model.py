@@ -27,6 +27,7 @@ def new_model(folder: Path, device: torch.device) -> Any:
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The model that a folder holds."""
+    _hf.utils.logging.disable_progress_bar()
     model = _hf.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder,
         local_files_only=True,
