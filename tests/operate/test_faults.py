@@ -1,6 +1,7 @@
 """Clients that go away in mid-answer, an engine that dies or stands still, and what runs beside it."""
 
 import asyncio
+import importlib.util
 import json
 import re
 import shutil
@@ -20,10 +21,16 @@ from teacher_server.client import TeacherClient
 from teacher_server.prompts import SETS
 from teacher_server.schemas import Answer, Question
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
+from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, start_prompted
 from tests.waiting import LONG_S, metric, wait_for
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+__all__ = ["checkpoint", "start_prompted"]
+
+pytestmark = [
+    pytest.mark.operate,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-operate"),
+]
 
 _ROUNDING = 1e-3
 """What batches of other sizes may make of a probability in float32."""

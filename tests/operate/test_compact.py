@@ -1,0 +1,39 @@
+"""The checkpoint that the repository has, in stock `vllm serve`: nothing of ours is in what answers."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from student.teachers import COMPACT
+from tests.compact import assert_it_knows_its_tasks
+from tests.conftest import StartTeacher
+from tests.stock import StockServer
+from tests.waiting import wait_until_ready
+
+pytestmark = [
+    pytest.mark.operate,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-operate"),
+]
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Iterator[StockServer]:
+    """With the checkpoint as it lies there."""
+    server = StockServer(COMPACT, tmp_path / "stock.txt", "--served-model-name", "compact")
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+
+
+def test_it_knows_its_tasks(stock: StockServer, teacher_process: StartTeacher, tmp_path: Path) -> None:
+    teacher = teacher_process(
+        *("--teacher", "prompted", "--engine", "openai", "--prompts", "compact"),
+        *("--openai-url", stock.url, "--openai-model", "compact"),
+    )
+    wait_until_ready(teacher)
+    assert_it_knows_its_tasks(teacher.url, tmp_path, states=20, episodes=5)
