@@ -16,7 +16,7 @@ from tests.waiting import metric
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-_COUNT = 100
+_COUNT = 50
 _BLOCK = 128
 """Tokens that vLLM keeps together on a CPU."""
 _FAULTS = {"truncated", "schema", "sum"}
