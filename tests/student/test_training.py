@@ -97,8 +97,7 @@ _A2C_SCHEDULED = "--algo a2c --targets hard --lambda 0.3 --lambda-schedule linea
 @pytest.mark.parametrize(
     ("how", "taught", "learning"),
     [
-        *((how, True, "") for how in ("frames", "SIGTERM", "SIGKILL")),
-        ("SIGKILL", False, ""),
+        *((how, taught, "") for how in ("frames", "SIGTERM", "SIGKILL") for taught in (False, True)),
         ("frames", False, "--algo a2c"),
         ("frames", True, "--algo a2c --preset paper"),
         ("SIGTERM", True, _A2C_SCHEDULED),
