@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -11,6 +12,11 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)
+
+_SERVICE_VARIABLE = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 class CannotStart(Exception):
@@ -92,6 +98,11 @@ def mistakes(error: ValidationError) -> list[ErrorDetails]:
     return [each for each in error.errors() if each["type"] != "default_factory_not_called"]
 
 
+def names_a_service(variable: str, value: str) -> bool:
+    """Whether Kubernetes set a variable: a Service named `teacher` gives its pods TEACHER_PORT and others."""
+    return bool(_SERVICE_ADDRESS.match(value) or _SERVICE_VARIABLE.search(variable.upper()))
+
+
 def flag_of(kind: type[BaseSettings], name: str) -> str:
     """The flag that sets a field."""
     field = kind.model_fields.get(name)
@@ -105,6 +116,13 @@ def _in_words(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     variable = f"{kind.model_config.get('env_prefix', '')}{flag[2:]}".upper().replace("-", "_")
     if problem["type"] == "missing":
         return f"{flag} (or {variable}) is missing: give it a value"
+    value = problem["input"]
+    if isinstance(value, str) and value == os.environ.get(variable) and names_a_service(variable, value):
+        service = variable.removesuffix("_PORT").replace("_", "-").lower()
+        return (
+            f"{variable} is {value!r}, which is no setting: Kubernetes sets it for a Service named {service};"
+            f" write enableServiceLinks: false into the pod's spec, or give {flag} a value"
+        )
     # A check of our own has said the value already
-    said = "" if problem["type"] == "value_error" else f", not {problem['input']!r}"
+    said = "" if problem["type"] == "value_error" else f", not {value!r}"
     return f"{flag} (or {variable}): {problem['msg'].removeprefix('Value error, ')}{said}"

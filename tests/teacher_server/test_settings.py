@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_server.command_line import BadSetting, parse
+from teacher_server.command_line import BadSetting, names_a_service, parse
 from teacher_server.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -61,6 +61,34 @@ def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_SEED", "one")
     with pytest.raises(BadSetting, match="TEACHER_SEED"):
         parse(Settings, [])
+
+
+def test_a_variable_of_a_kubernetes_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_PORT", "tcp://10.0.0.1:80")
+    with pytest.raises(BadSetting) as caught:
+        parse(Settings, [])
+    told = "TEACHER_PORT is 'tcp://10.0.0.1:80', which is no setting: Kubernetes sets it for a Service named"
+    assert str(caught.value) == (
+        f"{told} teacher; write enableServiceLinks: false into the pod's spec, or give --port a value"
+    )
+    assert parse(Settings, ["--port", "9"]).port == 9
+    with pytest.raises(BadSetting, match=r"--port .* not 'udp://10.0.0.1:80'"):
+        parse(Settings, ["--port", "udp://10.0.0.1:80"])
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("TEACHER_SERVICE_HOST", "TEACHER_SERVICE_PORT", "TEACHER_SERVICE_PORT_HTTP"),
+        *("TEACHER_PORT_80_TCP", "STUDENT_PORT_8000_TCP_ADDR", "TEACHER_BENCH_PORT_53_UDP_PROTO"),
+    ],
+)
+def test_other_variables_of_a_service_are_known_by_their_names(variable: str) -> None:
+    assert names_a_service(variable, "80")
+
+
+def test_no_setting_has_the_name_of_a_service_s_variable() -> None:
+    assert not [name for name in Settings.model_fields if names_a_service(f"TEACHER_{name}", "80")]
 
 
 def test_every_setting_has_a_meaning() -> None:
