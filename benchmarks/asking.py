@@ -136,7 +136,7 @@ def _in_a_process(way: str, url: str, folder: Path, env_id: str, frames: int) ->
 
 
 def _train(way: str, teacher: str, folder: Path, env_id: str, frames: int) -> None:
-    settings = TrainSettings(env=env_id, frames=frames, evaluate_every=0, progress=False)
+    settings = TrainSettings(env=env_id, frames=frames, preset="fast", evaluate_every=0, progress=False)
     # What torch does only once is no part of any way
     train(settings.model_copy(update={"out": folder / "warm-up", "frames": 1, "evaluation_episodes": 1}))
     if way in ("in-turn", "at-end"):

@@ -57,6 +57,7 @@ _OURS = {
     algo: TrainSettings(
         env=ENV_ID,
         algo=algo,
+        preset="fast",
         replay_ratio=0,
         lambda_schedule="constant",
         evaluate_every=0,
@@ -310,7 +311,7 @@ def _trainers(algo: str) -> dict[str, Trainer]:
     settings = ours.model_dump(mode="json", exclude={"teacher", "out", "resume", "frames"})
     torch_ac_settings, sb3_settings = _torch_ac_settings(algo), _sb3_settings(algo)
     several = f"{ours.environments} environments"
-    replay = TrainSettings(algo=algo).replay_ratio
+    replay = TrainSettings(algo=algo, preset="fast").replay_ratio
     return {
         f"ours-{algo}": Trainer("ours, every label stored", algo, settings, partial(_ours, algo)),
         f"ours-replay-{algo}": Trainer(

@@ -35,6 +35,12 @@ def _train(arguments: Sequence[str]) -> int:
     from student.settings import train_settings_for  # noqa: PLC0415
 
     settings = parse(train_settings_for(arguments), arguments)
+    if settings.teacher == "none" and settings.preset == "fast" and settings.resume is None:
+        print(
+            "student train: note: --preset fast is for a student with a teacher; alone it learns better by"
+            " --preset alone, the default",
+            file=sys.stderr,
+        )
     from student.trainer import Stopped, train  # noqa: PLC0415
 
     try:
@@ -99,6 +105,8 @@ def _sweep(arguments: Sequence[str]) -> int:
     settings = parse(SweepSettings, arguments)
     ignore_variables()
     plan = read_plan(settings.plan)
+    for note in plan.notes():
+        print(f"student sweep: note: {note}", file=sys.stderr)
     from student.sweep import Interrupted, sweep  # noqa: PLC0415
 
     try:

@@ -81,7 +81,7 @@ def demo(settings: DemoSettings) -> None:
     name, flags = _TEACHERS[settings.teacher]
     with served_teacher(settings.out / "answers.sqlite3", flags, settings.out / "teacher.log") as address:
         print(f"{name} answers at {address}.")
-        arms: dict[str, dict[str, Any]] = {"alone": {"preset": "alone"}, "taught": {"teacher": address}}
+        arms: dict[str, dict[str, Any]] = {"alone": {}, "taught": {"teacher": address}}
         for arm, own in arms.items():
             print(f"{_ARMS[arm]}: {settings.env}, {settings.frames} frames", flush=True)
             folder = _fresh(settings.out, arm)

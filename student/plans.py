@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.tasks import task_key
-from student.settings import AlgorithmName, EnvId, TrainSettings
+from student.settings import AlgorithmName, EnvId, TrainSettings, preset_for
 from teacher_server.client import checked_url
 from teacher_server.command_line import CannotStart, flags_and_variables, mistakes
 
@@ -237,7 +237,7 @@ class Plan(BaseModel):
         Raises:
             ValueError: a setting cannot be used; the message names its key.
         """
-        told: dict[str, Any] = {}
+        told: dict[str, Any] = {"preset": preset_for(self.arms[arm].teacher_name)}
         key: dict[str, str] = {}
         for where, table in (
             ("settings", self.settings),
@@ -255,6 +255,19 @@ class Plan(BaseModel):
         if self.arms[arm].teacher_name is not None:
             task_key(env, settings.task)
         return settings
+
+    def notes(self) -> Iterator[str]:
+        """What is no mistake in itself, and yet makes a comparison with the baseline misleading."""
+        for name, arm in self.arms.items():
+            if arm.teacher_name is not None or "preset" in arm.settings:
+                continue  # what stands in the arm's own table is meant
+            presets = {self.settings_of(name, algo, env).preset for algo in self.algos for env in self.envs}
+            if "fast" in presets:
+                yield (
+                    f"arms.{name} has no teacher and the preset fast, which is for students with one: what is"
+                    " compared with it looks too good; take preset out of [settings], so that each arm gets"
+                    f" its own default, or write it into arms.{name} if it is meant"
+                )
 
     def runs(self) -> Iterator[PlannedRun]:
         """Seed by seed, so that all arms can be compared early."""

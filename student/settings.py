@@ -51,6 +51,14 @@ def _algorithm(name: str) -> str:
 AlgorithmName = Annotated[str, AfterValidator(_algorithm)]
 
 
+Preset = Literal["fast", "alone", "paper"]
+
+
+def preset_for(teacher: str | None) -> Preset:
+    """The preset where none is chosen, by the teacher's address or name; "none" or None: no teacher."""
+    return "alone" if teacher in (None, "none") else "fast"
+
+
 class _Of(dict[str, object]):
     """A default for each algorithm; that of "" for those that are not named."""
 
@@ -112,17 +120,17 @@ class TrainSettings(BaseSettings):
     algo: AlgorithmName = Field(
         default="ppo", description=f"the algorithm to learn by: {' or '.join(ALGORITHMS)}"
     )
-    preset: Literal["fast", "alone", "paper"] = Field(
-        default="fast",
-        description="where the defaults below come from. fast: what learns fast here from a teacher; alone:"
-        " what learns fast here without one; paper: the paper's Algorithm 1 as printed, with the"
-        " hyper-parameters of its code. A setting that is given wins over all of them; add --help to see"
-        " the defaults of a preset and an algorithm",
-    )
     teacher: Annotated[str, AfterValidator(_address)] = Field(
         default="none", description="the teacher's address, such as http://127.0.0.1:8000; none: learn alone"
     )
     task: str | None = Field(default=None, description=_TASK)
+    preset: Preset = Field(
+        default_factory=lambda chosen: preset_for(chosen["teacher"]),
+        description="where the defaults below come from. fast, the default with a teacher: what learns fast"
+        " here from one; alone, the default without: what learns fast here from rewards alone; paper: the"
+        " paper's Algorithm 1 as printed, with the hyper-parameters of its code. A setting that is given wins"
+        " over all of them; add --help to see the defaults of a preset, an algorithm and a teacher",
+    )
     out: Path = Field(default=Path("runs/student"), description="the run's folder; made if it is not there")
     resume: Path | None = Field(
         default=None,
@@ -333,11 +341,11 @@ class TrainSettings(BaseSettings):
 
 
 def train_settings_for(arguments: Sequence[str]) -> type[TrainSettings]:
-    """TrainSettings, and where --help is asked for, with the defaults of the preset and algorithm chosen."""
+    """TrainSettings, and where --help is asked for, with the defaults of what is chosen beside it."""
     if not {"-h", "--help"} & set(arguments):
         return TrainSettings
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    for name in ("algo", "preset"):
+    for name in ("algo", "teacher", "preset"):
         parser.add_argument(f"--{name}", default=os.environ.get(f"STUDENT_{name.upper()}") or None)
     try:
         chosen = vars(parser.parse_known_args(list(arguments))[0])

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 
 def samples_to(threshold: float, frames: Sequence[int], values: Sequence[float], hold: int = 3) -> int | None:
@@ -171,6 +170,8 @@ def interval_of(values_R: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
 
 def interquartile_mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """The mean without the lowest and the highest quarter (rounded down), as rliable takes it."""
+    from scipy import stats  # noqa: PLC0415  (more than a second, and only reports need it)
+
     return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
 

@@ -48,11 +48,23 @@ _FAST = {
 
 
 @pytest.mark.parametrize(("algo", "rollout_steps"), [("ppo", 16), ("a2c", 5), ("dqn", 16)])
-def test_the_fast_preset_is_the_default(algo: str, rollout_steps: int) -> None:
-    settings = parse(TrainSettings, ["--algo", algo])
+def test_the_fast_preset_is_the_default_with_a_teacher(algo: str, rollout_steps: int) -> None:
+    settings = parse(TrainSettings, ["--algo", algo, "--teacher", "http://x"])
     expected = _FAST | {"algo": algo, "preset": "fast", "rollout_steps": rollout_steps}
     assert {name: getattr(settings, name) for name in expected} == expected
-    assert TrainSettings() == TrainSettings(preset="fast", algo="ppo")
+
+
+@pytest.mark.parametrize("flags", [[], ["--teacher", "none"]])
+def test_the_preset_of_a_student_alone_is_the_default_without(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    settings = parse(TrainSettings, flags)
+    assert settings == TrainSettings(preset="alone", algo="ppo")
+    assert (settings.environments, settings.rollout_steps, settings.learning_rate) == (16, 128, 1e-3)
+    monkeypatch.setenv("STUDENT_TEACHER", "http://x")
+    assert parse(TrainSettings, []).preset == "fast"
+    monkeypatch.setenv("STUDENT_PRESET", "alone")
+    assert parse(TrainSettings, []).preset == "alone"
 
 
 def test_what_is_given_wins_over_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +112,8 @@ def test_refusals_say_what_is_wrong_and_no_more(flags: list[str], said: str) -> 
 @pytest.mark.parametrize(
     ("flags", "frames", "steps"),
     [
-        ([], "60000", "16"),
+        ([], "60000", "128"),
+        (["--teacher", "http://x"], "60000", "16"),
         (["--preset", "paper"], "20000", "128"),
         (["--preset=paper", "--algo=a2c"], "20000", "5"),
     ],

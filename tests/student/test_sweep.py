@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,32 @@ def test_an_arm_wins_over_its_environment_and_that_over_the_settings(tmp_path: P
     assert (alone.frames, alone.environments, alone.teacher_lambda, alone.targets) == (7, 4, 0.7, "soft")
     assert (taught.frames, taught.environments, taught.teacher_lambda, taught.targets) == (7, 4, 0.9, "hard")
     assert len(list(plan.runs())) == 4
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("plan", "alone", "taught"),
+    [
+        *((name, "alone", "fast") for name in ("smoke", "compact", "fast-ppo", "fast-a2c")),
+        ("fast-lambda", "fast", "fast"),
+        *((name, "paper", "paper") for name in ("paper", "paper-lambda")),
+    ],
+)
+def test_the_presets_of_the_published_plans(plan: str, alone: str, taught: str) -> None:
+    read = read_plan(Path(__file__).parents[2] / "sweeps" / f"{plan}.toml")
+    for arm, algo, env in product(read.arms, read.algos, read.envs):
+        assert read.settings_of(arm, algo, env).preset == (alone if arm == "alone" else taught)
+    assert not list(read.notes())
+
+
+@pytest.mark.unit
+def test_a_baseline_with_the_settings_of_taught_students_is_noted_unless_it_is_meant(tmp_path: Path) -> None:
+    told = ("frames = 1500", 'frames = 1500\npreset = "fast"')
+    (note,) = read_plan(_write(tmp_path, told)).notes()
+    assert note.startswith("arms.alone has no teacher and the preset fast")
+    assert not list(read_plan(_write(tmp_path, ('"none"', '"none"\npreset = "fast"'))).notes())
+    given = read_plan(_write(tmp_path, ("{ noise = 0.1 }", '"given"')))
+    assert given.settings_of("taught", "ppo", _ENV).preset == "fast"
 
 
 @pytest.mark.unit
