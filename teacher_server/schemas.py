@@ -146,9 +146,11 @@ class ErrorBody(BaseModel):
         default=None, description="what the teacher wrote, where it could not be read (502)"
     )
     stage: Literal["analysis", "action"] | None = Field(
-        default=None, description="the stage whose answer could not be read (502)"
+        default=None, description="the stage whose answer could not be read (502), or did not come (503)"
     )
-    fault: str | None = Field(default=None, description="in a word, why it could not be read (502)")
+    fault: str | None = Field(
+        default=None, description="in a word, why it could not be read (502), or did not come (503)"
+    )
     retry_after: float | None = Field(
         default=None, description="seconds to wait before asking again (429, 503)"
     )

@@ -21,6 +21,7 @@ from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
 from teacher_server.settings import Settings
 from teacher_server.teachers import (
     CannotAnswer,
+    NoAnswerNow,
     Observation,
     Teacher,
     TeacherAnswer,
@@ -220,8 +221,14 @@ class Service:
             return ErrorBody(status=422, field=error.field, reason=str(error))
         except UnreadableAnswer as error:
             self._metrics.unreadable.labels(error.stage, error.fault).inc()
+            now = isinstance(error, NoAnswerNow)
             return ErrorBody(
-                status=502, reason=str(error), raw=error.raw, stage=error.stage, fault=error.fault
+                status=503 if now else 502,
+                reason=str(error),
+                raw=error.raw,
+                stage=error.stage,
+                fault=error.fault,
+                retry_after=_RETRY_AFTER_S if now else None,
             )
         except TeacherGone as error:
             self._host.lose(inquiry.teacher, str(error))

@@ -43,6 +43,8 @@ class Watchdog:
         self._host, self._metrics = host, metrics
         self._replaced: deque[float] = deque()
         self._probe: asyncio.Task[None] | None = None
+        self._said = ""
+        """The last failure in the log: it is not written down once a second while it stays the same."""
         self._watched: PromptedTeacher | None = None
         self._answered, self._quiet_s, self._silent_s = 0, 0.0, 0.0
         metrics.silent.set_function(lambda: self._silent_s)
@@ -101,8 +103,11 @@ class Watchdog:
         try:
             await teacher.try_out(list(teacher.tasks)[:1])
         except EngineError as error:
-            _log.warning("asked a question by the watchdog, %s", error)
+            if str(error) != self._said:
+                _log.warning("asked a question by the watchdog, %s", error)
+            self._said = str(error)
             return False
+        self._said = ""
         return True
 
     def _on_failure(self, teacher: PromptedTeacher, why: Why, reason: str) -> None:

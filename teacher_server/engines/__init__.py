@@ -66,6 +66,10 @@ class EngineError(Exception):
     """The engine failed on one request."""
 
 
+class EngineAway(EngineError):
+    """The engine cannot be asked now; the same request may be answered later."""
+
+
 class EngineDead(EngineError):
     """The engine is gone and answers no more."""
 

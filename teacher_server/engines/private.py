@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx
 
-from teacher_server.engines import EngineError
+from teacher_server.engines import EngineAway
 
 _NETWORKS = tuple(
     ip_network(network)
@@ -25,11 +25,11 @@ _NETWORKS = tuple(
 )
 
 
-class NotPrivate(EngineError):
+class NotPrivate(EngineAway):
     """A host with an address outside of the local network."""
 
 
-class NoAddress(EngineError):
+class NoAddress(EngineAway):
     """A host's name that stands for no address."""
 
 

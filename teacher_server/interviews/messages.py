@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from teacher_server.engines import Decoding, EngineError, PreparedPicture
+from teacher_server.engines import Decoding, EngineAway, EngineError, PreparedPicture
 from teacher_server.engines.openai import ChatServer, Reply, Token
 from teacher_server.interviews import Interviewer, LabelScores, Said
 from teacher_server.interviews.offers import Offers, scores_by_id, scoring_by_id
@@ -74,6 +74,8 @@ class MessageInterviewer:
             **self.offers.sampling,
             **self.offers.held_to(decoding.schema),
         )
+        if reply.finish_reason == "abort":  # of vLLM and SGLang, as they end
+            raise EngineAway("the server broke off its answer")
         if reply.finish_reason not in ("stop", "length"):
             raise EngineError(f"the server ended its answer with {reply.finish_reason!r}")
         return Said(reply.text, reply.tokens, reply.finish_reason == "stop")

@@ -7,11 +7,10 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from teacher_server.engines import EngineError
-from teacher_server.engines.openai import ChatServer, Refused, Reply
+from teacher_server.engines.openai import SMALL_TALK, ChatServer, Refused, Reply
 
 Constraint = Literal["grammar", "json_schema"]
 
-_SMALL_TALK = [{"role": "user", "content": "Hello."}]
 _ODD: dict[str, Any] = {
     "type": "object",
     "properties": {"seven": {"type": "integer", "enum": [7]}},
@@ -64,7 +63,7 @@ async def offers_of(server: ChatServer, labels: Mapping[str, str]) -> Offers:
     """
     neutral = await _takes(server, max_tokens=1, **_NEUTRAL) is not None
     if not neutral:
-        await server.complete(messages=_SMALL_TALK, max_tokens=1)
+        await server.complete(messages=SMALL_TALK, max_tokens=1)
     constraint = None
     for name, told in _CONSTRAINTS.items():
         if (name != "grammar" or find_spec("xgrammar")) and await _obeys(server, told(_ODD)):
@@ -94,7 +93,7 @@ def scores_by_id(reply: Reply) -> dict[int, float]:
 
 async def _takes(server: ChatServer, **body: Any) -> Reply | None:
     try:
-        return await server.complete(messages=_SMALL_TALK, **body)
+        return await server.complete(messages=SMALL_TALK, **body)
     except Refused:
         return None
 

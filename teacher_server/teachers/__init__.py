@@ -58,6 +58,10 @@ class UnreadableAnswer(Exception):
         self.raw, self.stage, self.fault = raw, stage, fault
 
 
+class NoAnswerNow(UnreadableAnswer):
+    """The answer did not come, but for now alone: the same question may be answered later."""
+
+
 class TeacherGone(Exception):
     """The teacher will answer no more; the message says why."""
 
@@ -84,7 +88,7 @@ class Teacher(Protocol):
 
         Raises:
             CannotAnswer: the fault is the question's.
-            UnreadableAnswer: the fault is the teacher's.
+            UnreadableAnswer: the fault is the teacher's; NoAnswerNow: for now.
             TeacherGone: there is no teacher any more.
         """
 

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from teacher_server.engines import EngineError
-from teacher_server.engines.openai import CannotAttach, ChatServer
+from teacher_server.engines.openai import CannotAttach, ChatServer, OddReply
 from teacher_server.interviews.messages import MessageInterviewer
 from teacher_server.interviews.offers import Offers, offers_of
 from teacher_server.keys import read_key
@@ -69,9 +69,24 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
 async def _ask(server: ChatServer, prompts: PromptSet) -> tuple[dict[str, Any], Offers]:
     await server.start()
     try:
-        return await server.describe(), await offers_of(server, prompts.labels)
+        return await _describe(server), await offers_of(server, prompts.labels)
     finally:
         await server.close()
+
+
+async def _describe(server: ChatServer) -> dict[str, Any]:
+    """What the server says of itself; where its API is elsewhere, CannotAttach says where."""
+    try:
+        return await server.describe()
+    except OddReply as error:
+        if not error.elsewhere:
+            raise
+        if elsewhere := await server.elsewhere():
+            raise CannotAttach(f"{error}; its API is elsewhere: --openai-url {elsewhere}") from error
+        raise CannotAttach(
+            f"{error}; --openai-url is the address of an API like OpenAI's, as in http://HOST:PORT/v1: it has"
+            " GET /models below it"
+        ) from error
 
 
 def _ways(offers: Offers, reading: ReadingOut) -> dict[str, Any]:
@@ -85,5 +100,8 @@ def _ways(offers: Offers, reading: ReadingOut) -> dict[str, Any]:
 def _label_problems(server: ChatServer, offers: Offers, prompts: PromptSet) -> list[str]:
     """Why labels cannot be read in one step."""
     if not offers.by_id and not offers.top:
-        return ["the server gives no log-probabilities"]
+        return [
+            f"the server at {server.url} gives no log-probabilities (logprobs and top_logprobs of a request),"
+            " which --readout labels needs: let it give them"
+        ]
     return single_token_problems(prompts.labels, offers.pieces, server.model) if offers.pieces else []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
-from teacher_server.engines import Decoding, EngineDead, EngineError
+from teacher_server.engines import Decoding, EngineAway, EngineDead, EngineError
 from teacher_server.interviews import FollowUp, Interview, Interviewer, Said, Script
 from teacher_server.prompts import PromptSet
 from teacher_server.readout import (
@@ -31,6 +31,7 @@ from teacher_server.schemas import StageReport
 from teacher_server.settings import Readout, Settings, Targets
 from teacher_server.teachers import (
     CannotAnswer,
+    NoAnswerNow,
     Observation,
     StageName,
     TeacherAnswer,
@@ -198,7 +199,8 @@ class PromptedTeacher:
 
         Raises:
             CannotAnswer: the picture, the mission or the actions cannot be asked about.
-            UnreadableAnswer: what the model wrote is cut, is not what was asked for, or did not come.
+            UnreadableAnswer: what the model wrote is cut, is not what was asked for, or did not come;
+                NoAnswerNow: it may come another time.
             TeacherGone: the engine is gone.
         """
         useful = self.tasks[observation.task]
@@ -308,6 +310,8 @@ def _engine_faults(stage: StageName, so_far: str | None = None) -> Iterator[None
         yield
     except EngineDead as error:
         raise TeacherGone(str(error)) from error
+    except EngineAway as error:
+        raise NoAnswerNow(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
     except EngineError as error:
         raise UnreadableAnswer(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
 

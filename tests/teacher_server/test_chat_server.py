@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tenacity
 
-from teacher_server.engines import EngineDead, EngineError
-from teacher_server.engines.openai import CannotAttach, ChatServer, Refused, Reply
+from teacher_server.engines import EngineAway, EngineDead
+from teacher_server.engines.openai import SMALL_TALK, CannotAttach, ChatServer, OddReply, Refused, Reply
 from tests.http_servers import Asked, http_server
 from tests.waiting import wait_for
 
@@ -49,24 +50,84 @@ def test_a_server_that_is_too_busy_is_asked_again() -> None:
     assert len(server.asked) == 3
 
 
+def _broken_off(asked: Asked) -> tuple[int, bytes, dict[str, str]]:
+    asked.handler.close_connection = True
+    return 200, b'{"choices": [', {"Content-Length": "100"}
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "said"),
     [
         (lambda _: (400, {"error": {"message": "too\nlong"}}), Refused, "refuses: 400: too long"),
-        (lambda _: (422, {"detail": "what?"}), Refused, "refuses: 422"),
-        (lambda _: (401, b"no"), Refused, "refuses: 401: no; its key is given by --openai-key-file"),
-        (lambda _: (500, {"error": "it broke"}), EngineError, "failed: 500: it broke"),
-        (lambda _: (200, b"<html>"), EngineError, "something else than JSON"),
-        (lambda _: (200, {"choices": []}), EngineError, "no chat completion: choices"),
-        (lambda _: (200, ["hello"]), EngineError, "no chat completion"),
-        (lambda _: None, EngineError, "was lost"),
-        (lambda _: (307, b"", {"Location": "http://8.8.8.8/"}), Refused, "sends on to http://8.8.8.8/"),
+        (lambda _: (422, {"detail": "what?"}), Refused, "refuses: 422: .*what"),
+        (lambda _: (501, {}), Refused, "failed: 501"),
+        (lambda _: (401, b"no"), EngineAway, "refuses: 401: no; its key is given by --openai-key-file"),
+        (lambda _: (403, b"no"), EngineAway, "refuses: 403: no; its key is given by --openai-key-file"),
+        (lambda _: (404, {"error": {"message": "no model m"}}), EngineAway, "refuses: 404: no model m"),
+        (lambda _: (502, b"<html>Bad gateway"), EngineAway, "failed: 502: <html>Bad gateway"),
+        (lambda _: (504, {}), EngineAway, "failed: 504"),
+        (lambda _: None, EngineAway, "was lost"),
+        (_broken_off, EngineAway, "was lost"),
+        (lambda _: (307, b"", {"Location": "http://8.8.8.8/"}), EngineAway, "sends on to http://8.8.8.8/"),
     ],
 )
 def test_what_a_server_may_do_wrong(answer: Callable[[Asked], Any], kind: type[Exception], said: str) -> None:
-    with http_server(answer) as server, pytest.raises(kind, match=said):
+    with http_server(answer) as server, pytest.raises(kind, match=said) as caught:
         _complete(server.url)
+    assert caught.type is kind
     assert len(server.asked) == 1
+
+
+_FAILURES = [
+    ((500, {"error": "it broke"}), "failed: 500: it broke"),
+    ((200, b"<html>"), "something else than JSON"),
+    ((200, {"choices": []}), "no chat completion: choices"),
+    ((200, ["hello"]), "no chat completion"),
+    ((200, {"error": {"message": "upstream is down"}}), "no chat completion: an error: upstream is down"),
+]
+
+
+@pytest.mark.parametrize(("reply", "said"), _FAILURES)
+def test_a_server_that_fails_on_everything_is_away(
+    reply: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_server.engines.openai._BACKOFF", tenacity.wait_none())
+    with http_server(lambda _: reply) as server, pytest.raises(EngineAway, match=said):
+        _complete(server.url)
+    assert [asked.body["messages"] for asked in server.asked] == [[], [], [], SMALL_TALK]
+
+
+@pytest.mark.parametrize(("reply", "said"), _FAILURES)
+def test_a_request_that_a_server_alone_fails_on_is_refused(
+    reply: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_server.engines.openai._BACKOFF", tenacity.wait_none())
+
+    def answer(asked: Asked) -> Any:
+        return (200, _REPLY) if asked.body["messages"] == SMALL_TALK else reply
+
+    with http_server(answer) as server, pytest.raises(Refused, match=f"{said}.*it answers other requests"):
+        _complete(server.url)
+
+
+def test_a_request_that_a_server_failed_on_once_is_sent_again() -> None:
+    with http_server(lambda _: (200, _REPLY) if len(server.asked) > 1 else (500, {})) as server:
+        assert _complete(server.url).text == "hello"
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 503])
+def test_a_server_that_stays_too_busy_is_away(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_server.engines.openai._BUSY_FOR_S", 0)
+    with (
+        http_server(lambda _: (status, {})) as server,
+        pytest.raises(EngineAway, match=f"too busy: {status}"),
+    ):
+        _complete(server.url)
+
+
+def test_a_name_without_an_address_is_away() -> None:
+    with pytest.raises(EngineAway, match=r"the name teacher\.invalid has no address here"):
+        _complete("http://teacher.invalid")
 
 
 def test_a_server_that_takes_too_long() -> None:
@@ -76,7 +137,7 @@ def test_a_server_that_takes_too_long() -> None:
         over.wait(30)
 
     with http_server(answer) as server:
-        with pytest.raises(EngineError, match=r"did not answer within 0\.2 s"):
+        with pytest.raises(EngineAway, match=r"did not answer within 0\.2 s"):
             _complete(server.url, timeout_s=0.2)
         over.set()
 
@@ -84,7 +145,7 @@ def test_a_server_that_takes_too_long() -> None:
 def test_a_server_that_is_not_there() -> None:
     with http_server(lambda _: None) as server:
         pass
-    with pytest.raises(EngineError, match=f"nothing answers at {server.url}"):
+    with pytest.raises(EngineAway, match=f"nothing answers at {server.url}"):
         _complete(server.url)
 
 
@@ -155,8 +216,35 @@ def test_what_a_server_says_of_itself() -> None:
         assert _describe(f"{server.url}/v1/") == told
         with pytest.raises(CannotAttach, match="'other' is not served there; --openai-model is one of: m"):
             _describe(f"{server.url}/v1", "other")
-        with pytest.raises(EngineError, match="does the address end in /v1"):
+        with pytest.raises(OddReply, match="/models is no list of models"):
             _describe(server.url)
+
+
+def test_only_the_nearest_of_many_names_are_told() -> None:
+    cards = [{"id": f"model-{number}"} for number in range(300)] + [{"id": "qwen2.5vl:7b"}]
+    with http_server(lambda _: (200, {"data": cards})) as server, pytest.raises(CannotAttach) as caught:
+        _describe(f"{server.url}/v1", "qwen2.5vl")
+    assert "is one of: qwen2.5vl:7b, " in str(caught.value)
+    assert "and 291 more" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "/v1", "/api", "/api/v1/chat/completions", "/api/v1/models", "/x/y"])
+def test_an_api_is_found_near_the_address(path: str) -> None:
+    def answer(asked: Asked) -> tuple[int, Any]:
+        return (200, {"data": [_CARD]}) if asked.path == "/api/v1/models" else (404, {})
+
+    async def elsewhere(url: str) -> str | None:
+        server = ChatServer(url, "m")
+        await server.start()
+        try:
+            return await server.elsewhere()
+        finally:
+            await server.close()
+
+    with http_server(answer) as server:
+        assert asyncio.run(elsewhere(f"{server.url}{path}")) == f"{server.url}/api/v1"
+    with http_server(lambda _: (404, {})) as server:
+        assert asyncio.run(elsewhere(f"{server.url}{path}")) is None
 
 
 def test_a_server_without_a_version() -> None:
@@ -174,7 +262,7 @@ def test_a_server_that_comes_back_as_another_one(change: dict[str, str]) -> None
         chat.recognise(await chat.describe())
         assert (await chat.complete(messages=[])).text == "hello"
         models.here = False
-        with pytest.raises(EngineError, match="was lost"):
+        with pytest.raises(EngineAway, match="was lost"):
             await chat.complete(messages=[])
         models.here, models.cards = True, [{**_CARD, **change}]
         if change:

@@ -14,11 +14,11 @@ from gridworld.pictures import draw
 from gridworld.views import EMPTY, View, code
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import Checkpoint, read_checkpoint
-from teacher_server.engines import Decoding, EngineDead, EngineError, Generated, Prompt
+from teacher_server.engines import Decoding, EngineAway, EngineDead, EngineError, Generated, Prompt
 from teacher_server.interviews.token_ids import TokenInterviewer
 from teacher_server.prompts import load_prompt_set
 from teacher_server.readout import numbers_schema
-from teacher_server.teachers import CannotAnswer, Observation, TeacherGone, UnreadableAnswer
+from teacher_server.teachers import CannotAnswer, NoAnswerNow, Observation, TeacherGone, UnreadableAnswer
 from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
 from tests.checkpoints import make_checkpoint
 
@@ -264,6 +264,10 @@ def test_an_engine_that_fails(make_teacher: MakeTeacher, readout: str, stage: st
         _ask(teacher)
     assert (caught.value.stage, caught.value.fault) == (stage, "engine")
     assert caught.value.raw == (before[0] if before else None)
+    assert caught.type is UnreadableAnswer
+    teacher, _ = make_teacher(*before, EngineAway("nobody is there"), reading={"readout": readout})
+    with pytest.raises(NoAnswerNow, match=f"{stage}: nobody is there"):
+        _ask(teacher)
     teacher, _ = make_teacher(*before, EngineDead("it is gone"), reading={"readout": readout})
     with pytest.raises(TeacherGone, match="it is gone"):
         _ask(teacher)

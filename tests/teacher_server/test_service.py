@@ -16,7 +16,14 @@ from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, StageReport
 from teacher_server.service import Outcome, Service
 from teacher_server.settings import Settings
-from teacher_server.teachers import CannotAnswer, Observation, TeacherAnswer, TeacherGone, UnreadableAnswer
+from teacher_server.teachers import (
+    CannotAnswer,
+    NoAnswerNow,
+    Observation,
+    TeacherAnswer,
+    TeacherGone,
+    UnreadableAnswer,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -289,6 +296,7 @@ def test_a_client_says_how_long_it_will_wait(run: Run) -> None:
     [
         (_raises(CannotAnswer("mission", "what?")), 422, "mission", None),
         (_raises(UnreadableAnswer("not JSON", "Well...")), 502, None, "Well..."),
+        (_raises(NoAnswerNow("nothing answers there")), 503, None, None),
         (_raises(RuntimeError("secret detail")), 500, None, None),
         (_gives({"left": 0.5, "right": 0.4}), 502, None, "raw text"),
         (_gives({"left": float("nan"), "right": 1.0}), 502, None, "raw text"),
@@ -311,6 +319,7 @@ def test_a_failure_is_told_and_never_stored(
             assert isinstance(outcome, ErrorBody)
             assert (outcome.status, outcome.field, outcome.raw) == (status, field, raw)
             assert "secret" not in outcome.reason
+            assert (outcome.retry_after is None) == (status != 503)
         assert len(house.teacher.asked) == 2
         assert house.count("teacher_failures_total", status=str(status)) == 2
 
