@@ -151,7 +151,7 @@ def _batches(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any
         kv_cache_gib=arguments.kv_cache_gib,
         max_model_len=arguments.max_model_len,
     )
-    engine = VllmEngine(checkpoint, settings, pictures=most, side=1120)
+    engine = VllmEngine(checkpoint, settings, pictures=most, max_pixels=1120 * 1120)
     label_ids = {a: checkpoint.tokenizer.encode(label).ids[0] for a, label in prompts.labels.items()}
 
     def prepared(question: Question) -> tuple[Prompt, tuple[int, ...], list[int]]:

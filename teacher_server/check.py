@@ -1,8 +1,9 @@
 """`teacher check`: can a checkpoint be served on this machine, offline? Says all that is in the way."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
@@ -17,6 +18,9 @@ from teacher_server.checkpoint import (
 from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problems
 from teacher_server.command_line import BadSetting, flags_and_variables, parse
 from teacher_server.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from teacher_server.prompts import PromptSet
 
 _LIBRARIES: dict[Engine, tuple[str, ...]] = {
     "vllm": ("vllm",),
@@ -47,10 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     if settings.model is None:
         raise BadSetting("which checkpoint? Name its folder: teacher check DIR")
     problems = _library_problems(settings.engine)
-    labels, of_prompts = _labels(settings.prompts)
+    prompts, of_prompts = _prompts(settings.prompts)
     try:
         checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
-        problems += _report(checkpoint, settings, labels)
+        problems += _report(checkpoint, settings, prompts)
     except BadCheckpoint as error:
         print(_row("checkpoint", str(settings.model)))
         problems += error.problems
@@ -59,11 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _report(checkpoint: Checkpoint, settings: CheckSettings, labels: Mapping[str, str]) -> list[str]:
+def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet | None") -> list[str]:
     """Prints what a checkpoint is and takes; returns what keeps it from being served here."""
     hardware = Hardware.here(settings, settings.engine)
     need = checkpoint.memory_need(settings, settings.engine, hardware)
-    for name, value in _facts(checkpoint, labels):
+    for name, value in _facts(checkpoint, prompts):
         print(_row(name, value))
     print(_row("memory needed", f"{need}, each" if len(need.places) > 1 else str(need)))
     for place in need.places:
@@ -73,12 +77,12 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, labels: Mapping[str
     # Last, since it reads all weights
     print(_row("digest", checkpoint.digest()))
     return [
-        *label_problems(checkpoint, labels),
+        *(label_problems(checkpoint, prompts.labels) if prompts else ()),
         *need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware),
     ]
 
 
-def _facts(checkpoint: Checkpoint, labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _facts(checkpoint: Checkpoint, prompts: "PromptSet | None") -> Iterator[tuple[str, str]]:
     dimensions, tokenizer = checkpoint.dimensions, checkpoint.tokenizer
     layers = f"{dimensions.text.num_hidden_layers} layers of text, {dimensions.vision.depth} of vision"
     yield "checkpoint", str(checkpoint.folder)
@@ -88,25 +92,33 @@ def _facts(checkpoint: Checkpoint, labels: Mapping[str, str]) -> Iterator[tuple[
     on_disk = f"{stored} in {files} file{'s' if files > 1 else ''}" if files else "none looked at"
     yield "weights", f"{checkpoint.dtype()}, {on_disk}"
     yield "vocabulary", f"{tokenizer.get_vocab_size():,} tokens, room for {dimensions.text.vocab_size:,}"
-    if labels:
-        ids = {
-            action: tokenizer.encode(label, add_special_tokens=False).ids for action, label in labels.items()
-        }
-        yield "labels", ", ".join(f"{action} {labels[action]!r} {ids[action]}" for action in labels)
+    if prompts is None:
+        return
+    preparation, bounds = prompts.preparation, checkpoint.own_bounds
+    if bounds is not None and bounds.cut_into(preparation.min_pixels, preparation.max_pixels):
+        yield (
+            "pictures",
+            f"as {prompts.name} prepares them; the folder's own bounds, {bounds}, are not applied",
+        )
+    ids = {
+        action: tokenizer.encode(label, add_special_tokens=False).ids
+        for action, label in prompts.labels.items()
+    }
+    yield "labels", ", ".join(f"{action} {label!r} {ids[action]}" for action, label in prompts.labels.items())
 
 
 def _row(name: str, value: str) -> str:
     return f"{name:<14}{value}"
 
 
-def _labels(prompts: str) -> tuple[Mapping[str, str], list[str]]:
-    """A prompt set's labels; none, and why, where it cannot be used."""
+def _prompts(name: str) -> "tuple[PromptSet | None, list[str]]":
+    """A prompt set; none, and why, where it cannot be used."""
     from teacher_server.prompts import BadPromptSet, load_prompt_set  # noqa: PLC0415 - a wrong flag answers at once
 
     try:
-        return load_prompt_set(prompts).labels, []
+        return load_prompt_set(name), []
     except BadPromptSet as error:
-        return {}, [str(error)]
+        return None, [str(error)]
 
 
 def _library_problems(engine: Engine) -> list[str]:

@@ -2,17 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from gridworld.pictures import UnreadablePicture, tile_size
-from teacher_server.engines import PreparedPicture
+from teacher_server.engines import EngineError, PreparedPicture
 
 SIDE = 28
 """Pixels a side of one visual token: 2 x 2 patches of 14 x 14."""
@@ -29,12 +29,14 @@ class Preparation:
     Attributes:
         tile: pixels a tile is scaled to (bicubic); None: as the picture comes.
         margin: whether columns and rows are numbered from 0, in a white margin at the top and the left.
-        max_pixels: a larger picture is scaled down; smaller ones than MIN_PIXELS are scaled up.
+        max_pixels: a larger picture is scaled down.
+        min_pixels: a smaller one is scaled up.
     """
 
     tile: int | None = None
     margin: bool = False
     max_pixels: int = 1280 * SIDE * SIDE
+    min_pixels: ClassVar[int] = MIN_PIXELS
 
     def __post_init__(self) -> None:
         if self.tile is not None and self.tile < 1:
@@ -78,6 +80,24 @@ def visual_tokens(picture: PreparedPicture) -> int:
     """Tokens that Qwen2.5-VL makes of a picture."""
     width, height = picture.image.size
     return (width // SIDE) * (height // SIDE)
+
+
+def check_seen(pictures: Iterable[PreparedPicture], tokens: int) -> None:
+    """Makes sure that an engine saw pictures in the size in which they were prepared.
+
+    Args:
+        tokens: visual tokens that the engine made of the pictures.
+
+    Raises:
+        EngineError: they are more or fewer than the pictures have.
+    """
+    shown = list(pictures)
+    if tokens != (expected := sum(map(visual_tokens, shown))):
+        sizes = ", ".join("{} x {}".format(*picture.image.size) for picture in shown)
+        raise EngineError(
+            f"the engine made {tokens} visual tokens of pictures of {sizes} pixels, and not {expected}: it"
+            " scales prepared pictures; see the picture processor's files of the checkpoint"
+        )
 
 
 @lru_cache(maxsize=256)

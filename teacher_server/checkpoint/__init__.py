@@ -20,11 +20,11 @@ from teacher_server.checkpoint.dimensions import (
     ITEM_BYTES,
     Dimensions,
     config_problems,
-    patch_problems,
     said_dtype,
 )
 from teacher_server.checkpoint.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, Unusable, unusable
 from teacher_server.checkpoint.memory import Engine, Hardware, MemoryNeed, memory_need, need_problems
+from teacher_server.checkpoint.pictures import Bounds, own_bounds
 from teacher_server.checkpoint.weights import DTYPES, INDEX, Tensor, read_weights
 from teacher_server.readout import single_token_problems
 from teacher_server.settings import EngineSettings
@@ -37,7 +37,6 @@ _ID_FIELDS = {
     "<|vision_start|>": ("vision_start_token_id", 151652),
     "<|vision_end|>": ("vision_end_token_id", 151653),
 }
-_PICTURE_SIZES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 _SIDE_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
@@ -59,6 +58,7 @@ class Checkpoint:
         special_tokens: texts of all special tokens.
         weights: the safetensors files in use; none if weights were not asked for.
         tensors: what is in them, by the published names.
+        own_bounds: of pictures, by the picture processor's files; no engine here applies them.
         files: all that can change an answer.
     """
 
@@ -72,6 +72,7 @@ class Checkpoint:
     weights: tuple[Path, ...]
     tensors: Mapping[str, Tensor]
     dimensions: Dimensions
+    own_bounds: Bounds | None
     files: tuple[Path, ...]
 
     def digest(self) -> str:
@@ -159,7 +160,7 @@ def memory_problems(
 
 def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
     """Goes on after a problem, so that all of them are told at once."""
-    dimensions, tokenizer, template = None, None, None
+    dimensions, tokenizer, template, bounds = None, None, None, None
     config = folder.json("config.json")
     said = {name: folder.json(name, needed=name == "tokenizer_config.json") for name in _SIDE_FILES}
     for name, content in {"config.json": config, **said}.items():
@@ -178,7 +179,7 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
     with folder.noting():
         template = _chat_template(folder, said["tokenizer_config.json"])
     with folder.noting():
-        _check_picture_processor(folder, said, dimensions)
+        bounds = own_bounds(folder, said, dimensions)
     quantised = bool(config.get("quantization_config"))
     paths, held = read_weights(folder, dimensions, quantised=quantised) if weights else ((), {})
     if dimensions is None or tokenizer is None or template is None:
@@ -198,6 +199,7 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
         weights=paths,
         tensors=held,
         dimensions=dimensions,
+        own_bounds=bounds,
         files=tuple(sorted(folder.used)),
     )
 
@@ -260,30 +262,6 @@ def _chat_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> str:
     if why := _template_problem(source):
         raise unusable(name, f"the chat template {why}: take that of a Qwen2.5-VL checkpoint")
     return source
-
-
-def _check_picture_processor(
-    folder: Folder, said: Mapping[str, Mapping[str, Any]], dimensions: Dimensions | None
-) -> None:
-    # A newer transformers saves it as a part of processor_config.json, and reads it there first
-    name = "processor_config.json"
-    content = said[name].get("image_processor")
-    if not isinstance(content, dict):
-        name = "preprocessor_config.json"
-        content = said[name]
-        if not folder.has(name):
-            raise unusable(name, f"is missing: {COPY_AGAIN}")
-        if not content:
-            return
-    sizes = [content.get(key, usual) for key, usual in _PICTURE_SIZES.items()]
-    if whys := [*patch_problems(*sizes)]:
-        raise unusable(name, *whys)
-    if dimensions is not None:
-        vision = dimensions.vision
-        model = [vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size]
-        if sizes != model:
-            keys = ", ".join(_PICTURE_SIZES)
-            raise unusable(name, f"{keys} are {sizes}, and in config.json {model}: {ONE_CHECKPOINT}")
 
 
 def _template_problem(source: str) -> str | None:

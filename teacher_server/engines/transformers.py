@@ -22,6 +22,8 @@ from teacher_server.engines import (
 )
 from teacher_server.engines.batching import Batches, Request
 from teacher_server.engines.constraints import grammar_of
+from teacher_server.engines.pictures import picture_processor
+from teacher_server.preparation import check_seen
 from teacher_server.settings import EngineSettings
 
 _hf: Any = transformers  # annotated too partially to be checked against
@@ -137,12 +139,7 @@ class _Runner:
         self._max_model_len = settings.max_model_len
         self._device = _device(settings.device)
         self._model = _load(checkpoint, settings, self._device)
-        try:
-            self._processor = _hf.Qwen2VLImageProcessorPil.from_pretrained(
-                checkpoint.folder, local_files_only=True
-            )
-        except Exception as error:
-            raise CannotLoad(f"the picture processor of {checkpoint.folder} is unusable: {error}") from error
+        self._processor = picture_processor(checkpoint.dimensions)
         self._vocabulary: int = self._model.lm_head.out_features
         tokenizer_info = xgrammar.TokenizerInfo.from_huggingface(
             _hf.PreTrainedTokenizerFast(tokenizer_object=checkpoint.tokenizer),
@@ -322,13 +319,14 @@ class _Runner:
 
     def _see(self, pictures: list[PreparedPicture]) -> None:
         """Has the features of these pictures in `_seen`, and forgets those that were not used for longest."""
-        unseen = {p.digest: p.image for p in pictures if p.digest not in self._seen}
+        unseen = {p.digest: p for p in pictures if p.digest not in self._seen}
         if unseen:
-            processed = self._processor(images=list(unseen.values()), return_tensors="pt")
+            processed = self._processor(images=[p.image for p in unseen.values()], return_tensors="pt")
             grid_N3 = processed["image_grid_thw"]
             seen = self._model.get_image_features(
                 processed["pixel_values"].to(self._device), grid_N3.to(self._device)
             )
+            check_seen(unseen.values(), sum(map(len, seen.pooler_output)))
             for digest, features_NH, grid_3 in zip(unseen, seen.pooler_output, grid_N3, strict=True):
                 self._seen[digest] = _Seen(features_NH.clone(), grid_3)
         needed = {picture.digest for picture in pictures}

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import multiprocessing
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ from teacher_server.engines import (
 )
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.engines.processes import Processes
+from teacher_server.preparation import MIN_PIXELS, check_seen
 from teacher_server.settings import EngineSettings
 
 _GIB = 2**30
@@ -51,11 +53,14 @@ class VllmEngine:
 
     Args:
         pictures: in one prompt, at most.
-        side: the larger side of the largest of them, in pixels.
+        max_pixels: of the largest of them.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, *, pictures: int, side: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: EngineSettings, *, pictures: int, max_pixels: int
+    ) -> None:
         self._checkpoint = checkpoint
+        side = math.isqrt(max_pixels)
         self._arguments: dict[str, Any] = {
             "model": str(checkpoint.folder),
             "trust_remote_code": False,
@@ -74,6 +79,8 @@ class VllmEngine:
             "enable_prefix_caching": True,
             # Bounds what the start-up is measured with: else a picture of 16,384 tokens
             "limit_mm_per_prompt": {"image": {"count": pictures, "width": side, "height": side}, "video": 0},
+            # In place of the checkpoint's own bounds, which would scale prepared pictures once more
+            "mm_processor_kwargs": {"size": {"shortest_edge": MIN_PIXELS, "longest_edge": max_pixels}},
             "structured_outputs_config": {"backend": "xgrammar"},
             "disable_log_stats": False,
         }
@@ -241,7 +248,11 @@ class VllmEngine:
         try:
             async for output in self._engine.generate(inputs, parameters, f"question-{next(self._numbers)}"):
                 if output.finished:
+                    seen = (output.prompt_token_ids or []).count(self._checkpoint.image_token_id)
+                    check_seen(prompt.pictures, seen)
                     return output.outputs[0]
+        except EngineError:
+            raise
         except EngineDeadError as error:
             raise EngineDead("vLLM's process is gone; its log says why") from error
         except Exception as error:

@@ -93,7 +93,7 @@ def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpo
     try:
         import torch  # noqa: PLC0415
 
-        from teacher_server.forge.model import picture_processor  # noqa: PLC0415
+        from teacher_server.engines.pictures import picture_processor  # noqa: PLC0415
         from teacher_server.forge.trainees import Adapted, Compact, Trainee  # noqa: PLC0415
         from teacher_server.forge.training import Run  # noqa: PLC0415
 
@@ -105,7 +105,7 @@ def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpo
             trainee = Compact(checkpoint.folder, settings.seed, device)
     except ImportError as error:
         raise CannotForge(f"it cannot be done here ({error}): pip install 'lvlm2p[forge]'") from error
-    run = Run(settings.out, settings, checkpoint, trainee, picture_processor(checkpoint.folder), device)
+    run = Run(settings.out, settings, checkpoint, trainee, picture_processor(checkpoint.dimensions), device)
     try:
         run.go_on()
     except KeyboardInterrupt:

@@ -68,11 +68,6 @@ def compile_layers(model: Any) -> None:
         layer.compile(dynamic=True)
 
 
-def picture_processor(folder: Path) -> Any:
-    """The processor that serves the checkpoint in a folder."""
-    return _hf.Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
-
-
 def save_weights(model: Any, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes a model's weights, under their published names, whole or not at all.
 

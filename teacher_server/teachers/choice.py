@@ -1,6 +1,5 @@
 """Which teacher the settings ask for, made ready to start; what cannot be served is refused here."""
 
-import math
 from collections.abc import Callable
 
 from gridworld.pictures import draw
@@ -93,6 +92,8 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         "digest": checkpoint.digest(),
         "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
     }
+    if _scaled_once(checkpoint, prompts):
+        told["own_bounds"] = "not applied"
     if dummy:  # each engine draws weights of its own
         told["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
     label_ids = {
@@ -122,6 +123,12 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     return teacher
 
 
+def _scaled_once(checkpoint: Checkpoint, prompts: PromptSet) -> bool:
+    """Whether earlier versions scaled pictures to the checkpoint's own bounds, and answered otherwise."""
+    bounds, preparation = checkpoint.own_bounds, prompts.preparation
+    return bounds is not None and bounds.cut_into(preparation.min_pixels, preparation.max_pixels)
+
+
 def _longest(interviewer: TokenInterviewer, prompts: PromptSet, readout: Readout) -> int:
     """Tokens of the longest conversation about a picture of 16 x 16 tiles, answers included."""
     picture = prompts.preparation.prepare(draw(room(16)))
@@ -144,8 +151,8 @@ def _vllm(checkpoint: Checkpoint, settings: Settings, prompts: PromptSet) -> Cha
     from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415
 
     examples = max(len(_conversation(prompts, task, prompts.readout).pictures) for task in prompts.tasks)
-    side = math.isqrt(prompts.preparation.max_pixels)
-    return VllmEngine(checkpoint, settings, pictures=examples + 1, side=side)
+    most = prompts.preparation.max_pixels
+    return VllmEngine(checkpoint, settings, pictures=examples + 1, max_pixels=most)
 
 
 def _conversation(prompts: PromptSet, task: str, readout: Readout) -> Conversation:

@@ -168,7 +168,7 @@ async def _by_our_engine(
 
     tokenizer = room.checkpoint.tokenizer
     settings = EngineSettings(dtype="float32", eager=True, kv_cache_gib=1, max_model_len=16384)
-    engine = VllmEngine(room.checkpoint, settings, pictures=6, side=1120)
+    engine = VllmEngine(room.checkpoint, settings, pictures=6, max_pixels=1120 * 1120)
     label_ids = {action: tokenizer.encode(label).ids[0] for action, label in room.prompts.labels.items()}
     interviewer = TokenInterviewer(engine, ChatFormat(room.checkpoint), label_ids)
     decoding = Decoding(room.prompts.analysis_max_tokens, room.prompts.schema)

@@ -146,6 +146,36 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         "processor_config.json",
         ("merge_size 1", "28"),
     ),
+    "processor of another family": (
+        set_fields("preprocessor_config.json", image_processor_type="CLIPImageProcessor"),
+        "preprocessor_config.json",
+        ("CLIPImageProcessor",),
+    ),
+    "pictures not normalised": (
+        set_fields("preprocessor_config.json", do_normalize=False),
+        "preprocessor_config.json",
+        ("do_normalize is False",),
+    ),
+    "another mean": (
+        set_fields("preprocessor_config.json", image_mean=[0.5, 0.5, 0.5]),
+        "preprocessor_config.json",
+        ("[0.5, 0.5, 0.5]", "0.48145466"),
+    ),
+    "not rescaled to 1": (
+        set_fields("preprocessor_config.json", rescale_factor=1.0),
+        "preprocessor_config.json",
+        ("rescale_factor is 1.0", "0.00392157"),
+    ),
+    "a side for a size": (
+        set_fields("preprocessor_config.json", size=448),
+        "preprocessor_config.json",
+        ("size is 448", "shortest_edge"),
+    ),
+    "bounds in words": (
+        set_fields("preprocessor_config.json", size={"longest_edge": "large"}),
+        "preprocessor_config.json",
+        ("size.longest_edge is 'large'",),
+    ),
     "adapter": (write("adapter_config.json", "{}"), "adapter_config.json", ("merge it",)),
 }
 
@@ -172,6 +202,44 @@ def test_everything_is_told_at_once(folder: Path) -> None:
         "preprocessor_config.json",
         "tokenizer.json",
     ]
+
+
+_BOUNDS = {
+    "none": ({}, None, (3136, 12845056)),
+    "fields": ({"min_pixels": 200704, "max_pixels": 3136}, None, (200704, 3136)),
+    "edges": (
+        {"size": {"shortest_edge": 784, "longest_edge": 12544}},
+        ("min_pixels", "max_pixels"),
+        (784, 12544),
+    ),
+    "both, and the field counts": (
+        {"size": {"shortest_edge": 784}, "min_pixels": 6272},
+        None,
+        (6272, 12845056),
+    ),
+    "fields in size": (
+        {"size": {"min_pixels": 784, "max_pixels": 12544}},
+        ("min_pixels", "max_pixels"),
+        (784, 12544),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(_BOUNDS))
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_checkpoints_own_pixel_bounds_are_read(folder: Path, name: str, nested: bool) -> None:
+    fields, without, expected = _BOUNDS[name]
+    path = folder / "preprocessor_config.json"
+    said = json.loads(path.read_text()) | fields
+    said = {key: value for key, value in said.items() if key not in (without or ())}
+    path.write_text(json.dumps(said))
+    if nested:
+        path.unlink()
+        write("processor_config.json", json.dumps({"image_processor": said}))(folder)
+    bounds = read_checkpoint(folder).own_bounds
+    assert bounds is not None
+    assert (bounds.least, bounds.most) == expected
+    assert bounds.cut_into(3136, 1003520) == (name != "none")
 
 
 def test_a_smaller_vocabulary_than_the_tokenizers_is_told(folder: Path) -> None:

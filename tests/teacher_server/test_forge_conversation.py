@@ -13,10 +13,10 @@ from gridworld.tasks import TASKS
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import Checkpoint, label_problems, read_checkpoint
 from teacher_server.engines.constraints import grammar_of
+from teacher_server.engines.pictures import picture_processor
 from teacher_server.forge.batches import UNTOLD, Batch, Patches, in_batches
 from teacher_server.forge.conversation import Lesson, LessonWriter, analysis_of
 from teacher_server.forge.folder import write_folder
-from teacher_server.forge.model import picture_processor
 from teacher_server.forge.samples import Sampler
 from teacher_server.prompts import load_prompt_set
 
@@ -40,7 +40,7 @@ def lessons(checkpoint: Checkpoint) -> list[Lesson]:
 
 
 def _batch(lessons: list[Lesson], checkpoint: Checkpoint) -> Batch:
-    patches = Patches(picture_processor(checkpoint.folder))
+    patches = Patches(picture_processor(checkpoint.dimensions))
     vocabulary = checkpoint.dimensions.text.vocab_size
     return Batch.of(lessons, patches, vocabulary=vocabulary, padding=checkpoint.end_token_id)
 
@@ -99,7 +99,7 @@ def test_a_lesson_is_what_the_service_sends_and_lets_be_said(
 
 
 def test_patches_from_memory_are_the_processors(lessons: list[Lesson], checkpoint: Checkpoint) -> None:
-    processor = picture_processor(checkpoint.folder)
+    processor = picture_processor(checkpoint.dimensions)
     pictures = [lesson.picture.image for lesson in lessons]
     expected = processor(images=pictures, return_tensors="pt")
     batch = _batch(lessons, checkpoint)

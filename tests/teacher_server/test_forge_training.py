@@ -16,11 +16,12 @@ from teacher_server.checkpoint import read_checkpoint
 from teacher_server.client import TeacherClient
 from teacher_server.command_line import BadSetting, CannotStart
 from teacher_server.engines import Prompt
+from teacher_server.engines.pictures import picture_processor
 from teacher_server.engines.transformers import TransformersEngine
 from teacher_server.forge import command, training
 from teacher_server.forge.batches import Batch, Patches
 from teacher_server.forge.conversation import LessonWriter
-from teacher_server.forge.model import load_model, picture_processor, speak
+from teacher_server.forge.model import load_model, speak
 from teacher_server.forge.samples import Sampler
 from teacher_server.prompts import load_prompt_set
 from teacher_server.settings import Settings
@@ -96,7 +97,7 @@ def test_training_reads_a_conversation_as_the_engine_does(made: Path) -> None:
     writer = LessonWriter(checkpoint, prompts)
     samples = Sampler([task.env_id for task in TASKS.values()], seed=5).block(0, 8)
     lessons = [writer.lesson(sample) for sample in samples]
-    patches = Patches(picture_processor(checkpoint.folder))
+    patches = Patches(picture_processor(checkpoint.dimensions))
     vocabulary = checkpoint.dimensions.text.vocab_size
     batch = Batch.of(lessons, patches, vocabulary=vocabulary, padding=checkpoint.end_token_id)
     model = load_model(checkpoint.folder, torch.device("cpu"), torch.float32)

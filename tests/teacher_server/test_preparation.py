@@ -17,6 +17,7 @@ from PIL import Image
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import view_of
 from teacher_server import preparation
+from teacher_server.engines import EngineError
 from teacher_server.preparation import MIN_PIXELS, Preparation
 from tests.checkpoints import PREPROCESSOR
 
@@ -176,6 +177,14 @@ def test_the_digest_is_of_size_and_pixels() -> None:
     changed[-1, -1, 2] ^= 1
     assert Preparation().prepare(changed).digest != digest
     assert Preparation().prepare(picture.reshape(112, 56, 3)).digest != digest
+
+
+@pytest.mark.unit
+def test_another_number_of_visual_tokens_is_an_error() -> None:
+    pictures = [Preparation().prepare(_noise(56, 112)), Preparation().prepare(_noise(196, 196))]
+    preparation.check_seen(pictures, 8 + 49)
+    with pytest.raises(EngineError, match="264 visual tokens of pictures of 112 x 56, 196 x 196 pixels"):
+        preparation.check_seen(pictures, 8 + 256)
 
 
 @pytest.mark.unit

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,12 @@ import pytest
 
 from gridworld.pictures import draw
 from gridworld.views import EMPTY, View, code
-from teacher_server.checkpoint import Checkpoint
+from teacher_server.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines import Decoding, Generated, PreparedPicture, Prompt
 from teacher_server.preparation import Preparation
 from tests import engines
 from tests.engines import SCHEMA, WHOLE, SharedEngine, picture_of, started
+from tests.teacher_server.breaking import set_fields
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -112,6 +115,21 @@ def test_scores_are_those_of_plain_transformers(
         scores = shared.run(shared.engine.score(prompt, everything))
         np.testing.assert_allclose(scores, plain.logprobs(prompt), rtol=0, atol=1e-4)
         assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "own", [{"min_pixels": 448 * 448}, {"max_pixels": 3136}, {"size": {"min_pixels": 1}, "min_pixels": None}]
+)
+def test_a_checkpoints_own_pixel_bounds_have_no_effect(
+    checkpoint: Checkpoint, shared: SharedEngine, prompts: list[Prompt], own: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "bounded"))
+    set_fields("preprocessor_config.json", **own)(folder)
+    bounded = SharedEngine(read_checkpoint(folder))
+    for prompt in prompts:
+        scores = [each.run(each.engine.score(prompt, range(100))) for each in (shared, bounded)]
+        assert scores[0] == scores[1]
+    bounded.close()
 
 
 def test_scores_in_a_batch_are_those_of_each_alone(shared: SharedEngine, prompts: list[Prompt]) -> None:

@@ -10,6 +10,7 @@ from teacher_server.prompts import load_prompt_set
 from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
 from tests.prompt_sets import shortened
+from tests.teacher_server.breaking import set_fields
 from tests.waiting import wait_until_ready
 
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
@@ -28,8 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A genuine Qwen2.5-VL of under a million parameters, with random weights."""
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    """A genuine Qwen2.5-VL of under a million parameters, with random weights.
+
+    Its own pixel bounds would scale each prepared picture; they may have no effect.
+    """
+    folder = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    set_fields("preprocessor_config.json", min_pixels=448 * 448)(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
