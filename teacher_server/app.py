@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, FastAPI, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
@@ -20,6 +21,7 @@ from teacher_server.answers import AnswerStore
 from teacher_server.guard import ADMINISTRATION, QUESTIONS, KeyGuard, KeyRing
 from teacher_server.hosting import Host, NotReady
 from teacher_server.look import add_page
+from teacher_server.look.docs import add_docs
 from teacher_server.metrics import Metrics
 from teacher_server.reception import Reception, caller_of, while_client_waits
 from teacher_server.schemas import (
@@ -80,7 +82,10 @@ def create_app(settings: Settings) -> FastAPI:
         description="Asks a teacher what it would do in a picture of a grid world. Requests may bear"
         " X-Timeout-S (seconds that the client will wait), X-Client (its name, by which room is shared) and"
         " X-Request-ID (which the answer and the log repeat).",
+        docs_url=None,  # see `add_docs`
         redoc_url=None,
+        openapi_tags=_TAGS,
+        servers=[{"url": ".", "description": "this teacher"}],  # holds behind a proxy's path prefix too
         lifespan=_lifespan,
     )
     service = Service(host, store, metrics, settings)
@@ -88,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.teaching = State(settings, host, store, metrics, service, swapper, watchdog, keyless=keys.empty)
     app.include_router(_router)
     add_page(app)
+    add_docs(app)
     bodies = Share(int(settings.max_pending_mib * 2**20), "bytes")
     metrics.pending_bytes.set_function(lambda: bodies.taken)
     metrics.ready.set_function(lambda: host.ready)
@@ -154,17 +160,39 @@ _BATCH_ERRORS: dict[int | str, dict[str, Any]] = {
     status: _ERRORS[status] for status in (400, 401, 413, 422, 429, 503)
 }
 
+_TAGS = [
+    {"name": "Questions", "description": "What a student asks. With the teacher's key, where it has one."},
+    {"name": "Administration", "description": "With the admin key, without which nobody may."},
+    {"name": "Health and figures", "description": "For whatever watches over the service. Without a key."},
+]
+_QUESTIONS: dict[str, Any] = {
+    "tags": ["Questions"],
+    "dependencies": [Security(HTTPBearer(scheme_name="Key", auto_error=False))],  # documents; KeyGuard asks
+}
+_ADMINISTRATION: dict[str, Any] = {
+    "tags": ["Administration"],
+    "dependencies": [Security(HTTPBearer(scheme_name="Admin key", auto_error=False))],
+}
+_HEALTH: dict[str, Any] = {"tags": ["Health and figures"]}
+_FOLDER = Body(openapi_examples={"folder": {"summary": "a folder", "value": {"model": "/models/NAME"}}})
+
 _router = APIRouter()
 
 
-@_router.post("/policy", response_model=Answer, responses=_ERRORS)
+@_router.post("/policy", response_model=Answer, responses=_ERRORS, summary="Ask a question", **_QUESTIONS)
 async def policy(request: Request, question: Question) -> Response:
     """What would the teacher do? The analysis of the picture, then the action."""
     (outcome,) = await _answers(request, [question])
     return _error(outcome) if isinstance(outcome, ErrorBody) else _json(outcome)
 
 
-@_router.post("/policy/batch", response_model=BatchAnswer, responses=_BATCH_ERRORS)
+@_router.post(
+    "/policy/batch",
+    response_model=BatchAnswer,
+    responses=_BATCH_ERRORS,
+    summary="Ask many questions",
+    **_QUESTIONS,
+)
 async def policy_batch(
     request: Request,
     questions: Annotated[list[Annotated[Question, WrapValidator(_or_error)]], Body(min_length=1)],
@@ -185,7 +213,7 @@ async def policy_batch(
     )
 
 
-@_router.get("/teacher", responses=_KEYLESS)
+@_router.get("/teacher", responses=_KEYLESS, summary="Which teacher answers", **_QUESTIONS)
 async def teacher(request: Request) -> TeacherInfo:
     """Who answers: the identity and everything in it."""
     host = _teaching(request).host
@@ -200,7 +228,9 @@ async def teacher(request: Request) -> TeacherInfo:
     )
 
 
-@_router.get("/admin/checkpoint", responses=_UNADMITTED)
+@_router.get(
+    "/admin/checkpoint", responses=_UNADMITTED, summary="Which checkpoint is served", **_ADMINISTRATION
+)
 async def checkpoint(request: Request) -> Hosted:
     """Which checkpoint is served, and what goes on."""
     host = _teaching(request).host
@@ -210,8 +240,14 @@ async def checkpoint(request: Request) -> Hosted:
     )
 
 
-@_router.post("/admin/checkpoint", response_model=Swapped, responses=_SWAP_ERRORS)
-async def swap(request: Request, wanted: Swap) -> Response:
+@_router.post(
+    "/admin/checkpoint",
+    response_model=Swapped,
+    responses=_SWAP_ERRORS,
+    summary="Serve another checkpoint",
+    **_ADMINISTRATION,
+)
+async def swap(request: Request, wanted: Annotated[Swap, _FOLDER]) -> Response:
     """Serves another checkpoint from now on; answers when that one does, or the one before does again."""
     try:
         return _json(await _teaching(request).swapper.swap(wanted))
@@ -219,20 +255,25 @@ async def swap(request: Request, wanted: Swap) -> Response:
         return _error(refusal.error)
 
 
-@_router.get("/livez")
+@_router.get("/livez", summary="Does the service live?", **_HEALTH)
 async def livez() -> Health:
     """Whether the service lives."""
     return Health(status="alive")
 
 
-@_router.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "Not ready."}})
+@_router.get(
+    "/readyz",
+    responses={503: {"model": ErrorAnswer, "description": "Not ready."}},
+    summary="Can the teacher answer?",
+    **_HEALTH,
+)
 async def readyz(request: Request) -> Health:
     """Whether the teacher can answer."""
     with _teaching(request).host.lease():
         return Health(status="ready")
 
 
-@_router.get("/metrics", response_class=Response)
+@_router.get("/metrics", response_class=Response, summary="Figures for Prometheus", **_HEALTH)
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     return Response(_teaching(request).metrics.page(), media_type=CONTENT_TYPE_LATEST)

@@ -1,11 +1,13 @@
 """The page at /: its files, and the calls that it makes besides /policy and /teacher."""
 
 import asyncio
-import base64
 import io
+import re
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +25,7 @@ from gridworld.tasks import ALL_TASKS
 from teacher_server.chat import BadChatTemplate
 from teacher_server.hosting import Host
 from teacher_server.images import BadPicture, decode, from_base64
-from teacher_server.look.scenes import BadMoment, Moment, replay, sizes
+from teacher_server.look.scenes import BadMoment, Moment, first_of, only_mission, replay, sizes
 from teacher_server.look.templates import check
 from teacher_server.metrics import Metrics
 from teacher_server.preparation import visual_tokens
@@ -38,10 +40,15 @@ if TYPE_CHECKING:
     from teacher_server.app import State
 
 _PAGE = Path(__file__).parent / "page"
+_SCRIPTS = " ".join(
+    f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
+    for script in re.findall("<script>(.*?)</script>", (_PAGE / "index.html").read_text("utf-8"), re.DOTALL)
+)
+"""The page's own script, by its digest."""
 _HEADERS = {
-    # Nothing from elsewhere, no script in the page itself, and nobody may frame it
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none';"
-    " form-action 'none'; frame-ancestors 'none'",
+    # Nothing from elsewhere, no other script in the page itself, and nobody may frame it
+    "Content-Security-Policy": f"default-src 'self'; script-src 'self' {_SCRIPTS};"
+    " img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-cache",
 }
 _EDITED_AT_ONCE = 4
@@ -108,6 +115,8 @@ async def tasks(request: Request) -> Response:
                 "objective": ALL_TASKS[task].objective if task in ALL_TASKS else None,
                 "actions": actions,
                 "env_ids": sizes(task),
+                "first": first_of(task),
+                "mission": only_mission(task),
             }
             for task, actions in known
         }
@@ -257,7 +266,7 @@ def _grid(picture: Picture, teacher: Any) -> dict[str, Any] | None:
 
 
 def _base64(file: bytes) -> str:
-    return base64.b64encode(file).decode("ascii")
+    return b64encode(file).decode("ascii")
 
 
 def _refused(field: str, reason: object) -> Response:

@@ -1,5 +1,6 @@
 """A moment of an episode, found again from its environment, seed and actions: nothing is kept in between."""
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import gymnasium
@@ -97,6 +98,20 @@ def sizes(task: str) -> tuple[str, ...]:
     if task in ALL_TASKS:
         return ALL_TASKS[task].env_ids
     return tuple(sorted(env_id for env_id in gymnasium.registry if env_id.startswith(_NO_ONES)))
+
+
+def first_of(task: str) -> str:
+    """The environment to begin with: the one that a family's figures are about, else the first of all."""
+    return ALL_TASKS[task].env_id if task in ALL_TASKS else sizes(task)[0]
+
+
+@lru_cache
+def only_mission(task: str) -> str | None:
+    """The mission of a family that always has the same one; None for others, and for a task of no family."""
+    if task not in ALL_TASKS:
+        return None
+    space = make(ALL_TASKS[task].env_id).observation_space["mission"]  # type: ignore[index]
+    return None if space.ordered_placeholders else str(space.mission_func())
 
 
 def _end(total: float, terminated: bool, truncated: bool) -> End | None:

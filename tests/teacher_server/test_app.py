@@ -199,6 +199,22 @@ def test_the_documentation_works_offline(http: httpx.Client) -> None:
     assert set(document["components"]["schemas"]["Question"]["properties"]) == set(Question.model_fields)
 
 
+def test_each_example_of_the_documentation_is_answered(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    examples = paths["/policy"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert set(examples) == set(http.get("/teacher").json()["tasks"])
+    for example in examples.values():
+        answer = http.post("/policy", json=example["value"])
+        assert answer.status_code == 200, answer.text
+    batch = paths["/policy/batch"]["post"]["requestBody"]["content"]["application/json"]["examples"]["batch"]
+    assert [each["status"] for each in http.post("/policy/batch", json=batch["value"]).json()["answers"]] == [
+        200,
+        200,
+    ]
+    tags = {tag for path in paths.values() for call in path.values() for tag in call["tags"]}
+    assert tags == {"Questions", "Administration", "Health and figures"}
+
+
 def test_when_the_client_goes_the_asking_ends(teacher_process: StartTeacher, ask_about: AskAbout) -> None:
     teacher = teacher_process("--delay-ms", "600000")
     with httpx.Client(base_url=teacher.url, timeout=1) as http, pytest.raises(httpx.ReadTimeout):

@@ -5,7 +5,9 @@ import io
 import random
 import re
 import sqlite3
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,10 @@ def test_the_page_comes_whole_and_from_here_alone(http: httpx.Client) -> None:
     policy = page.headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "unsafe" not in policy
-    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", page.text)
+    (own,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    assert f"'sha256-{b64encode(sha256(own.encode()).digest()).decode()}'" in policy
+    rest = page.text.replace(own, "").replace("<script></script>", "")
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", rest)
     asked = [name for name in re.findall(r'(?:src|href)="([^"]+)"', page.text) if name != "docs"]
     assert {"page/look.js", "page/look.css", "page/icon.svg"} <= set(asked)
     seen: set[str] = set()
@@ -86,6 +91,11 @@ def test_the_tasks_are_the_teachers(http: httpx.Client) -> None:
     tasks = http.get("/look/tasks").json()
     assert {task: told["actions"] for task, told in tasks.items()} == http.get("/teacher").json()["tasks"]
     assert tasks["fetch"]["env_ids"] == list(ALL_TASKS["fetch"].env_ids)
+    for task, told in tasks.items():
+        assert told["first"] == ALL_TASKS[task].env_id  # what compact checkpoints are taught
+        scenes = [{"env_id": told["first"], "seed": seed} for seed in range(8)]
+        missions = {http.post("/look/scene", json=scene).json()["mission"] for scene in scenes}
+        assert missions == {told["mission"]} or (told["mission"] is None and len(missions) > 1)
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)

@@ -31,6 +31,7 @@ const task = () => tasks[find("task").value];
 const question = () => ({ image, mission: find("mission").value, task: find("task").value, actions: task().actions });
 const mode = () => document.querySelector("input[name=mode]:checked").value;
 const isOver = () => Boolean(scene?.end);
+const isOwn = () => Boolean(image) && !moment;
 
 async function onTeacher() {
   tasks = await call("look/tasks");
@@ -38,17 +39,27 @@ async function onTeacher() {
   find("task").replaceChildren(...Object.keys(tasks).map((key) => element("option", { value: key }, key)));
   if (before in tasks) find("task").value = before;
   await prompts.load(onTemplates);
-  if (image) await present();
+  if (moment && before in tasks) await present();
   else await onTask();
 }
 
 async function onTask() {
-  const { env_ids: ids, objective } = task();
+  const { env_ids: ids, first, objective } = task();
   const shorter = (id) => id.replace(/^MiniGrid-/, "").replace(/-v0$/, "");
   find("objective").textContent = objective ?? "";
   find("env").replaceChildren(...ids.map((id) => element("option", { value: id }, shorter(id))));
-  if (image && !moment) await present();
-  else await begin();
+  find("env").value = first;
+  if (isOwn()) {
+    proposeMission();
+    await present();
+  } else await begin();
+}
+
+/** Fills in the mission of a picture of one's own where its task has only one; leaves what the user wrote. */
+function proposeMission(replaced) {
+  const field = find("mission");
+  const proposed = Object.values(tasks).map(({ mission }) => mission);
+  if (["", replaced, ...proposed].includes(field.value)) field.value = task()?.mission ?? "";
 }
 
 async function begin() {
@@ -83,7 +94,8 @@ async function go(to) {
 /** Shows the picture, what the teacher sees of it and what the planner would do; asks, if told so. */
 async function present() {
   const mine = ++turn;
-  const asks = find("auto").checked && ready && !isOver();
+  // Only the user knows what a picture of their own is about: it is asked about by the button alone
+  const asks = find("auto").checked && ready && !isOver() && !isOwn();
   inHand?.abort();
   answer = planned = null;
   find("answer-error").textContent = find("planner-error").textContent = find("progress").textContent = "";
@@ -91,7 +103,7 @@ async function present() {
   find("said").classList.toggle("stale", asks);
   showEpisode();
   const seen = prepare(mine);
-  comparing = isOver() ? Promise.resolve() : compare(mine);
+  comparing = isOver() || isOwn() ? Promise.resolve() : compare(mine);
   if (asks) await ask();
   else comparing.then(() => mine === turn && showAnswer());
   await seen;
@@ -132,6 +144,7 @@ async function ask() {
   const ticking = setInterval(clock, 100);
   find("answer-error").textContent = "";
   prompts.blame(null);
+  if (isOwn()) comparing = compare(turn);
   clock();
   let words = "";
   try {
@@ -179,7 +192,7 @@ function showEpisode() {
   const outcome = find("outcome");
   outcome.dataset.end = scene?.end ?? "";
   outcome.textContent = !moment
-    ? "A picture of your own: say its task and its mission."
+    ? "A picture of your own: choose its task, write its mission, then ask."
     : scene.end
       ? `${ENDS[scene.end]}: return ${scene.episode_return.toFixed(3)} after ${scene.step} steps`
       : `Step ${scene.step} of at most ${scene.max_steps}`;
@@ -257,6 +270,7 @@ async function onFile(file) {
   for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
   playing = 0;
   scenes += 1;
+  if (!isOwn()) proposeMission(scene?.mission);
   moment = scene = null;
   image = btoa(text);
   await present();
@@ -304,7 +318,7 @@ function init() {
   document.addEventListener("keydown", onKey);
   watch(onTeacher, (now) => {
     ready = now;
-    if (ready && image && !answer && find("auto").checked && !isOver()) ask();
+    if (ready && moment && !answer && find("auto").checked && !isOver()) ask();
     enable();
   });
 }
