@@ -1,7 +1,6 @@
 """Prompt sets: folders of templates, rules and examples, made into conversations."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from PIL import Image
 
 import teacher_server
 from gridworld.pictures import UnreadablePicture
 from teacher_server.engines import PreparedPicture
+from teacher_server.images import BadPicture, decode
 from teacher_server.preparation import Preparation
 from teacher_server.prompt_files import (
     FOLLOWUPS,
@@ -35,6 +33,8 @@ __all__ = ["BadPromptSet", "Conversation", "Example", "PromptSet", "load_prompt_
 
 SETS = Path(teacher_server.__file__).parent.parent / "prompts"
 """Where the sets lie that are found by name."""
+_MOST_PIXELS = 3200 * 3200
+"""Of an example's picture."""
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": [part, ...]}.
@@ -303,10 +303,9 @@ def _examples(
 
 def _prepared(files: Files, name: str, example: ExampleFile, preparation: Preparation) -> Example:
     try:
-        with Image.open(io.BytesIO(files.read(name))) as image:
-            picture = preparation.prepare(np.asarray(image.convert("RGB")))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise files.bad(name, "is no picture that can be read; save it as PNG again") from error
+        picture = preparation.prepare(decode(files.read(name), max_pixels=_MOST_PIXELS))
+    except BadPicture as error:
+        raise files.bad(name, f"is no picture that can be read ({error}); save it as PNG again") from error
     except UnreadablePicture as error:
         raise files.bad(name, f"cannot be made ready as set.toml asks: {error}") from error
     return Example(name, example.mission, picture, example.analysis, example.probabilities)

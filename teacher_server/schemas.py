@@ -56,7 +56,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image: str = Field(description="a PNG or JPEG file in base64: the full view of a grid")
+    image: str = Field(description="a PNG or JPEG file in base64: the full view of a grid, opaque")
     mission: Annotated[str, StringConstraints(max_length=MAX_MISSION)] = Field(
         description="the mission's text, as the environment gives it"
     )

@@ -41,7 +41,7 @@ from teacher_server.teachers import (
 )
 from teacher_server.teachers.progress import Progress
 
-PROMPTED_VERSION = "1"
+PROMPTED_VERSION = "2"
 """Part of the identity: raise it when the same model and prompt set would answer otherwise."""
 
 
