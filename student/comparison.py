@@ -1,13 +1,13 @@
 """A sweep's arms compared with its baseline: samples to threshold, success, questions, curves, ablations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from student.results import Cell, FinishedRun, Sweep
+from student.results import ALONE, Cell, FinishedRun, Sweep
 from student.statistics import (
     Bound,
     Estimate,
@@ -231,6 +231,36 @@ def arms_that_differ_in(name: str, sweep: Sweep, algo: str, env: str) -> list[di
             rest = {key: value for key, value in comparable_settings(runs[0]).items() if key != name}
             groups.setdefault(repr(sorted(rest.items())), {}).setdefault(runs[0].settings[name], arm)
     return [dict(sorted(group.items())) for group in groups.values() if len(group) > 1]
+
+
+def named_arms(runs: Sequence[FinishedRun]) -> list[str]:
+    """Names of arms for runs that no plan names: alone or taught, and the settings in which such runs differ.
+
+    Runs that differ in nothing but their seed, environment, algorithm or frames have the same name. Where
+    presets differ, their names stand for the settings that follow from them.
+
+    Returns:
+        A name for each run, such as "alone", "taught", "taught, lambda 0.1".
+    """
+    told = [comparable_settings(run) for run in runs]
+    bases = [ALONE if run.identity is None else "taught" for run in runs]
+    differing: dict[str, dict[str, None]] = {base: {} for base in bases}
+    for names in (
+        ("preset",),
+        sorted({name for settings in told for name in settings} - {"preset", "frames"}),
+    ):
+        groups: dict[Any, list[dict[str, Any]]] = {}
+        for run, base, settings in zip(runs, bases, told, strict=True):
+            preset = settings.get("preset") if names != ("preset",) else None
+            groups.setdefault((base, run.cell.algo, run.cell.env, preset), []).append(settings)
+        for (base, *_), group in groups.items():
+            for name in names:
+                if len({repr(settings.get(name)) for settings in group}) > 1:
+                    differing[base][name] = None
+    return [
+        ", ".join([base, *(f"{name.replace('_', '-')} {settings.get(name)}" for name in differing[base])])
+        for base, settings in zip(bases, told, strict=True)
+    ]
 
 
 def comparable_settings(run: FinishedRun) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The paper's figures 3 and 4 from a sweep, and samples to threshold, drawn as PNG."""
+"""A report's figures as PNG: success against frames, samples to threshold, ablations."""
 
 import io
-import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +19,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 """Okabe and Ito's, without yellow: told apart by the colour-blind; markers tell them apart in print."""
 _BASELINE_COLOUR = "#222222"
 _MARKERS = "osD^vPX*"
+_INCHES_A_CHARACTER = 0.08
+_TITLE_WIDTH = 40
+"""Characters of a title that fit above one panel."""
 _TEACHER_DASHES = ((5, 2), (1, 1.5), (6, 2, 1, 2), (3, 3))
 _STYLE: Any = {
     "font.size": 9,
@@ -39,15 +42,15 @@ def short(env_id: str) -> str:
     return env_id.removeprefix("MiniGrid-").removesuffix("-v0")
 
 
-def draw_figure_3(comparison: Comparison) -> bytes:
-    """Success against frames: a row of panels an algorithm, a column an environment."""
+def draw_success(comparison: Comparison) -> bytes:
+    """The paper's figure 3, success against frames: a row of panels an algorithm, a column an environment."""
     plan = comparison.sweep.plan
     with mpl.rc_context(_STYLE):
         figure, axes = _panels(len(plan.algos), len(plan.envs), 3.3, 2.6)
         for row, algo in enumerate(plan.algos):
             for column, env in enumerate(plan.envs):
                 panel = axes[row, column]
-                panel.set_title(f"{algo.upper()}, {short(env)}")
+                panel.set_title(_title(algo, env))
                 _draw_success(comparison, panel, algo, env, list(plan.arms))
             axes[row, 0].set_ylabel("success on held-out episodes")
         for panel in axes[-1]:
@@ -61,10 +64,11 @@ def draw_samples(comparison: Comparison) -> bytes:
     with mpl.rc_context(_STYLE):
         height = 1.0 + 0.32 * len(plan.arms)
         figure, axes = _panels(len(plan.algos), len(plan.envs), 3.3, height, sharey=True)
+        figure.set_figwidth(figure.get_figwidth() + _INCHES_A_CHARACTER * max(map(len, plan.arms)))
         for row, algo in enumerate(plan.algos):
             for column, env in enumerate(plan.envs):
                 panel = axes[row, column]
-                panel.set_title(f"{algo.upper()}, {short(env)}")
+                panel.set_title(_title(algo, env))
                 for y, arm in enumerate(plan.arms):
                     if (cell := Cell(arm, algo, env)) in comparison.sweep.runs:
                         _draw_times(comparison, panel, cell, y)
@@ -78,8 +82,12 @@ def draw_samples(comparison: Comparison) -> bytes:
         return _finished(figure, axes, legend=False)
 
 
-def draw_figure_4(comparison: Comparison) -> bytes | None:
-    """Soft against hard targets, and success and samples over lambda; None where no arms show either."""
+def draw_ablations(comparison: Comparison) -> bytes | None:
+    """The paper's figure 4: soft against hard targets, success and samples over lambda.
+
+    Returns:
+        None where no arms show either.
+    """
     cells = [(algo, env) for algo in comparison.sweep.plan.algos for env in comparison.sweep.plan.envs]
     targets = {at: arms_that_differ_in("targets", comparison.sweep, *at) for at in cells}
     lambdas = {at: arms_that_differ_in("lambda", comparison.sweep, *at) for at in cells}
@@ -92,7 +100,7 @@ def draw_figure_4(comparison: Comparison) -> bytes | None:
         for row, (algo, env) in enumerate(rows):
             for column, kind in enumerate(kinds):
                 panel, groups = axes[row, column], (targets if kind == "targets" else lambdas)[algo, env]
-                panel.set_title(f"{algo.upper()}, {short(env)}")
+                panel.set_title(_title(algo, env))
                 if not groups:
                     panel.set_axis_off()
                 elif kind == "targets":
@@ -228,10 +236,25 @@ def _finished(figure: Any, axes: Any, legend: bool = True) -> bytes:
         for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     if legend and named:
-        lines = math.ceil(len(named) * 1.5 / figure.get_figwidth())  # about 1.5 inches a name
-        columns = math.ceil(len(named) / lines)
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns)
+        _add_legend(figure, list(named.values()), list(named))
     written = io.BytesIO()
-    figure.savefig(written, dpi=150, metadata={"Software": None})
+    # "tight" grows the picture to whatever reaches over its edge, such as an arm's long name
+    figure.savefig(written, dpi=150, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     return written.getvalue()
+
+
+def _add_legend(figure: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend below the panels in as many columns as fit; the figure grows by the legend's height."""
+    for columns in range(len(names), 0, -1):
+        legend = figure.legend(lines, names, loc="outside lower center", ncols=columns)
+        size = legend.get_window_extent(figure.canvas.get_renderer())
+        if columns == 1 or size.width <= figure.bbox.width:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
+
+
+def _title(algo: str, env: str) -> str:
+    """A panel's title, in lines that fit above the panel."""
+    return textwrap.fill(f"{algo.upper()}, {short(env)}", _TITLE_WIDTH)

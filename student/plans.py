@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -298,21 +298,53 @@ def read_plan(path: Path) -> Plan:
         raise BadPlan(f"{path}: " + "; ".join(map(_key_and_reason, error.errors()))) from error
 
 
-def stored_plan(path: Path) -> Plan:
-    """The plan in a sweep.json.
+class StoredPlan(BaseModel):
+    """sweep.json as far as a report needs it: its environments and settings may be unknown here."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    version: Literal[1]
+    envs: tuple[str, ...] = Field(min_length=1)
+    algos: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    baseline: str = Field(description="the arm that the others are compared with")
+    arms: dict[str, dict[str, Any]] = Field(min_length=1, description="each arm's settings")
+
+    @model_validator(mode="after")
+    def _baseline_is_an_arm(self) -> Self:
+        if self.baseline not in self.arms:
+            raise ValueError(f"the baseline {self.baseline!r} is none of the arms {', '.join(self.arms)}")
+        return self
+
+
+def read_stored_plan(path: Path) -> StoredPlan:
+    """What a sweep.json says.
 
     Raises:
-        BadPlan: it is not one of this version.
+        BadPlan: it cannot be read, or is not of this version.
     """
     try:
-        content = json.loads(path.read_text())
-        version = content.pop("version")
-        content.pop("teachers")
-        if version == VERSION:
-            return Plan.model_validate(content)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadPlan(f"{path} cannot be read as a sweep's plan: {error}".split("\n", 1)[0]) from error
-    raise BadPlan(f"{path} has version {version}, and this program reads {VERSION}: use another --out")
+        return StoredPlan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        said = f"{where + ': ' if where else ''}{problem['msg']}"
+        raise BadPlan(f"{path} cannot be read as a sweep: {said}") from error
+    except OSError as error:
+        raise BadPlan(f"{path} cannot be read: {error.strerror}") from error
+
+
+def stored_plan(path: Path) -> Plan:
+    """The plan in a sweep.json, to go on with.
+
+    Raises:
+        BadPlan: it cannot be read, is not of this version, or says something that cannot be done.
+    """
+    content = read_stored_plan(path).model_dump(exclude={"version", "teachers"})
+    try:
+        return Plan.model_validate(content)
+    except ValidationError as error:
+        raise BadPlan(f"{path}: " + "; ".join(map(_key_and_reason, error.errors()))) from error
 
 
 def differences(old: Plan, new: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""`student report`: a sweep's folder made into figures, tables and one page that needs nothing beside it."""
+"""`student report`: figures, tables and one page that needs nothing beside it, of a sweep or of any runs."""
 
 import base64
 import json
@@ -6,6 +6,8 @@ import os
 import shlex
 import shutil
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 
-from student.comparison import Comparison
-from student.figures import draw_figure_3, draw_figure_4, draw_samples, short
-from student.results import BadSweep, read_sweep
+from student.comparison import Comparison, named_arms
+from student.figures import draw_ablations, draw_samples, draw_success, short
+from student.results import SWEEP_FILE, BadSweep, Sweep, read_runs, read_sweep
 from student.tables import (
     curves_csv,
     final_csv,
@@ -31,21 +33,32 @@ from student.tables import (
 from teacher_server.command_line import flags_and_variables
 
 _PAGES = {"report.html", "report.md"}
-_FIGURES = ("figure3.png", "samples.png", "figure4.png")
+_FIGURES = ("success.png", "samples.png", "ablations.png")
+_FORMER = {"figure3.png", "figure4.png"}
+"""Names of figures in reports of older versions."""
 _TABLES = {"curves.csv", "speedups.csv", "final.csv", "questions.csv"}
 _FOR_A_CLAIM = 10
 """Seeds; with fewer the page says that intervals are too narrow."""
 
 
 class ReportSettings(BaseSettings):
-    """Makes the paper's figures 3 and 4 and the table of speed-ups from a sweep's folder."""
+    """Compares runs: success against frames, samples to a threshold, speed-ups, questions, ablations."""
 
     model_config = flags_and_variables("student report", "STUDENT_")
 
-    sweep: CliPositionalArg[Path] = Field(description="the folder that `student sweep` made")
+    runs: CliPositionalArg[list[Path]] = Field(
+        min_length=1,
+        description="a sweep's folder, or folders of runs, or folders that have such in them",
+    )
     out: Path | None = Field(
         default=None,
-        description="the report's folder; by default `report` in the sweep's. An old one is replaced",
+        description="the report's folder; by default `report` in the folder that is named, or in the one that"
+        " holds all that are named. An old one is replaced",
+    )
+    baseline: str | None = Field(
+        default=None,
+        description="the arm that the others are compared with; default: the plan's, and of runs without a"
+        " plan those without a teacher",
     )
     threshold: float = Field(
         default=0.9,
@@ -64,18 +77,40 @@ def report(settings: ReportSettings) -> tuple[Path, list[str]]:
         The report's folder, and what could not be counted, a line each.
 
     Raises:
-        BadSweep: there is no sweep, no finished run in it, or no place to write to.
+        BadSweep: there is no finished run, no such baseline, or no place to write to.
     """
-    out = settings.out or settings.sweep / "report"
+    out = settings.out or _common_folder(settings.runs) / "report"
     _refuse_other_content(out)
-    sweep = read_sweep(settings.sweep)
+    sweep = _read(settings)
     _write(out, _files(Comparison(sweep, settings.threshold, settings.resamples, settings.seed), settings))
     return out, sweep.notes
 
 
+def _is_sweep(folders: Sequence[Path]) -> bool:
+    return len(folders) == 1 and (folders[0] / SWEEP_FILE).is_file()
+
+
+def _read(settings: ReportSettings) -> Sweep:
+    folders = settings.runs
+    sweep = read_sweep(folders[0]) if _is_sweep(folders) else read_runs(folders, named_arms)
+    if settings.baseline is None:
+        return sweep
+    if settings.baseline not in sweep.plan.arms:
+        raise BadSweep(
+            f"--baseline {settings.baseline!r} is none of the arms; they are"
+            f" {', '.join(map(repr, sweep.plan.arms))}"
+        )
+    return replace(sweep, plan=sweep.plan.model_copy(update={"baseline": settings.baseline}))
+
+
+def _common_folder(folders: Sequence[Path]) -> Path:
+    """The folder that is named, or the one that holds all that are named."""
+    return folders[0] if len(folders) == 1 else Path(os.path.commonpath([each.resolve() for each in folders]))
+
+
 def _files(comparison: Comparison, settings: ReportSettings) -> dict[str, bytes]:
     """Every file of the report by its name."""
-    drawn = (draw_figure_3(comparison), draw_samples(comparison), draw_figure_4(comparison))
+    drawn = (draw_success(comparison), draw_samples(comparison), draw_ablations(comparison))
     figures = {name: png for name, png in zip(_FIGURES, drawn, strict=True) if png is not None}
     content = _content(comparison, settings)
     content |= {"figures": {name: base64.b64encode(png).decode() for name, png in figures.items()}}
@@ -101,7 +136,6 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
     sweep = comparison.sweep
     runs = [run for cell in sweep.cells() for run in sweep.runs[cell]]
     plan = sweep.plan
-    planned = len(plan.arms) * len(plan.algos) * len(plan.envs) * len(plan.seeds)
     versions = Counter(
         ", ".join(f"{name} {version}" for name, version in run.config.get("versions", {}).items())
         for run in runs
@@ -116,7 +150,7 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
         "measure": comparison.measure,
         "settings": settings,
         "finished": len(runs),
-        "planned": planned,
+        "planned": sweep.planned,
         "few_seeds": min(len(seeds) for seeds in sweep.runs.values()) < _FOR_A_CLAIM,
         "notes": sweep.notes,
         "speed_ups": speed_up_table(comparison),
@@ -124,7 +158,7 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
         "questions": questions_table(comparison),
         "settings_table": settings_table(sweep),
         "shared": json.dumps(shared_settings(sweep), indent=2),
-        "whole_plan": json.dumps(plan.model_dump(), indent=2),
+        "whole_plan": json.dumps(plan.model_dump(), indent=2) if _is_sweep(settings.runs) else None,
         "teachers": teachers_table(sweep),
         "identities": json.dumps(teachers, indent=2),
         "versions": dict(versions),
@@ -134,12 +168,12 @@ def _content(comparison: Comparison, settings: ReportSettings) -> dict[str, Any]
 
 
 def _commands(settings: ReportSettings) -> list[str]:
-    """What repeats the sweep and the report."""
+    """What repeats the sweep, if the runs are one's, and the report."""
     flags = ["--threshold", settings.threshold, "--resamples", settings.resamples, "--seed", settings.seed]
-    return [
-        f"student sweep PLAN --out {settings.sweep}",
-        shlex.join(["student", "report", str(settings.sweep), *map(str, flags)]),
-    ]
+    if settings.baseline is not None:
+        flags += ["--baseline", settings.baseline]
+    sweep = [f"student sweep PLAN --out {settings.runs[0]}"] if _is_sweep(settings.runs) else []
+    return [*sweep, shlex.join(["student", "report", *map(str, [*settings.runs, *flags])])]
 
 
 def _refuse_other_content(out: Path) -> None:
@@ -148,7 +182,7 @@ def _refuse_other_content(out: Path) -> None:
         return
     if not out.is_dir() or out.is_symlink():
         raise BadSweep(f"{out} is no folder: choose another --out")
-    others = sorted({path.name for path in out.iterdir()} - _PAGES - set(_FIGURES) - _TABLES)
+    others = sorted({path.name for path in out.iterdir()} - _PAGES - set(_FIGURES) - _TABLES - _FORMER)
     if others:
         raise BadSweep(
             f"{out} holds {others[0]}, and a report takes a folder of its own: choose another --out"

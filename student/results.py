@@ -1,43 +1,28 @@
-"""What a sweep's folder holds: its plan, its finished runs, its teachers' own play, and what is missing."""
+"""Finished runs as a report reads them: those of a sweep's folder, or those in any folders."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from student.plans import StoredPlan, read_stored_plan
 from student.statistics import Times, samples_to
 from teacher_server.command_line import CannotStart
 
 HOLD = 3
 """Evaluations in a row over which a threshold has to hold."""
+SWEEP_FILE = "sweep.json"
+ALONE = "alone"
+"""How the name of an arm without a teacher begins where the report names the arms."""
 
 
 class BadSweep(CannotStart):
-    """A folder that cannot be used as a sweep's, and what to do."""
-
-
-class Plan(BaseModel):
-    """sweep.json: every arm is trained by every algorithm on every environment with every seed."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    version: Literal[1]
-    envs: tuple[str, ...] = Field(min_length=1)
-    algos: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    baseline: str = Field(description="the arm that the others are compared with")
-    arms: dict[str, dict[str, Any]] = Field(min_length=1, description="each arm's settings")
-
-    @model_validator(mode="after")
-    def _baseline_is_an_arm(self) -> "Plan":
-        if self.baseline not in self.arms:
-            raise ValueError(f"the baseline {self.baseline!r} is none of the arms {', '.join(self.arms)}")
-        return self
+    """A folder whose runs cannot be reported, and what to do."""
 
 
 class Cell(NamedTuple):
@@ -95,10 +80,17 @@ class TeacherPlay(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder as it was read; `notes` tells what could not be counted, a line each."""
+    """Runs as they were read.
 
-    folder: Path
-    plan: Plan
+    Attributes:
+        plan: which arms, algorithms, environments and seeds there are.
+        planned: how many runs there are to be.
+        teachers: their own play, where it is known.
+        notes: what could not be counted, a line each.
+    """
+
+    plan: StoredPlan
+    planned: int
     runs: dict[Cell, list[FinishedRun]]
     teachers: list[TeacherPlay]
     notes: list[str]
@@ -122,12 +114,13 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Reads all that is finished.
+    """Reads all that is finished of a sweep.
 
     Raises:
-        BadSweep: the folder holds no sweep, or no finished run.
+        BadSweep: no run is finished.
+        BadPlan: sweep.json cannot be read.
     """
-    plan = _read_plan(folder)
+    plan = read_stored_plan(folder / SWEEP_FILE)
     runs: dict[Cell, list[FinishedRun]] = {}
     left_out: dict[tuple[Cell, str], list[int]] = {}
     notes: list[str] = []
@@ -135,49 +128,97 @@ def read_sweep(folder: Path) -> Sweep:
     for cell in _cells(plan):
         for seed in plan.seeds:
             try:
-                run = _read_run(folder, cell, seed)
+                run = _read_run(folder.joinpath("runs", *cell, f"seed-{seed}"), (*cell[1:], seed), cell.arm)
             except _Unusable as problem:
                 name = "/".join((*cell, f"seed-{seed}"))
                 why = f"failed: {failed[name]}" if name in failed else str(problem)
                 left_out.setdefault((cell, why), []).append(seed)
                 continue
             runs.setdefault(cell, []).append(run)
-            if len(run.frames_E) < HOLD:
-                notes.append(
-                    f"{_name(cell, [seed])}: evaluated {len(run.frames_E)} times, and a threshold has to hold"
-                    f" for {HOLD}: it counts as never reached"
-                )
+            notes += _evaluated_too_seldom(run, _name(cell, [seed]))
     notes = [f"{_name(cell, seeds)}: left out: {why}" for (cell, why), seeds in left_out.items()] + notes
     if not runs:
         raise BadSweep(f"{folder} has no finished run yet: {len(left_out)} cells of the sweep are to be run")
     teachers = _read_teachers(folder, notes)
-    return Sweep(folder, plan, runs, teachers, [*notes, *_oddities(folder, plan, runs, teachers)])
+    notes += [*_oddities(runs, teachers), *_unplanned(folder, plan)]
+    return Sweep(plan, len(_cells(plan)) * len(plan.seeds), runs, teachers, notes)
 
 
-def _cells(plan: Plan) -> list[Cell]:
+def read_runs(folders: Sequence[Path], name_arms: Callable[[list[FinishedRun]], list[str]]) -> Sweep:
+    """Reads all finished runs in these folders and below them, wherever they are.
+
+    Args:
+        name_arms: the arm of each run.
+
+    Raises:
+        BadSweep: there is no such folder, or no finished run in one of them.
+    """
+    found: dict[Path, FinishedRun] = {}
+    notes: list[str] = []
+    planned = 0
+    for folder in folders:
+        paths = list(_run_folders(folder))
+        if not paths:
+            raise BadSweep(
+                f"{folder} holds no run and no sweep: name a folder that `student train` or"
+                " `student sweep` made, or one that has such folders in it"
+            )
+        for path in paths:
+            planned += 1
+            try:
+                found[path] = _read_run(path)
+            except _Unusable as problem:
+                notes.append(f"{path}: left out: {problem}")
+                continue
+            notes += _evaluated_too_seldom(found[path], str(path))
+    if not found:
+        raise BadSweep(f"no run is finished: {notes[0]}")
+    runs: dict[Cell, list[FinishedRun]] = {}
+    first: dict[tuple[Cell, int], Path] = {}
+    for (path, run), arm in zip(found.items(), name_arms(list(found.values())), strict=True):
+        cell = run.cell._replace(arm=arm)
+        if (before := first.setdefault((cell, run.seed), path)) != path:
+            notes.append(f"{path}: left out: {before} has the same settings and the same seed")
+            continue
+        runs.setdefault(cell, []).append(replace(run, cell=cell))
+    arms = sorted({cell.arm for cell in runs}, key=lambda arm: (not arm.startswith(ALONE), arm))
+    plan = StoredPlan(
+        version=1,
+        envs=tuple(sorted({cell.env for cell in runs})),
+        algos=tuple(sorted({cell.algo for cell in runs}, reverse=True)),
+        seeds=tuple(sorted({run.seed for each in runs.values() for run in each})),
+        baseline=arms[0],
+        arms={arm: {} for arm in arms},
+    )
+    return Sweep(plan, planned, runs, [], [*notes, *_oddities(runs, [])])
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """The folders of runs in a folder, itself or below it."""
+    if not folder.is_dir():
+        raise BadSweep(f"there is no folder {folder}")
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if "config.json" in files and _is_run(Path(parent)):
+            folders.clear()
+            yield Path(parent)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether config.json is that of a run, and not a checkpoint's or another program's."""
+    try:
+        settings = _read_json(folder / "config.json").get("settings")
+    except _Unusable:
+        return True  # it is named among what was left out
+    return isinstance(settings, dict) and {"env", "algo", "seed"} <= settings.keys()
+
+
+def _cells(plan: StoredPlan) -> list[Cell]:
     return [Cell(arm, algo, env) for algo in plan.algos for env in plan.envs for arm in plan.arms]
 
 
 def _name(cell: Cell, seeds: list[int]) -> str:
     return f"{'/'.join(cell)} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-
-
-def _read_plan(folder: Path) -> Plan:
-    path = folder / "sweep.json"
-    if not folder.is_dir():
-        raise BadSweep(f"there is no folder {folder}")
-    if not path.is_file():
-        raise BadSweep(f"{folder} is no sweep: it has no sweep.json")
-    try:
-        return Plan.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise BadSweep(
-            f"{path} cannot be read as a sweep: {where + ': ' if where else ''}{problem['msg']}"
-        ) from error
-    except OSError as error:
-        raise BadSweep(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read_failed(folder: Path) -> dict[str, str]:
@@ -192,8 +233,8 @@ class _Unusable(Exception):
     """Why a run cannot be counted."""
 
 
-def _read_run(folder: Path, cell: Cell, seed: int) -> FinishedRun:
-    run = folder / "runs" / cell.arm / cell.algo / cell.env / f"seed-{seed}"
+def _read_run(run: Path, expected: tuple[str, str, int] | None = None, arm: str = "") -> FinishedRun:
+    """A run's folder; `expected` are the algorithm, environment and seed that it has to be of."""
     if not run.is_dir():
         raise _Unusable("missing: it has not been started")
     if not (run / "summary.json").is_file():
@@ -202,15 +243,15 @@ def _read_run(folder: Path, cell: Cell, seed: int) -> FinishedRun:
     config, summary = _read_json(run / "config.json"), _read_json(run / "summary.json")
     try:
         told = tuple(config["settings"][name] for name in ("algo", "env", "seed"))
-        if told != (cell.algo, cell.env, seed):
+        if expected not in (None, told):
             raise _Unusable(f"its config.json is of another run: {' '.join(map(str, told))}")
         if rows and rows[-1]["frames"] > summary["frames"]:
             raise _Unusable("unfinished: it has gone on since it wrote its summary.json")
         for name in ("success", "return", "frames", "seconds"):
             float(summary[name])
         return FinishedRun(
-            cell,
-            seed,
+            Cell(arm, told[0], told[1]),
+            told[2],
             config,
             summary,
             np.array([row["frames"] for row in rows], np.int64),
@@ -274,9 +315,16 @@ def _read_teachers(folder: Path, notes: list[str]) -> list[TeacherPlay]:
     return plays
 
 
-def _oddities(
-    folder: Path, plan: Plan, runs: dict[Cell, list[FinishedRun]], teachers: list[TeacherPlay]
-) -> Iterator[str]:
+def _evaluated_too_seldom(run: FinishedRun, name: str) -> list[str]:
+    if len(run.frames_E) >= HOLD:
+        return []
+    return [
+        f"{name}: evaluated {len(run.frames_E)} times, and a threshold has to hold for {HOLD}: it counts as"
+        " never reached"
+    ]
+
+
+def _oddities(runs: dict[Cell, list[FinishedRun]], teachers: Iterable[TeacherPlay]) -> Iterator[str]:
     """What is no mistake in itself, and yet has to be known to read the figures."""
     known = {(play.identity, play.env) for play in teachers}
     unplayed: dict[tuple[str, str], None] = {}
@@ -289,6 +337,9 @@ def _oddities(
         unplayed |= {(each, cell.env): None for each in identities if each and (each, cell.env) not in known}
     for identity, env in unplayed:
         yield f"teacher {identity} on {env}: its own play was not evaluated: the curves have no line for it"
+
+
+def _unplanned(folder: Path, plan: StoredPlan) -> Iterator[str]:
     planned = {folder.joinpath("runs", *cell, f"seed-{seed}") for cell in _cells(plan) for seed in plan.seeds}
     for path in sorted(set(folder.glob("runs/*/*/*/seed-*")) - planned):
         yield f"{path.relative_to(folder / 'runs')}: left out: it is not in sweep.json"

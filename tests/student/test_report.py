@@ -36,7 +36,7 @@ pytestmark = pytest.mark.integration
 _STUDENT = [sys.executable, "-m", "student"]
 _OTHER_ENV = "MiniGrid-Dynamic-Obstacles-5x5-v0"
 _FEW = ("--resamples", "200")
-_ALL = {"report.html", "report.md", "figure3.png", "figure4.png", "samples.png"}
+_ALL = {"report.html", "report.md", "success.png", "ablations.png", "samples.png"}
 _ALL |= {"curves.csv", "speedups.csv", "final.csv", "questions.csv"}
 _LENGTH = 30
 """Evaluations of a run."""
@@ -87,7 +87,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_written(sweep: Path) -> None:
     assert {path.name for path in (sweep / "report").iterdir()} == _ALL
-    for name in ("figure3.png", "figure4.png", "samples.png"):
+    for name in ("success.png", "ablations.png", "samples.png"):
         with Image.open(sweep / "report" / name) as image:
             assert image.format == "PNG"
             assert image.convert("L").getextrema() != (255, 255)
@@ -210,11 +210,11 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     assert r"| a<i>b\| |" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_figure_4_is_left_out_where_nothing_shows_it(tmp_path: Path) -> None:
+def test_ablations_are_left_out_where_nothing_shows_it(tmp_path: Path) -> None:
     out = _report(_small(tmp_path))
-    assert {path.name for path in out.iterdir()} == _ALL - {"figure4.png"}
+    assert {path.name for path in out.iterdir()} == _ALL - {"ablations.png"}
     for page in ("report.html", "report.md"):
-        assert "there is no figure 4" in (out / page).read_text()
+        assert "there are no ablations to show" in (out / page).read_text()
 
 
 def test_a_sweep_of_the_baseline_alone(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def _newer(folder: Path) -> None:
     ("make", "said"),
     [
         (_nothing, "there is no folder"),
-        (lambda folder: folder.mkdir(), "is no sweep: it has no sweep.json"),
+        (lambda folder: folder.mkdir(), "holds no run and no sweep"),
         (_broken, "cannot be read as a sweep"),
         (_newer, "cannot be read as a sweep: version"),
         (
@@ -450,10 +450,10 @@ def test_a_report_replaces_a_report_and_nothing_else(
         tmp_path / "sweep", {"alone": ALONE, "soft": TAUGHT, "hard": {**TAUGHT, "targets": "hard"}}
     )
     out = _report(sweep)
-    assert (out / "figure4.png").exists()
+    assert (out / "ablations.png").exists()
     for summary in sweep.glob("runs/hard/*/*/*/summary.json"):
         summary.unlink()
-    assert not (_report(sweep) / "figure4.png").exists()
+    assert not (_report(sweep) / "ablations.png").exists()
     (out / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     capsys.readouterr()
