@@ -13,7 +13,7 @@ commands:
   train       train a student, alone or with a teacher; or go on with a run
   evaluate    play held-out episodes with a student or with a teacher
   export      write a student into one file that plays without torch, and measure it
-  report      make figures, tables and a page from a sweep's folder
+  report      make figures, tables and a page from runs, or from a sweep's folder
   sweep       train all students of a plan, many at once; or go on with a sweep
 
 `student COMMAND --help` lists a command's settings.
@@ -41,21 +41,33 @@ def _train(arguments: Sequence[str]) -> int:
             " --preset alone, the default",
             file=sys.stderr,
         )
+    from student.seeds import train_seeds  # noqa: PLC0415
     from student.trainer import Stopped, train  # noqa: PLC0415
 
+    successes = []
     try:
-        summary = train(settings)
+        for summary in train_seeds(settings) if settings.seeds > 1 else [train(settings)]:
+            _print_summary(summary)
+            successes.append(summary["success"])
     except Stopped as error:
         return fail("student train", error, error.exit_code)
     except TeacherError as error:
         return fail("student train", error, 3)
+    if settings.seeds > 1:
+        print(
+            f"{settings.seeds} seeds: success {sum(successes) / len(successes):.3f} on average, from"
+            f" {min(successes):.3f} to {max(successes):.3f}; curves: student report {settings.out}"
+        )
+    return 0
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
     print(
         f"{summary['env']}: {summary['frames']} frames in {summary['seconds']:.0f} s of training"
         f" ({summary['frames_per_second']:.0f} frames/s); asked {summary['questions']} questions,"
         f" {summary['store_hits']} more from the store"
     )
     _print_report({"sampled": summary["sampled"], "argmax": summary["argmax"]})
-    return 0
 
 
 def _evaluate(arguments: Sequence[str]) -> int:

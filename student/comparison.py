@@ -41,6 +41,7 @@ class Paper(NamedTuple):
     lava_gap_samples: int
 
 
+PAPERS_TASKS = {"lava_gap", "dynamic_obstacles", "fetch", "go_to_door"}
 PAPER = {"ppo": Paper(2.56, 2.11, 5260), "a2c": Paper(2.86, 2.18, 9180)}
 
 

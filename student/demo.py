@@ -15,7 +15,7 @@ import matplotlib as mpl
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from student.evaluate import animate
+from student.animation import animate
 from student.runs import Run, write_json
 from student.scoring import load_student
 from student.settings import EnvId, TrainSettings

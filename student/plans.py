@@ -35,7 +35,19 @@ GIVEN = "given"
 """What an arm calls the teacher whose address the command gives, and its folder's name."""
 
 _THE_SWEEPS_OWN = {
-    *("env", "algo", "seed", "teacher", "teacher_key_file", "out", "resume", "go_on", "threads", "progress")
+    *(
+        "env",
+        "algo",
+        "seed",
+        "seeds",
+        "teacher",
+        "teacher_key_file",
+        "out",
+        "resume",
+        "go_on",
+        "threads",
+        "progress",
+    )
 }
 """Settings of a run that a plan's tables of settings cannot hold."""
 _SETTINGS = {
@@ -340,7 +352,7 @@ def stored_plan(path: Path) -> Plan:
     Raises:
         BadPlan: it cannot be read, is not of this version, or says something that cannot be done.
     """
-    content = read_stored_plan(path).model_dump(exclude={"version", "teachers"})
+    content = read_stored_plan(path).model_dump(mode="json", exclude={"version", "teachers"})
     try:
         return Plan.model_validate(content)
     except ValidationError as error:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from student.animation import animate
 from student.envs import Layout, Vocabulary, layout_of
-from student.evaluate import Policy, animate, evaluate
+from student.evaluate import Policy, evaluate
 from student.exported import open_exported
 from student.labels import LabelTable
 from student.networks import ActorCritic

@@ -144,6 +144,13 @@ class TrainSettings(BaseSettings):
         " complete: for whatever starts the same command again",
     )
     seed: int = Field(default=1, ge=0, description="of everything random in the run")
+    seeds: int = Field(
+        default=1,
+        ge=1,
+        exclude=True,
+        description="train this many students one after another, from --seed and the seeds that follow, each"
+        " in a folder seed-N of --out; `student sweep` trains many at once",
+    )
     frames: int = _by_preset(
         fast=60_000, paper=20_000, ge=1, description="steps in the environments to train for"
     )
@@ -318,6 +325,12 @@ class TrainSettings(BaseSettings):
     def _one_way_on(self) -> Self:
         if self.go_on and self.resume is not None:
             raise ValueError("--go-on: not together with --resume; it goes on with the run in --out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_run_to_resume(self) -> Self:
+        if self.seeds > 1 and self.resume is not None:
+            raise ValueError("--seeds: not together with --resume; with --go-on it goes on with all its runs")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from student.comparison import PAPER, PAPERS_RETURN, Comparison, SpeedUp, comparable_settings
+from gridworld.tasks import family_of
+from student.comparison import PAPER, PAPERS_RETURN, PAPERS_TASKS, Comparison, SpeedUp, comparable_settings
 from student.figures import short
 from student.results import Cell, FinishedRun, Sweep
 from student.statistics import Bound, Estimate
@@ -50,11 +51,13 @@ def _bound(bound: Bound, form: str) -> str:
 def speed_up_table(comparison: Comparison) -> Table:
     """Samples to threshold and speed-ups, the paper's own figures below the rows that they belong to."""
     rows: list[Row] = []
+    families = {task.key if (task := family_of(env)) else None for env in comparison.sweep.plan.envs}
+    about_the_papers_tasks = families <= PAPERS_TASKS
     blocks = groupby(comparison.speed_ups, key=lambda row: (row.algo, row.env, row.measure))
     for (algo, env, measure), block in blocks:
         rows += [_speed_up_row(row, len(comparison.sweep.plan.envs)) for row in block]
         paper = PAPER.get(algo)
-        if paper and env is None:
+        if paper and env is None and about_the_papers_tasks:
             cells = (
                 algo.upper(),
                 "four tasks, the paper's",

@@ -182,3 +182,20 @@ def test_go_on_and_resume_do_not_go_together() -> None:
     with pytest.raises(BadSetting) as refused:
         parse(TrainSettings, ["--go-on", "--resume", "runs/x"])
     assert str(refused.value) == "--go-on: not together with --resume; it goes on with the run in --out"
+
+
+def test_several_seeds_are_the_runs_of_each_seed(tmp_path: Path) -> None:
+    flags = ("--env", "MiniGrid-LavaGapS5-v0", "--frames", "600", "--evaluation-episodes", "4")
+    said = _train(*flags, "--seed", "3", "--seeds", "2", "--out", str(tmp_path / "all"))
+    assert said.splitlines()[-1].startswith("2 seeds: success ")
+    _train(*flags, "--seed", "4", "--out", str(tmp_path / "one"))
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["seed-3", "seed-4"]
+    assert _summary(tmp_path / "all" / "seed-4") == _summary(tmp_path / "one")
+    before = _content(tmp_path / "all")
+    again = (*flags, "--seed", "3", "--seeds", "3", "--out", str(tmp_path / "all"))
+    assert "seed-3 holds a run already: go on with --go-on" in _refused(*again)
+    assert _content(tmp_path / "all") == before
+    _train(*again, "--go-on")
+    assert (tmp_path / "all" / "seed-5" / "summary.json").exists()
+    assert _content(tmp_path / "all").items() >= before.items()
+    assert "not together with --resume" in _refused("--seeds", "2", "--resume", str(tmp_path / "one"))

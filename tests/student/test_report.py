@@ -510,3 +510,54 @@ def test_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (row["frames"], row["evaluation_success"], row["evaluation_return"]) for row in logged
     ]
     assert "<td>environments</td><td>16</td><td>8</td>" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_plain_runs_are_compared_by_what_their_settings_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs without a plan, wherever they lie: what differs in the seed alone is an arm."""
+    weak, arms = {**TAUGHT, "lambda": 0.1}, {"a": ALONE, "b": TAUGHT}
+    write_sweep(tmp_path / "made", arms | {"c": weak, "copy": weak}, (1, 2, 3))
+    for arm, at in (("a", 16), ("b", 8), ("c", 12), ("copy", 12)):
+        for seed in (1, 2, 3) if arm != "copy" else (1,):
+            run = write_run(tmp_path / "made", arm, seed, step(at, 20))
+            run.rename(tmp_path / f"{arm}-{seed}")
+    (tmp_path / "made" / "sweep.json").unlink()
+    write(tmp_path / "unfinished" / "config.json", {"settings": {"env": ENV, "algo": "ppo", "seed": 4}})
+    write(tmp_path / "checkpoint" / "config.json", {"model_type": "qwen2_5_vl"})
+    out = _report(tmp_path)
+    rows = {(row["arm"], row["env"], row["figure"]): row for row in _rows(out / "speedups.csv")}
+    for arm, frames, speed_up in (("taught, lambda 1.0", 8000, 2.0), ("taught, lambda 0.1", 12000, 4 / 3)):
+        row = rows[arm, ENV, "success"]
+        assert (float(row["median"]), int(row["seeds"])) == (frames, 3)
+        assert float(row["speedup"]) == pytest.approx(speed_up)
+    assert rows["alone", ENV, "success"]["speedup"] == ""
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/copy-1: left out: {tmp_path}/c-1 has the same settings and the same seed" in err
+    assert f"{tmp_path}/unfinished: left out: unfinished" in err
+    assert f"{tmp_path}/checkpoint" not in err
+    text = (out / "report.md").read_text()
+    assert "9 of 11 runs are finished" in text
+    assert "student sweep" not in text
+
+    some = [str(tmp_path / name) for name in ("b-1", "b-2", "c-1")]
+    baseline = ("--baseline", "taught, lambda 0.1", "--out", str(tmp_path / "r"))
+    assert main(["report", *some, *_FEW, *baseline]) == 0
+    rows = {(row["arm"], row["env"], row["figure"]): row for row in _rows(tmp_path / "r" / "speedups.csv")}
+    assert float(rows["taught, lambda 1.0", ENV, "success"]["speedup"]) == pytest.approx(1.5)
+    capsys.readouterr()
+    assert main(["report", *some, "--baseline", "alone"]) == 2
+    assert "--baseline 'alone' is none of the arms" in capsys.readouterr().err
+
+
+def test_nothing_of_a_figure_is_cut(tmp_path: Path) -> None:
+    """A single panel is narrower than the names of its arms: the legend has as many lines as it takes."""
+    long = {f"taught-by-a-teacher-of-a-long-name-{i}": {**TAUGHT, "lambda": float(i)} for i in range(1, 7)}
+    out = _report(_small(tmp_path, {"alone": ALONE} | long))
+    for name in ("success.png", "samples.png"):
+        with Image.open(out / name) as image:
+            inked = image.convert("L").point(lambda value: 255 if value < 250 else 0).getbbox()
+            size = image.size
+        assert inked is not None
+        left, upper, right, lower = inked
+        assert min(left, upper, size[0] - right, size[1] - lower) >= 3

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 import student
 from tests.conftest import StartTeacher, TeacherProcess, environment_without
@@ -249,7 +250,9 @@ def test_a_trained_student_is_evaluated_and_drawn(tmp_path: Path) -> None:
     flags = ("--episodes", "12", "--gif", str(gif), "--out", str(report))
     result = _run("evaluate", str(run), *flags)
     assert result.returncode == 0, result.stderr
-    assert gif.read_bytes().startswith(b"GIF89a")
+    with Image.open(gif) as animation:
+        assert animation.format == "GIF"
+        assert min(animation.size) >= 400
     written = json.loads(report.read_text())
     assert written["sampled"]["episodes"] == written["argmax"]["episodes"] == 12
     assert _run("evaluate", str(run), *flags).stdout == result.stdout
