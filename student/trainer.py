@@ -90,6 +90,7 @@ class _Trainer:
     def __init__(self, settings: TrainSettings, run: Run | None) -> None:
         self.settings = settings
         torch.set_num_threads(settings.threads)
+        _ = np.finfo(np.float32), np.finfo(np.float64)  # numpy warns where it meets no denormals at first
         torch.set_flush_denormal(True)  # Adam's moments of weights at rest decay into numbers that are slow
         torch.manual_seed(settings.seed)
         self.vocabulary = Vocabulary()
