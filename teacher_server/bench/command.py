@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         found = find_teachers(settings, arguments[end + 1 :], stack)
         tasks = known_tasks(settings, list(found.values()))
         targets = {name: target for name, (target, _) in found.items()}
-        plan = _plan(settings, seed, several=len(targets) > 1)
+        plan = _plan(settings, seed)
         about = _about(settings, plan, tasks)
         blocks: list[Block] = []
         progress = Progress(plan.blocks * len(targets), several=len(targets) > 1)
@@ -70,8 +70,8 @@ def _draw(tasks: Sequence[str], seed: int, number: int, progress: Progress) -> l
     return drawn
 
 
-def _plan(settings: BenchSettings, seed: int, *, several: bool) -> Plan:
-    rounds = settings.rounds if several else 1
+def _plan(settings: BenchSettings, seed: int) -> Plan:
+    rounds = settings.rounds or (10 if settings.several else 1)
     loads = [Load("concurrency", value) for value in settings.concurrency]
     loads += [Load("rate", value) for value in settings.rate]
     return Plan(

@@ -111,12 +111,16 @@ def poisson_arrivals(rate: float, number: int, rng: np.random.Generator) -> list
 
 
 def closed_window(
-    samples: Iterable[Sample], warm_up: int, number: int, seconds: float | None = None
+    samples: Iterable[Sample], warm_up: int, number: int, seconds: float | None = None, *, askers: int = 1
 ) -> Window:
     """Of a closed loop: the `number` that were answered after the first `warm_up`, all askers being busy.
 
+    A teacher that computes questions together answers them together, in waves. A window over a part of a wave
+    would hold the whole wave's time: what was answered is counted up to a whole number of answers an asker.
+
     Args:
         seconds: leaves out what was answered later than so long after the warm-up.
+        askers: that asked at once. Where not even each of them was answered once, all answers count.
     """
     ordered = sorted(samples, key=lambda sample: sample.reply.ended)
     if len(ordered) <= warm_up:
@@ -124,7 +128,13 @@ def closed_window(
     began = ordered[warm_up - 1].reply.ended if warm_up else min(sample.sent for sample in ordered)
     end = math.inf if seconds is None else began + seconds
     counted = [sample for sample in ordered[warm_up : warm_up + number] if sample.reply.ended <= end]
+    counted = counted[: whole(len(counted), askers)]
     return Window(counted, counted[-1].reply.ended - began if counted else 0.0)
+
+
+def whole(number: int, askers: int) -> int:
+    """The largest multiple of `askers` up to a number; the number itself where there is none."""
+    return number - number % askers or number
 
 
 def open_window(samples: Iterable[Sample], warm_up: int) -> Window:

@@ -1,5 +1,6 @@
 """A run: every point of load, cold and warm, round by round, the teachers in turn."""
 
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from teacher_server.bench.loops import (
     open_loop,
     open_window,
     poisson_arrivals,
+    whole,
 )
 from teacher_server.bench.targets import Target
 from teacher_server.schemas import Question
@@ -33,6 +35,11 @@ class Load:
     kind: Literal["concurrency", "rate"]
     value: float
 
+    @property
+    def askers(self) -> int:
+        """How many wait for an answer before they ask again; none of an open loop does."""
+        return int(self.value) if self.kind == "concurrency" else 1
+
     def __str__(self) -> str:
         return f"{self.value:g} at once" if self.kind == "concurrency" else f"{self.value:g}/s"
 
@@ -42,7 +49,7 @@ class Plan:
     """What is measured.
 
     Attributes:
-        questions: counted in a round; `warm_up` come before them and are not.
+        questions: counted in a round, at least; `warm_up` come before them and are not.
         seconds: after which a round ends, questions left or not.
     """
 
@@ -56,12 +63,15 @@ class Plan:
 
     def ahead(self, load: Load) -> int:
         """Questions of a round that come before the counted ones: each asker has been answered once."""
-        return max(self.warm_up, int(load.value)) if load.kind == "concurrency" else self.warm_up
+        return max(self.warm_up, load.askers) if load.kind == "concurrency" else self.warm_up
+
+    def counted(self, load: Load) -> int:
+        """Questions of a round that count: as many for each asker, since answers may come in waves."""
+        return math.ceil(self.questions / load.askers) * load.askers
 
     def asked(self, load: Load) -> int:
         """Questions of a round; a closed loop's other askers go on until the last that counts is answered."""
-        others = int(load.value) - 1 if load.kind == "concurrency" else 0
-        return self.ahead(load) + self.questions + others
+        return self.ahead(load) + self.counted(load) + load.askers - 1
 
     @property
     def blocks(self) -> int:
@@ -96,7 +106,8 @@ class Block:
     def window(self) -> Window:
         """What of it counts; of an interrupted one, what there is."""
         if self.load.kind == "concurrency":
-            return closed_window(self.samples, self.ahead, self.questions, self.seconds)
+            askers = self.load.askers
+            return closed_window(self.samples, self.ahead, self.questions, self.seconds, askers=askers)
         return open_window(self.samples, self.ahead)
 
     def enough(self) -> bool:
@@ -150,14 +161,14 @@ async def _measure(
         for number in range(plan.rounds):
             for name in order.sample(list(targets), len(targets)):
                 asked = list(islice(questions, plan.asked(load)))
-                cold = Block(name, load, "cold", number, plan.ahead(load), plan.questions, plan.seconds)
+                cold = Block(name, load, "cold", number, plan.ahead(load), plan.counted(load), plan.seconds)
                 blocks.append(cold)
                 await _ask(cold, targets[name], asked, arrivals, watcher)
                 answered = {sample.number for sample in cold.samples if sample.reply.answered}
                 again = [question for i, question in enumerate(asked) if i in answered]
                 if plan.warm and again:
                     ahead = min(cold.ahead, len(again) - 1)
-                    counted = min(plan.questions, len(again) - ahead)
+                    counted = min(plan.counted(load), whole(len(again) - ahead, load.askers))
                     warm = replace(cold, pass_="warm", ahead=ahead, questions=counted, samples=[])  # noqa: S106 - no password
                     blocks.append(warm)
                     await _ask(warm, targets[name], again, arrivals, watcher)
@@ -179,7 +190,7 @@ async def _ask(
         watcher.advances()
 
     if block.load.kind == "concurrency":
-        await closed_loop(asks, int(block.load.value), block.enough, on_sample)
+        await closed_loop(asks, block.load.askers, block.enough, on_sample)
         return
     at = poisson_arrivals(block.load.value, block.ahead + block.questions, arrivals)
     if block.seconds is not None:

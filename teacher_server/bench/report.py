@@ -12,6 +12,8 @@ from teacher_server.bench.measuring import Block, Load, Pass
 
 LATE_MS = 10.0
 """From which on the client's own lateness is worth a warning."""
+_TAIL = 0.2
+"""Share of an open loop's time after its last arrival, from which on it is."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def as_markdown(report: Report) -> str:
     ]
     parts.append("\n".join(f"- {name}: {_who(told)}" for name, told in report.targets.items()))
     parts.append(
-        f"{about['machine']}; {about['questions']} questions for each point and pass, about"
+        f"{about['machine']}; {about['questions']} questions or more for each point and pass, about"
         f" {', '.join(about['task'])}; seed {about['seed']}; {about['began']}"
     )
     if report.interrupted:
@@ -138,12 +140,31 @@ def warnings(report: Report) -> list[str]:
         if figures.errors:
             errors = ", ".join(f"{number} x {status}" for status, number in figures.errors.items())
             told.append(f"{where}: not answered: {errors}")
+        if short := sum(0 < len(window.samples) < point.load.askers for window in point.windows):
+            told.append(
+                f"{where}: {short} of {len(point.windows)} rounds ended before each asker was answered once:"
+                " answers/s say little; give --seconds more"
+            )
+        tail = sum(_tail_s(window) for window in point.windows) if point.load.kind == "rate" else 0.0
+        if tail > _TAIL * figures.seconds:
+            told.append(
+                f"{where}: {tail / figures.seconds:.0%} of the time was after the last arrivals, which makes"
+                " answers/s too few: ask more --questions, or in fewer --rounds"
+            )
         if figures.late_ms and figures.late_ms.p99 > LATE_MS:
             told.append(
                 f"{where}: this client was late itself, by {figures.late_ms.p99:.0f} ms (p99), which counts"
                 " as latency"
             )
     return told
+
+
+def _tail_s(window: Window) -> float:
+    """Seconds from the last arrival to the last answer."""
+    if not window.samples:
+        return 0.0
+    ended = max(sample.reply.ended for sample in window.samples)
+    return ended - max(sample.planned for sample in window.samples)
 
 
 def _latency_table(report: Report) -> str:

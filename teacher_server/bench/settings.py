@@ -66,7 +66,12 @@ class BenchSettings(BaseSettings):
         description="open loop: questions a second that arrive at random times (Poisson), answered or not;"
         " a list: 5,10",
     )
-    questions: int = Field(default=200, ge=1, description="counted at each point and pass")
+    questions: int = Field(
+        default=200,
+        ge=1,
+        description="counted at each point and pass, at least: in each round all askers are answered equally"
+        " often, since answers may come in waves",
+    )
     seconds: float | None = Field(
         default=None,
         gt=0,
@@ -78,8 +83,11 @@ class BenchSettings(BaseSettings):
         ge=0,
         description="questions before each round, not counted; in a closed loop at least as many as askers",
     )
-    rounds: int = Field(
-        default=10, ge=2, description="--vs, --vs-openai: turns that each teacher's questions are dealt over"
+    rounds: int | None = Field(
+        default=None,
+        ge=1,
+        description="turns that each teacher's questions are dealt over, each with a warm-up of its own;"
+        " default: 10 with --vs or --vs-openai, which need 2, and 1 without",
     )
     warm: bool = Field(
         default=True, description="ask the same questions a second time too, which the store then answers"
@@ -122,3 +130,14 @@ class BenchSettings(BaseSettings):
         if not self.concurrency and not self.rate:
             raise ValueError("there is nothing to measure: give --concurrency or --rate a value")
         return self
+
+    @model_validator(mode="after")
+    def _compares_rounds(self) -> "BenchSettings":
+        if self.rounds == 1 and self.several:
+            raise ValueError("--rounds is 1: two teachers are compared over 2 rounds or more")
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether teachers are compared."""
+        return self.vs is not None or self.vs_openai is not None

@@ -145,6 +145,23 @@ def test_a_closed_window_can_be_cut_off_by_the_clock() -> None:
     assert closed_window(samples, 10, 5) == Window([], 0.0)
 
 
+@pytest.mark.parametrize("questions", [1, 20, 64, 65, 200])
+@pytest.mark.parametrize("together", [16, 64])
+@pytest.mark.parametrize("seconds", [None, 47.0])
+def test_answers_that_come_in_waves_have_their_rate(
+    questions: int, together: int, seconds: float | None
+) -> None:
+    plan = Plan([], questions=questions, warm_up=8, rounds=1, warm=False, seed=0, seconds=seconds)
+    load = Load("concurrency", 64)
+    # So many are computed together, in 8 seconds, for 64 askers
+    samples = [_sample(i, planned=0, ended=8.0 * (1 + i // together)) for i in range(400)]
+    asked = samples[: plan.asked(load)]
+    block = Block("teacher", load, "cold", 0, plan.ahead(load), plan.counted(load), seconds, asked)
+    window = block.window
+    assert len(window.samples) >= questions or seconds
+    assert len(window.samples) / window.seconds == together / 8
+
+
 def test_a_closed_window_without_warm_up_begins_with_the_first_question() -> None:
     samples = [_sample(0, planned=3, ended=5), _sample(1, planned=4, ended=7)]
     assert closed_window(samples, 0, 2).seconds == 4
@@ -171,8 +188,8 @@ def test_a_block_is_over_after_its_seconds_or_its_questions() -> None:
 def test_a_plan_counts_what_it_asks() -> None:
     loads = [Load("concurrency", 1), Load("concurrency", 16), Load("rate", 5)]
     plan = Plan(loads, questions=20, warm_up=8, rounds=3, warm=True, seed=0)
-    assert [plan.asked(load) for load in loads] == [8 + 20, 16 + 20 + 15, 8 + 20]
-    assert plan.different == 3 * (28 + 51 + 28)
+    assert [plan.asked(load) for load in loads] == [8 + 20, 16 + 32 + 15, 8 + 20]
+    assert plan.different == 3 * (28 + 63 + 28)
     assert plan.blocks == 3 * 3 * 2
 
 
@@ -300,13 +317,18 @@ def test_a_report_warns_of_what_misleads() -> None:
     known = _block("teacher", 0, 0.1, stored=True)
     refused = _block("teacher", 0, 0.1, pass_="warm", status="503")
     late = Block("teacher", Load("rate", 5), "cold", 0, 0, 1, None, [_sample(0, 0, 1, sent=0.5)])
+    short = Block("teacher", Load("concurrency", 4), "cold", 0, 1, 4, 1.5, [_sample(0, 0, i) for i in (1, 2)])
     told = warnings(
-        report_of([known, refused, late], about=_ABOUT, targets={"teacher": {}}, interrupted=False)
+        report_of([known, refused, late, short], about=_ABOUT, targets={"teacher": {}}, interrupted=False)
     )
     assert told == [
         "1 at once, cold: the store knew 2 of 2 questions: take another --seed, or a teacher with an empty"
         " store",
         "1 at once, warm: not answered: 2 x 503",
+        "4 at once, cold: 1 of 1 rounds ended before each asker was answered once: answers/s say little; give"
+        " --seconds more",
+        "5/s, cold: 100% of the time was after the last arrivals, which makes answers/s too few: ask more"
+        " --questions, or in fewer --rounds",
         "5/s, cold: this client was late itself, by 500 ms (p99), which counts as latency",
     ]
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,14 @@ def test_two_teachers_take_turns(shared_teacher: TeacherProcess, tmp_path: Path)
     assert "Ratios of teacher to the others" in (tmp_path / "bench.md").read_text()
 
 
+def test_one_teacher_can_be_asked_in_rounds_too(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    flags = ("--concurrency", "3", "--rounds", "2", "--questions", "8", "--no-warm", "--seed", "8")
+    assert _bench(shared_teacher.url, *flags, "--task", "fetch", "--out", str(tmp_path)) == 0
+    (point,) = json.loads((tmp_path / "bench.json").read_text())["points"]
+    # Four questions a round, and as many for each asker
+    assert Counter(sample["round"] for sample in point["samples"]) == {0: 6, 1: 6}
+
+
 def test_a_second_run_is_told_that_the_store_knows_its_questions(
     shared_teacher: TeacherProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +113,7 @@ def test_a_second_run_is_told_that_the_store_knows_its_questions(
         (("--rate", "5,x"), "--rate (or TEACHER_BENCH_RATE)"),
         (("--concurrency", "0"), "--concurrency (or TEACHER_BENCH_CONCURRENCY)"),
         (("--concurrency", "none"), "nothing to measure"),
+        (("--vs", "http://127.0.0.1:9", "--rounds", "1"), "compared over 2 rounds or more"),
         (("--task", "chess"), "there is no task 'chess'; choose out of lava_gap"),
         (("nowhere",), "'nowhere' is neither a teacher's address"),
         (("ftp://127.0.0.1",), "write it as http://HOST:PORT"),
