@@ -10,7 +10,7 @@ from teacher_server.engines import EngineHangs
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import HostState
 from teacher_server.settings import Settings
-from teacher_server.teachers import Teacher
+from teacher_server.teachers import Teacher, name_of
 
 _T = TypeVar("_T")
 
@@ -107,7 +107,7 @@ class Host:
             StoreError: it cannot be written.
         """
         if self._store is not None:
-            self._store.register(teacher.identity, teacher.description)
+            self._store.register(teacher.identity, teacher.description, name_of(teacher))
 
     def serve(self, teacher: Teacher, settings: Settings) -> None:
         """Lets a started teacher that the store knows answer from now on."""

@@ -137,6 +137,8 @@ class Service:
 
         flights = [way for way in ways if isinstance(way, _Flight)]
         try:
+            if stored and self._settings.keep_pictures:
+                await self._keep_pictures(i for i in inquiries if isinstance(i, _Inquiry) and i.key in stored)
             if flights:
                 await asyncio.wait({flight.task for flight in flights}, timeout=timeout_s)
         finally:
@@ -212,7 +214,7 @@ class Service:
             answer = _read(given, inquiry, laps.milliseconds)
             self._metrics.stage_seconds(answer.stages)
             if question.stage == "both" and self._store is not None:
-                await self._put(self._store, inquiry.key, answer)
+                await self._put(self._store, inquiry.key, answer, file)
                 laps.end("storing")
         except BadPicture as error:
             status = 413 if error.too_large else 422
@@ -240,11 +242,19 @@ class Service:
             return ErrorBody(status=500, reason="the teacher failed on this question; its log says why")
         return answer
 
-    async def _put(self, store: AnswerStore, key: Key, answer: Answer) -> None:
+    async def _put(self, store: AnswerStore, key: Key, answer: Answer, picture: bytes) -> None:
         try:
-            await store.put(key, answer.model_dump_json())
+            await store.put(key, answer.model_dump_json(), picture if self._settings.keep_pictures else None)
         except StoreError as error:
             self._store_failed(error)  # the answer is good all the same; it will be asked for again
+
+    async def _keep_pictures(self, inquiries: Iterable[_Inquiry]) -> None:
+        """Keeps pictures of stored answers, which may have been given when none was kept."""
+        assert self._store is not None
+        try:
+            await self._store.keep({i.key.picture: from_base64(i.question.image) for i in inquiries})
+        except StoreError as error:
+            self._store_failed(error)
 
     def _store_failed(self, error: StoreError) -> None:
         self._metrics.store_failures.inc()

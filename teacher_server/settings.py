@@ -133,6 +133,11 @@ class Settings(EngineSettings, BaseSettings):
         allow_inf_nan=False,
         description="MiB that the answer store may use; beyond, the oldest answers go, other teachers' first",
     )
+    keep_pictures: bool = Field(
+        default=False,
+        description="keep each question's picture beside its answer in the store, within --store-max-mib;"
+        " `teacher answers export --csv --pictures DIR` writes them out",
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0: any free one")
     api_key_file: Path | None = Field(

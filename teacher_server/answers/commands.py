@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 import sqlite3
 import sys
 from collections import Counter
@@ -17,15 +18,23 @@ from teacher_server.answers.exchange import BadExport, export, import_
 from teacher_server.answers.figures import Figures, as_text, figures_of
 from teacher_server.answers.lock import beside
 from teacher_server.answers.opening import open_existing, open_store
-from teacher_server.answers.reading import known_teachers
+from teacher_server.answers.reading import known_teachers, names_of
 from teacher_server.answers.room import bytes_in_use, delete, evict, give_back
-from teacher_server.answers.settings import ExportSettings, ImportSettings, PruneSettings, StatsSettings
+from teacher_server.answers.settings import (
+    ExportSettings,
+    ImportSettings,
+    PruneSettings,
+    ShowSettings,
+    StatsSettings,
+)
+from teacher_server.answers.table import export_table, newest, printable
 from teacher_server.command_line import CannotStart, dispatch, parse
 
 _USAGE = """usage: teacher answers COMMAND ...
 
 commands:
-  export     write answers into a file, for another machine or to keep
+  show       list the newest answers
+  export     write answers into a file, for another machine or to keep; --csv: as a table
   import     take over what was exported
   stats      what the store holds, how much room it takes, whether it is sound
   prune      delete answers, by teacher, age or size, and give the room back
@@ -37,6 +46,7 @@ _LOCK_TIMEOUT_S = 30.0
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; returns the exit code: 0 done, 1 the store is damaged (stats), 2 could not start."""
     commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "show": _show,
         "export": _export,
         "import": _import,
         "stats": _stats,
@@ -45,13 +55,30 @@ def main(arguments: Sequence[str]) -> int:
     return dispatch("teacher answers", _USAGE, commands, arguments)
 
 
+def _show(arguments: Sequence[str]) -> int:
+    settings = parse(ShowSettings, arguments)
+    width = shutil.get_terminal_size().columns
+    with _store(settings.store) as connection:
+        names = names_of(connection)
+        blocks = []
+        for identity in _chosen(connection, settings.identity):
+            name = f" ({printable(names[identity])})" if identity in names else ""
+            if lines := list(newest(connection, identity, settings.task, settings.limit, width)):
+                blocks.append("\n".join([f"{identity}{name}", *lines]))
+    about = f" about {settings.task}" if settings.task else ""
+    print("\n\n".join(blocks) or f"no answers{about}")
+    return 0
+
+
 def _export(arguments: Sequence[str]) -> int:
     settings = parse(ExportSettings, arguments)
     with _store(settings.store) as connection:
-        if settings.identity is not None:
-            _have_to_be_known(connection, [settings.identity])
+        chosen = _chosen(connection, settings.identity)
         with _written_whole(settings.file) as out:
-            done = export(connection, out, settings.identity)
+            if settings.as_csv:
+                done = export_table(connection, out, chosen, settings.task, settings.pictures)
+            else:
+                done = export(connection, out, chosen)
     print(f"{_answers(done.written)} written", file=sys.stderr if settings.file == "-" else sys.stdout)
     if done.left_out:
         why = "they are damaged, or their teacher's description is missing"
@@ -126,6 +153,15 @@ def _tell_what_would_go(connection: sqlite3.Connection, settings: PruneSettings)
     for identity in settings.identities or known_teachers(connection):
         (number,) = connection.execute(count, (identity, settings.before_s)).fetchone()
         print(f"{identity}: {_answers(number)} would go")
+
+
+def _chosen(connection: sqlite3.Connection, wanted: str | None) -> list[str]:
+    """The identities that are meant: by an identity, or by a checkpoint's name; all of them by None."""
+    known, names = known_teachers(connection), names_of(connection)
+    found = [identity for identity in known if wanted in (None, identity, names.get(identity))]
+    if wanted is not None and not found:
+        raise CannotStart(f"--teacher: no {wanted!r} in the store; `teacher answers stats` lists them")
+    return found
 
 
 def _have_to_be_known(connection: sqlite3.Connection, identities: Sequence[str]) -> None:

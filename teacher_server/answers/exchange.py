@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -67,8 +67,8 @@ class Imported:
     differ: int
 
 
-def export(connection: sqlite3.Connection, out: BinaryIO, identity: str | None = None) -> Exported:
-    """Writes all answers, or those of one teacher, in the order of their keys.
+def export(connection: sqlite3.Connection, out: BinaryIO, identities: Collection[str]) -> Exported:
+    """Writes the answers of these teachers, in the order of their keys.
 
     Raises:
         sqlite3.Error, OSError: it cannot be read or written.
@@ -76,7 +76,7 @@ def export(connection: sqlite3.Connection, out: BinaryIO, identity: str | None =
     done = Exported()
     _write(out, {"format": FORMAT, "version": VERSION})
     for teacher, description in known_teachers(connection).items():
-        if identity not in (None, teacher):
+        if teacher not in identities:
             continue
         if description is not None:
             _write(out, {"teacher": teacher, "description": description})

@@ -12,8 +12,9 @@ from teacher_server.answers.errors import tells_of_damage
 from teacher_server.answers.layout import VERSION
 from teacher_server.answers.lock import beside
 from teacher_server.answers.opening import what_is_wrong
-from teacher_server.answers.reading import answers_of, known_teachers
+from teacher_server.answers.reading import answers_of, known_teachers, names_of
 from teacher_server.answers.room import bytes_in_use
+from teacher_server.answers.table import printable
 
 
 @dataclass
@@ -36,6 +37,7 @@ class TeacherFigures:
 
     identity: str
     described: bool
+    name: str | None = None
     tasks: dict[str, Ages] = field(default_factory=dict)
     damaged: int = 0
 
@@ -89,6 +91,7 @@ class Figures:
             "teachers": [
                 {
                     "identity": teacher.identity,
+                    "checkpoint": teacher.name,
                     "described": teacher.described,
                     "damaged": teacher.damaged,
                     "tasks": {
@@ -114,8 +117,9 @@ def figures_of(connection: sqlite3.Connection, store: Path) -> Figures:
     try:
         wrong = what_is_wrong(connection)
         figures = Figures(store, Figures.size_of(store), bytes_in_use(connection), wrong)
+        names = names_of(connection)
         for identity, description in known_teachers(connection).items():
-            teacher = TeacherFigures(identity, description is not None)
+            teacher = TeacherFigures(identity, description is not None, names.get(identity))
             figures.teachers.append(teacher)
             for row in answers_of(connection, identity):
                 if row is None:
@@ -134,22 +138,22 @@ def as_text(figures: Figures) -> str:
     state = "sound" if figures.sound else f"damaged: {figures.wrong or f'{figures.damaged} answers'}"
     free = max(0, figures.size - figures.in_use)
     sizes = f"{_mib(figures.size)} on the disk, {_mib(figures.in_use)} in use, {_mib(free)} free"
-    table = [("teacher", "task", "answers", "oldest", "newest"), *_lines(figures)]
-    widths = [max(len(line[column]) for line in table) for column in range(5)]
+    table = [("teacher", "checkpoint", "task", "answers", "oldest", "newest"), *_lines(figures)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     rows = ("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in table)
     head = f"{figures.store}: {figures.answers} answers, version {VERSION}, {state}\n{sizes}\n"
     return "\n".join([head, *(row.rstrip() for row in rows)])
 
 
-def _lines(figures: Figures) -> Iterator[tuple[str, str, str, str, str]]:
+def _lines(figures: Figures) -> Iterator[tuple[str, ...]]:
     for teacher in figures.teachers:
-        name = teacher.identity
+        who = teacher.identity, printable(teacher.name or "")
         for task, ages in sorted(teacher.tasks.items()):
-            yield name, task, str(ages.answers), _moment(ages.oldest), _moment(ages.newest)
+            yield *who, task, str(ages.answers), _moment(ages.oldest), _moment(ages.newest)
         if not teacher.tasks:
-            yield name, "", "0", "", ""
+            yield *who, "", "0", "", ""
         if teacher.damaged:
-            yield name, "(damaged)", str(teacher.damaged), "", ""
+            yield *who, "(damaged)", str(teacher.damaged), "", ""
 
 
 def _mib(size: int) -> str:

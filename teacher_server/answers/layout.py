@@ -7,7 +7,7 @@ from typing import Literal
 from teacher_server.answers.rows import checksum, is_sound, is_valid
 
 APPLICATION_ID = 0x6C766C6D  # "lvlm" in ASCII
-VERSION = 2
+VERSION = 3
 LAST_VERSION = 999
 """A file that says it is of a later one is damaged."""
 PAGE_SIZE = 4096
@@ -38,11 +38,28 @@ _ANSWERS = """CREATE TABLE answers (
         PRIMARY KEY (identity, picture, mission, task, actions)
     ) STRICT"""
 _AGES = "CREATE INDEX ages ON answers (identity, created)"
+_PICTURES = """CREATE TABLE pictures (
+        digest BLOB PRIMARY KEY,        -- SHA-256 of the file
+        file   BLOB NOT NULL            -- PNG or JPEG, as it came with a question
+    ) STRICT"""
+_LAST_ANSWER = """CREATE TRIGGER last_answer AFTER DELETE ON answers BEGIN
+        DELETE FROM pictures WHERE digest = OLD.picture AND NOT EXISTS (
+            SELECT 1 FROM answers WHERE identity IN (SELECT identity FROM teachers) AND picture = OLD.picture
+        );
+    END"""
+"""A picture goes with the last answer about it, whatever deletes that one."""
+_NAMES = """CREATE TABLE names (
+        identity TEXT PRIMARY KEY,
+        name     TEXT NOT NULL,         -- of the checkpoint, as it was served last
+        served   REAL NOT NULL          -- seconds since 1970
+    ) STRICT"""
+_SINCE_3 = (_PICTURES, _LAST_ANSWER, _NAMES)
 
 LAYOUTS = {
     frozenset[str](): 0,
     frozenset({_TEACHERS, _ANSWERS_1}): 1,
     frozenset({_TEACHERS, _ANSWERS, _AGES}): 2,
+    frozenset({_TEACHERS, _ANSWERS, _AGES, *_SINCE_3}): 3,
 }
 """The version of a file, by the SQL of all that is in it; 0: nothing is."""
 
@@ -104,10 +121,11 @@ def prepare(connection: sqlite3.Connection) -> None:
         if version != VERSION:
             if version == 0:
                 connection.execute(_TEACHERS)
-            else:
+            if version == 1:
                 connection.execute("ALTER TABLE answers RENAME TO answers_1")
-            connection.execute(_ANSWERS)
-            connection.execute(_AGES)
+            if version != 2:
+                connection.execute(_ANSWERS)
+                connection.execute(_AGES)
             if version == 1:
                 # Through BLOBs: a damaged text need not be UTF-8
                 connection.execute(
@@ -119,6 +137,8 @@ def prepare(connection: sqlite3.Connection) -> None:
                     ORDER BY rowid"""
                 )
                 connection.execute("DROP TABLE answers_1")
+            for statement in _SINCE_3:
+                connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")

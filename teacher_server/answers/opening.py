@@ -20,7 +20,7 @@ from teacher_server.answers.layout import (
     version_of,
 )
 from teacher_server.answers.lock import StoreLock, beside
-from teacher_server.answers.salvage import salvaged
+from teacher_server.answers.salvage import salvaged, table_of
 
 _log = logging.getLogger(__name__)
 
@@ -279,9 +279,9 @@ def _salvage(path: Path, part: Path) -> int:
         with connection:
             connection.execute("BEGIN")
             for row in salvaged(path):
-                table = "teachers" if len(row) == 2 else "answers"
                 marks = ", ".join("?" * len(row))
-                connection.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", row)
+                connection.execute(f"INSERT OR IGNORE INTO {table_of(row)} VALUES ({marks})", row)
+            connection.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT picture FROM answers)")
         return number(connection, "SELECT count(*) FROM answers")
 
 

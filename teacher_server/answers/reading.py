@@ -11,7 +11,10 @@ from teacher_server.answers.room import teachers_by_age
 from teacher_server.answers.rows import Row, is_sound, is_valid
 from teacher_server.teachers import identity_of
 
-_IN_ORDER = "SELECT rowid FROM answers WHERE identity = ? ORDER BY picture, mission, task, actions"
+_IN_ORDER = """SELECT rowid FROM answers WHERE identity = ?1 AND task = coalesce(?2, task)
+    ORDER BY picture, mission, task, actions"""
+_NEWEST_FIRST = """SELECT rowid FROM answers WHERE identity = ?1 AND task = coalesce(?2, task)
+    ORDER BY created DESC"""
 _ROW = """SELECT identity, picture, mission, task, actions, answer, created, checksum
     FROM answers WHERE rowid = ?"""
 
@@ -28,15 +31,32 @@ def known_teachers(connection: sqlite3.Connection) -> dict[str, dict[str, Any] |
     return {identity: _description(identity, found[identity]) for identity in sorted(found)}
 
 
-def answers_of(connection: sqlite3.Connection, identity: str) -> Iterator[Row | None]:
+def names_of(connection: sqlite3.Connection) -> dict[str, str]:
+    """What each identity's checkpoint was called when it was served last; older stores say nothing.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    connection.text_factory = _replacing
+    return dict(connection.execute("SELECT identity, name FROM names"))
+
+
+def answers_of(
+    connection: sqlite3.Connection, identity: str, *, task: str | None = None, newest_first: bool = False
+) -> Iterator[Row | None]:
     """A teacher's answers in the order of their keys, each read by itself; None for one that is damaged.
+
+    Args:
+        task: those about this task alone.
+        newest_first: in the order of when they were given instead.
 
     Raises:
         sqlite3.Error: it cannot be read.
     """
     connection.text_factory = _replacing
     # The numbers of the rows are kept, 8 bytes each: a cursor left open would let the -wal grow without end
-    for number in array("q", (number for (number,) in connection.execute(_IN_ORDER, (identity,)))):
+    query = _NEWEST_FIRST if newest_first else _IN_ORDER
+    for number in array("q", (number for (number,) in connection.execute(query, (identity, task)))):
         try:
             row: Row | None = connection.execute(_ROW, (number,)).fetchone()
         except sqlite3.DatabaseError as error:

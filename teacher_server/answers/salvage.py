@@ -1,9 +1,11 @@
 """Reads what is whole out of a damaged store, page by page: https://www.sqlite.org/fileformat2.html.
 
 Neither the header nor any tree has to be intact. A row counts if its checksum is right; one of version 1,
-which has none, if it is a valid answer to its key; a teacher, if its identity is its description's digest.
+which has none, if it is a valid answer to its key; a teacher, if its identity is its description's digest; a
+picture, if its digest is right. A name has nothing to be checked by, and is there to be read alone.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -23,15 +25,22 @@ _WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
 _INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 _Value = str | bytes | float | None
-Teacher = tuple[str, str]
-"""Identity and description."""
+Salvaged = Row | tuple[str, str] | tuple[str, str, float] | tuple[bytes, bytes]
+"""An answer; identity and description; identity, name and when it was served; digest and file."""
 
 
 class _Malformed(Exception):
     """These bytes are no row."""
 
 
-def salvaged(store: Path) -> Iterator[Row | Teacher]:
+def table_of(row: Salvaged) -> str:
+    """The table that a row belongs to."""
+    if isinstance(row[0], bytes):
+        return "pictures"
+    return {2: "teachers", 3: "names"}.get(len(row), "answers")
+
+
+def salvaged(store: Path) -> Iterator[Salvaged]:
     """The sound rows of a file and of its -wal, some perhaps more than once.
 
     Raises:
@@ -173,7 +182,7 @@ def _value(payload: bytes, at: int, kind: int) -> tuple[_Value, int]:
     ), at + size
 
 
-def _row(values: list[_Value]) -> Row | Teacher:
+def _row(values: list[_Value]) -> Salvaged:
     """The values as a row of ours.
 
     Raises:
@@ -183,6 +192,11 @@ def _row(values: list[_Value]) -> Row | Teacher:
         case [str(identity), str(description)]:
             if _is_teacher(identity, description):
                 return identity, description
+        case [bytes(digest), bytes(file)]:
+            if hashlib.sha256(file).digest() == digest:
+                return digest, file
+        case [str(identity), str(name), float(served)]:
+            return identity, name, served
         case [str(i), bytes(p), str(m), str(t), str(a), str(answer), float(created), *rest]:
             now = time.time()
             created = created if 0 <= created <= now else now

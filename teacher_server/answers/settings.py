@@ -19,16 +19,46 @@ class _OfAStore(BaseModel):
     store: Path = Field(default=Path("answers.sqlite3"), description="the answer store, a file")
 
 
+_OF_A_TEACHER = (
+    "of this teacher alone: an identity, or a checkpoint's name; `teacher answers stats` lists them"
+)
+
+
+class ShowSettings(_OfAStore, BaseSettings):
+    """Shows the newest answers of each teacher; `export --csv` gives all of them, with the analyses."""
+
+    model_config = flags_and_variables("teacher answers show", "TEACHER_")
+
+    # By an alias, which no TEACHER_TEACHER (who is served) fills
+    identity: str | None = Field(default=None, alias="teacher", description=_OF_A_TEACHER)
+    task: str | None = Field(default=None, description="about this task alone")
+    limit: int = Field(default=20, ge=1, description="answers of each teacher, at most")
+
+
 class ExportSettings(_OfAStore, BaseSettings):
     """Writes answers into a file of JSON lines, as a whole or not at all; a teacher may use the store."""
 
     model_config = flags_and_variables("teacher answers export", "TEACHER_")
 
     file: CliPositionalArg[str] = Field(description="compressed if it ends in .gz; -: stdout")
-    # By an alias, which no TEACHER_TEACHER (who is served) fills
-    identity: str | None = Field(
-        default=None, alias="teacher", description="of this teacher alone; `teacher answers stats` lists them"
+    identity: str | None = Field(default=None, alias="teacher", description=_OF_A_TEACHER)
+    as_csv: bool = Field(
+        default=False,
+        alias="csv",
+        description="as a table for spreadsheets and pandas, which `import` does not read",
     )
+    task: str | None = Field(default=None, description="with --csv: about this task alone")
+    pictures: Path | None = Field(
+        default=None,
+        description="with --csv: a folder for the pictures that `teacher serve --keep-pictures` kept",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for flag, value in (("--task", self.task), ("--pictures", self.pictures)):
+            if value is not None and not self.as_csv:
+                raise ValueError(f"{flag} goes with --csv; an export for `teacher answers import` is whole")
+        return self
 
 
 class ImportSettings(_OfAStore, BaseSettings):

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,21 +16,29 @@ from teacher_server.answers.room import bytes_in_use, evict
 from teacher_server.answers.rows import Key, Row, as_stored, checksum, row_of
 
 _T = TypeVar("_T")
+_Write = tuple[str, Sequence[tuple[Any, ...]]]
+"""A statement, and the rows that it is run for."""
 
 _LOOK_UP = """SELECT CAST(answer AS BLOB), checksum FROM answers
     WHERE identity = ? AND picture = ? AND mission = ? AND task = ? AND actions = ?"""
 _PUT = f"INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?) {UNLESS_SOUND}"
 _REGISTER = """INSERT INTO teachers VALUES (?, ?)
     ON CONFLICT DO UPDATE SET description = excluded.description WHERE description <> excluded.description"""
+_NAME = """INSERT INTO names VALUES (?, ?, ?)
+    ON CONFLICT DO UPDATE SET name = excluded.name, served = excluded.served"""
+_KEEP = """INSERT OR IGNORE INTO pictures SELECT ?1, ?2 WHERE EXISTS (
+    SELECT 1 FROM answers WHERE identity IN (SELECT identity FROM teachers) AND picture = ?1)"""
+_IS_KEPT = "SELECT 1 FROM pictures WHERE digest = ?"
 _READ_LOCK_TIMEOUT_S = 0.2
 """Readers wait for nobody in WAL mode, but for a process that recovers or rebuilds the file."""
 
 
 @dataclass(eq=False)
 class _Group:
-    """Answers that one transaction writes, and the task that does."""
+    """Answers and pictures that one transaction writes, and the task that does."""
 
     rows: list[Row] = field(default_factory=list)
+    pictures: dict[bytes, bytes] = field(default_factory=dict)
     written: asyncio.Task[None] | None = None
 
 
@@ -74,15 +82,20 @@ class AnswerStore:
         self._group = _Group()
         self._evicting: asyncio.Task[None] | None = None
 
-    def register(self, identity: str, description: dict[str, Any]) -> None:
+    def register(self, identity: str, description: dict[str, Any], name: str | None = None) -> None:
         """Makes a teacher known, before its first answer is put.
+
+        Args:
+            name: by which people know it; no part of the identity, and the last one counts.
 
         Raises:
             StoreError: it could not be written.
         """
-        row = (identity, as_stored(description))
+        writes: list[_Write] = [(_REGISTER, [(identity, as_stored(description))])]
+        if name is not None:
+            writes.append((_NAME, [(identity, name, time.time())]))
         # In the writes' thread, so that it is in no other transaction
-        self._thread.submit(self._write, _REGISTER, [row]).result()
+        self._thread.submit(self._write, writes).result()
 
     def get_many(self, keys: Iterable[Key]) -> dict[Key, str | None]:
         """The answers, as JSON, of those keys that have one; None for one that is damaged. One transaction.
@@ -100,14 +113,41 @@ class AnswerStore:
             raise store_error(self.path, error) from error
         return {key: row[0] for key, row in rows.items() if row is not None}
 
-    async def put(self, key: Key, answer: str) -> None:
+    async def put(self, key: Key, answer: str, picture: bytes | None = None) -> None:
         """Stores an answer (JSON); a key that has a sound one keeps it. Returns when it is in the file.
+
+        Args:
+            picture: the file that was asked about, to be kept as long as an answer about it.
 
         Raises:
             StoreError: it could not be written.
         """
+        self._group.rows.append(row_of(key, answer, time.time()))
+        if picture is not None:
+            self._group.pictures[key.picture] = picture
+        await self._written()
+
+    async def keep(self, pictures: Mapping[bytes, bytes]) -> None:
+        """Keeps files by their SHA-256 that stored answers are about; returns when they are in the file.
+
+        Raises:
+            StoreError: they could not be read or written.
+        """
+        try:
+            new = {
+                digest: file
+                for digest, file in pictures.items()
+                if self._reader.execute(_IS_KEPT, (digest,)).fetchone() is None
+            }
+        except sqlite3.Error as error:
+            raise store_error(self.path, error) from error
+        if new:
+            self._group.pictures |= new
+            await self._written()
+
+    async def _written(self) -> None:
+        """Returns when the group at hand is in the file."""
         group = self._group
-        group.rows.append(row_of(key, answer, time.time()))
         if group.written is None:
             group.written = asyncio.create_task(self._write_in_turn(group))
         await asyncio.shield(group.written)
@@ -141,7 +181,7 @@ class AnswerStore:
         # The answers that come while another group is written make one group: one commit for many
         async with self._turn:
             self._group = _Group()
-            over = await self._in_thread(lambda: self._write_answers(group.rows))
+            over = await self._in_thread(lambda: self._write_group(group))
         if over and (self._evicting is None or self._evicting.done()):
             answering = {identity for identity, *_ in group.rows}
             self._evicting = asyncio.create_task(self._evict_in_turn(answering))
@@ -155,9 +195,9 @@ class AnswerStore:
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _write_answers(self, rows: Sequence[Row]) -> bool:
-        """Writes them; returns whether the file is over its size now."""
-        self._write(_PUT, rows)
+    def _write_group(self, group: _Group) -> bool:
+        """Writes it; returns whether the file is over its size now."""
+        self._write([(_PUT, group.rows), (_KEEP, list(group.pictures.items()))])
         return bytes_in_use(self._writer) > self._max_bytes
 
     def _evict(self, answering: set[str]) -> bool:
@@ -171,10 +211,11 @@ class AnswerStore:
         self._on_evicted(gone.number)
         return True
 
-    def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _write(self, writes: Sequence[_Write]) -> None:
         try:
             with self._writer:  # commits, or rolls back
                 self._writer.execute("BEGIN IMMEDIATE")
-                self._writer.executemany(statement, rows)
+                for statement, rows in writes:
+                    self._writer.executemany(statement, rows)
         except sqlite3.Error as error:
             raise store_error(self.path, error) from error

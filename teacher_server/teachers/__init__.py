@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -100,3 +101,15 @@ def identity_of(description: dict[str, Any]) -> str:
     """The description's kind, and 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"{description['kind']}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def name_of(teacher: Teacher) -> str:
+    """What people call it: its checkpoint's folder, its model's name on a hub or a server, or its kind."""
+    model = teacher.hosting.get("model")
+    if model is None or "server" in teacher.hosting:
+        return str(model or teacher.kind)
+    folder = Path(model).resolve()
+    hub = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and hub.startswith("models--"):  # a hub's cache
+        return hub.removeprefix("models--").replace("--", "/")
+    return folder.name or str(folder)

@@ -36,6 +36,7 @@ class ScriptedTeacher:
     kind: str = "scripted"
     identity: str = "scripted-1"
     description: dict[str, Any] = field(default_factory=dict)
+    hosting: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"fetch": ("left", "right")})
     asked: list[str] = field(default_factory=list)
     cancelled: int = 0
