@@ -1,9 +1,9 @@
 """Every setting of `teacher serve`, once: its flag, TEACHER_* variable, default and meaning."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings
 
 from teacher_server.command_line import flags_and_variables
@@ -13,7 +13,10 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "dummy"]
 Readout = Literal["labels", "numbers"]
 Targets = Literal["soft", "hard"]
-LogRequests = Literal["all", "failed", "none"]
+LogRequests = Annotated[
+    Literal["all", "failed", "none"], BeforeValidator(lambda value: "none" if value is None else value)
+]
+"""On a command line `none` is read as no value."""
 
 
 class EngineSettings(BaseModel):

@@ -29,6 +29,11 @@ def test_a_flag_goes_before_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.store == Path("from-variable.sqlite3")
 
 
+@pytest.mark.parametrize("chosen", ["all", "failed", "none"])
+def test_requests_are_logged_as_chosen(chosen: str) -> None:
+    assert parse(Settings, ["--log-requests", chosen]).log_requests == chosen
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
