@@ -55,6 +55,8 @@ def dispatch(
         The exit code: the command's, 2 where it could not start, 130 where it was interrupted, 141 where its
         output was cut off.
     """
+    # OpenMP reads it once, when torch is loaded: threads that spin while they wait slow down what else runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "--version"):
         version = f"{program} {importlib.metadata.version('lvlm2p')}\n"

@@ -45,7 +45,8 @@ class EngineSettings(BaseModel):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="prompted, vllm: GiB for keys and values; without it, what the share of memory leaves",
+        description="prompted: GiB for keys and values; vllm: of all; without it, what the share of memory"
+        " leaves; transformers: kept of stage 1 for stage 2, at most; without it, 0.5",
     )
     tensor_parallel_size: int = Field(
         default=1, ge=1, description="prompted, vllm: GPUs a copy is split over"
@@ -57,6 +58,12 @@ class EngineSettings(BaseModel):
     device: str = Field(
         default="auto",
         description="prompted, transformers: auto, cpu, cuda or cuda:N; auto: cuda if it is there",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="prompted, transformers: threads of the arithmetic on a CPU; default: OMP_NUM_THREADS, or"
+        " a thread a core",
     )
 
 

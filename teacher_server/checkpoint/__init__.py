@@ -23,7 +23,14 @@ from teacher_server.checkpoint.dimensions import (
     said_dtype,
 )
 from teacher_server.checkpoint.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, Unusable, unusable
-from teacher_server.checkpoint.memory import Engine, Hardware, MemoryNeed, memory_need, need_problems
+from teacher_server.checkpoint.memory import (
+    Engine,
+    Hardware,
+    MemoryNeed,
+    kept_bytes,
+    memory_need,
+    need_problems,
+)
 from teacher_server.checkpoint.pictures import Bounds, own_bounds
 from teacher_server.checkpoint.weights import DTYPES, INDEX, Tensor, read_weights
 from teacher_server.readout import single_token_problems
@@ -118,6 +125,11 @@ class Checkpoint:
         """What serving it as asked takes."""
         dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
         return memory_need(self.dimensions, self.weight_bytes(dtype), dtype, settings, engine, hardware)
+
+    def kept_bytes(self, settings: EngineSettings) -> int:
+        """Of keys and values that transformers keeps between the stages of conversations, at most."""
+        dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
+        return kept_bytes(self.dimensions, dtype, settings)
 
 
 def read_checkpoint(folder: Path, *, weights: bool = True) -> Checkpoint:

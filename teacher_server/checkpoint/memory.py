@@ -18,6 +18,8 @@ GIB = 2**30
 Engine = Literal["vllm", "transformers"]
 _ALLOWANCE_MACHINE = 1 * GIB
 _ALLOWANCE_GPU = 2 * GIB
+_KEPT, _KEPT_SEQUENCES = GIB // 2, 4
+"""What transformers keeps between two stages, at most: bytes, and sequences of the greatest length."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class MemoryNeed:
     Attributes:
         weights: of one copy, or of its share on one GPU; so are the next two.
         sequence: keys and values of one sequence of the greatest length.
-        cache: all keys and values: what was asked for, or one sequence.
+        cache: all keys and values: what was asked for, or one sequence; with transformers one sequence, and
+            what is kept between two stages.
         allowance: for libraries, intermediate results, and the graphs that a GPU replays.
         copies: of the checkpoint in one place; above 1 only on a machine without a GPU.
         places: the GPUs of all shares and copies, or this machine.
@@ -123,16 +126,28 @@ def memory_need(
         # On a CPU the shares of a copy are processes, whose memory is this machine's
         split = 1
     sequence = settings.max_model_len * dimensions.kv_bytes(ITEM_BYTES[dtype], split)
+    if vllm:
+        cache = int(settings.kv_cache_gib * GIB) if settings.kv_cache_gib else sequence
+    else:
+        cache = sequence + kept_bytes(dimensions, dtype, settings)
     return MemoryNeed(
         weights=weight_bytes // split,
         sequence=sequence,
-        cache=int(settings.kv_cache_gib * GIB) if vllm and settings.kv_cache_gib else sequence,
+        cache=cache,
         allowance=_ALLOWANCE_GPU if gpus else _ALLOWANCE_MACHINE,
         copies=1 if gpus else copies,
         dtype=dtype,
         places=gpus[: split * copies] or (hardware.machine,),
         share=settings.gpu_memory_utilization if vllm and gpus else None,
     )
+
+
+def kept_bytes(dimensions: Dimensions, dtype: str, settings: EngineSettings) -> int:
+    """Of keys and values that transformers keeps between the stages of conversations, at most."""
+    if settings.kv_cache_gib is not None:
+        return int(settings.kv_cache_gib * GIB)
+    sequence = settings.max_model_len * dimensions.kv_bytes(ITEM_BYTES[dtype])
+    return min(_KEPT, _KEPT_SEQUENCES * sequence)
 
 
 def need_problems(

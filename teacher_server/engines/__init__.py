@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -30,14 +30,18 @@ class PreparedPicture:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Token ids with one image token for each picture, and the pictures in that order."""
+    """Token ids with one image token for each picture, and the pictures in that order.
+
+    `kept` is what an engine has kept of the work on the beginning; without it, it works anew.
+    """
 
     token_ids: tuple[int, ...]
     pictures: tuple[PreparedPicture, ...]
+    kept: Any = None
 
-    def then(self, token_ids: Sequence[int]) -> "Prompt":
+    def then(self, token_ids: Sequence[int], kept: Any = None) -> "Prompt":
         """The prompt that goes on with these ids, which hold no picture."""
-        return Prompt((*self.token_ids, *token_ids), self.pictures)
+        return Prompt((*self.token_ids, *token_ids), self.pictures, kept)
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,15 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Generated:
-    """What was generated, without the token that ended it; `complete` is False where max_tokens cut it."""
+    """What was generated, without the token that ended it; `complete` is False where max_tokens cut it.
+
+    `kept` is for a prompt that goes on from there.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     complete: bool
+    kept: Any = field(default=None, compare=False, repr=False)
 
 
 class EngineError(Exception):

@@ -9,6 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
+from teacher_server.causes import words_of
 from teacher_server.engines import Decoding, EngineDead, EngineError, EngineHangs, Prompt
 
 _log = logging.getLogger(__name__)
@@ -22,6 +23,11 @@ class Request:
     decoding: Decoding | None = None
     token_ids: tuple[int, ...] = ()
     _answer: Future[Any] = field(default_factory=Future)
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """What requests of one batch have in common: the work that is to be done, and what is done of it."""
+        return self.decoding is None, self.prompt.kept is None
 
     @property
     def settled(self) -> bool:
@@ -104,7 +110,7 @@ class Batches:
             except Exception as error:
                 _log.exception("a batch failed")
                 # Without the trace, which would keep alive what the failed batch had in memory
-                outcome = EngineError(f"the engine failed: {str(error) or type(error).__name__}")
+                outcome = EngineError(f"the engine failed: {words_of(error)}")
             for request in batch:
                 request.settle(outcome)
             # Nothing of the last batch is held while there is nothing to do
@@ -120,9 +126,7 @@ class Batches:
                 for request in self._waiting:
                     if request.settled:
                         continue
-                    alike = not self._running or (request.decoding is None) == (
-                        self._running[0].decoding is None
-                    )
+                    alike = not self._running or request.kind == self._running[0].kind
                     if alike and len(self._running) < self._size:
                         self._running.append(request)
                     else:

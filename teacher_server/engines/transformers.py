@@ -10,6 +10,7 @@ import torch
 import transformers
 import xgrammar
 
+from teacher_server.causes import words_of
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.engines import (
     CannotLoad,
@@ -22,6 +23,7 @@ from teacher_server.engines import (
 )
 from teacher_server.engines.batching import Batches, Request
 from teacher_server.engines.constraints import grammar_of
+from teacher_server.engines.kept import Kept, KeptStates, joined, known_of
 from teacher_server.engines.pictures import picture_processor
 from teacher_server.preparation import check_seen
 from teacher_server.settings import EngineSettings
@@ -138,6 +140,8 @@ class _Runner:
         self._checkpoint = checkpoint
         self._max_model_len = settings.max_model_len
         self._device = _device(settings.device)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         self._model = _load(checkpoint, settings, self._device)
         self._processor = picture_processor(checkpoint.dimensions)
         self._vocabulary: int = self._model.lm_head.out_features
@@ -153,6 +157,9 @@ class _Runner:
         # Each question's picture comes in two stages, and examples come with every question
         self._most_seen = 2 * settings.max_num_seqs + 64
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._kept = KeptStates(checkpoint.kept_bytes(settings))
+        # Of a window that slides, layers forget what would be gone on from
+        self._keeps = "sliding_attention" not in self._model.config.get_text_config().layer_types
 
     @torch.inference_mode()
     def run(self, requests: list[Request]) -> None:
@@ -171,6 +178,7 @@ class _Runner:
             if not _is_out_of_memory(error):
                 raise
         # Out here the exception is gone, and with it what its trace kept in memory
+        self._kept.clear()
         torch.cuda.empty_cache()
         raise EngineError(f"out of memory with a batch of {len(requests)}: lower --max-num-seqs")
 
@@ -201,7 +209,7 @@ class _Runner:
             return
         step = self._read([row.request for row in rows], expanded, use_cache=True)
         while True:
-            going = self._choose(rows, step.logits_BV)
+            going = self._choose(rows, step)
             if not going:
                 return
             if len(going) < len(rows):
@@ -250,13 +258,14 @@ class _Runner:
         try:
             grammar = self._grammars.compile_grammar(grammar_of(decoding.schema))
         except Exception as error:
-            request.settle(EngineError(f"the schema cannot be made into a grammar: {error}"))
+            request.settle(EngineError(f"the schema cannot be made into a grammar: {words_of(error)}"))
             return None
         random = torch.Generator().manual_seed(decoding.seed % 2**63)
         return _Row(request, decoding, xgrammar.GrammarMatcher(grammar), random, [])
 
-    def _choose(self, rows: list[_Row], logits_BV: torch.Tensor) -> list[int]:
+    def _choose(self, rows: list[_Row], step: _Step) -> list[int]:
         """Gives each row its next token and answers those that it completes; returns the rows that go on."""
+        logits_BV = step.logits_BV
         bits_BW = xgrammar.allocate_token_bitmask(len(rows), self._vocabulary)
         for i, row in enumerate(rows):
             row.matcher.fill_next_token_bitmask(bits_BW, i)
@@ -273,21 +282,31 @@ class _Runner:
             token = row.sample(logits_BV[i]) if row.decoding.temperature else greedy_B[i]
             row.matcher.accept_token(token)
             if token == self._checkpoint.end_token_id:
-                row.request.settle(self._generated(row, complete=True))
+                row.request.settle(self._generated(row, self._keep(step, i, row)))
             else:
                 row.token_ids.append(token)
                 if len(row.token_ids) >= row.decoding.max_tokens:
-                    row.request.settle(self._generated(row, complete=False))
+                    row.request.settle(self._generated(row, None, complete=False))
                 else:
                     going.append(i)
         return going
 
-    def _generated(self, row: _Row, *, complete: bool) -> Generated:
+    def _generated(self, row: _Row, kept: Kept | None, *, complete: bool = True) -> Generated:
         text = self._checkpoint.tokenizer.decode(row.token_ids, skip_special_tokens=False)
-        return Generated(tuple(row.token_ids), text, complete)
+        return Generated(tuple(row.token_ids), text, complete, kept)
+
+    def _keep(self, step: _Step, i: int, row: _Row) -> Kept | None:
+        """Keys and values of a row's prompt and of all that was generated."""
+        if not self._keeps:
+            return None
+        said = (*row.request.prompt.token_ids, *row.token_ids)
+        return self._kept.keep(step.cache, i, int(step.mask_BL[i].sum()), said)
 
     def _read(self, requests: list[Request], expanded: list[list[int]], *, use_cache: bool) -> _Step:
-        """A forward pass over whole prompts, padded at the left so that all end in the last column."""
+        """A forward pass over whole prompts, padded at the left so that all end in the last column.
+
+        Columns whose keys and values all prompts have kept are not computed again.
+        """
         length = max(map(len, expanded))
         padding, image_token_id = self._checkpoint.end_token_id, self._checkpoint.image_token_id
         ids_BL = torch.tensor([[padding] * (length - len(ids)) + ids for ids in expanded])
@@ -303,10 +322,14 @@ class _Runner:
         if pictures:
             embeddings_BLH[ids_BL == image_token_id] = torch.cat([p.features_NH for p in pictures])
         mask_BL, positions_3BL = mask_BL.to(self._device), positions_3BL.to(self._device)
+        lengths = list(map(len, expanded))
+        known = [known_of(request.prompt, n) for request, n in zip(requests, lengths, strict=True)]
+        cache, left = joined(known, lengths)
         outputs = self._model(
-            inputs_embeds=embeddings_BLH,
+            inputs_embeds=embeddings_BLH[:, -left:],
             attention_mask=mask_BL,
-            position_ids=positions_3BL,
+            position_ids=positions_3BL[..., -left:],
+            past_key_values=cache,
             use_cache=use_cache,
             logits_to_keep=1,
         )
@@ -388,7 +411,7 @@ def _load(checkpoint: Checkpoint, settings: EngineSettings, device: torch.device
                 f"out of memory: {checkpoint.folder} in {dtype} does not fit on {device};"
                 " take a smaller checkpoint, --dtype bfloat16 or another --device"
             ) from error
-        raise CannotLoad(f"{checkpoint.folder} cannot be loaded: {error}") from error
+        raise CannotLoad(f"{checkpoint.folder} cannot be loaded: {words_of(error)}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,20 +4,21 @@ import asyncio
 import itertools
 import math
 import multiprocessing
+import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import vllm.distributed.utils
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput
-from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from teacher_server.causes import words_of
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.engines import (
     CannotLoad,
@@ -32,20 +33,10 @@ from teacher_server.engines.constraints import grammar_of
 from teacher_server.engines.processes import Processes
 from teacher_server.preparation import MIN_PIXELS, check_seen
 from teacher_server.settings import EngineSettings
+from teacher_server.vllm_plugin import VARIABLE, cause_of
 
 _GIB = 2**30
 _LOOK_EVERY_S = 0.2
-
-
-def nap_while_waiting() -> None:
-    """Lets other programs run beside vLLM's processes on CPUs; vLLM calls this in each, as its plugin.
-
-    They wait for each other in a loop of `sched_yield`. Beside it, on two cores under Linux 6.18, a program
-    that only slept 50 ms at a time stood still for up to 18.7 s; why yielding does that is not known.
-    A sleep of 0 s leaves the core instead, for about a tenth of a millisecond.
-    """
-    if current_platform.is_cpu():
-        vllm.distributed.utils.USE_SCHED_YIELD = False
 
 
 class VllmEngine:
@@ -93,6 +84,8 @@ class VllmEngine:
         self._others: set[BaseProcess] = set()
         self._loading: asyncio.Future[tuple[AsyncLLM, Processes]] | None = None
         self._numbers = itertools.count()
+        self._asked = [0] * settings.data_parallel_size
+        """Requests that each copy of the checkpoint works on."""
 
     async def start(self) -> None:
         """Loads the checkpoint: seconds to minutes.
@@ -107,14 +100,20 @@ class VllmEngine:
             self._engine, self._processes = await asyncio.shield(self._loading)
             self._loading = None
         except Exception as error:
-            why = str(error).strip().splitlines() or [type(error).__name__]
             raise CannotLoad(
-                f"vLLM cannot serve {self._checkpoint.folder}: {why[0]}; its log says more"
+                f"vLLM cannot serve {self._checkpoint.folder}: {words_of(error)}; its log says more"
             ) from error
 
     def _load(self) -> tuple[AsyncLLM, Processes]:
-        arguments = AsyncEngineArgs(**self._arguments)  # made anew: vLLM fills it in as it starts
-        return AsyncLLM.from_engine_args(arguments), self._started()
+        # A process forked from a thread of a running server may find locks taken by threads that it lacks
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        with tempfile.NamedTemporaryFile("r", prefix="vllm-failures-") as failures:
+            os.environ[VARIABLE] = failures.name
+            try:
+                arguments = AsyncEngineArgs(**self._arguments)  # made anew: vLLM fills it in as it starts
+                return AsyncLLM.from_engine_args(arguments), self._started()
+            except Exception as error:
+                raise CannotLoad(cause_of(error, failures.read().splitlines())) from error
 
     def _started(self) -> Processes:
         """The processes that vLLM has started for this engine, and their own."""
@@ -149,7 +148,9 @@ class VllmEngine:
                 raise CannotLoad("vLLM does not forget the prefixes that it has cached")
             await engine.resume_generation()
         except Exception as error:
-            raise CannotLoad(f"vLLM cannot take the weights of {self._checkpoint.folder}: {error}") from error
+            raise CannotLoad(
+                f"vLLM cannot take the weights of {self._checkpoint.folder}: {words_of(error)}"
+            ) from error
         return True
 
     def _fits_into(self, other: "VllmEngine") -> bool:
@@ -169,6 +170,7 @@ class VllmEngine:
         Raises:
             EngineError: the engine failed on this request; EngineDead: it is gone.
         """
+        copy = self._copy(prompt)
         output = await self._run(
             prompt,
             SamplingParams(
@@ -180,11 +182,12 @@ class VllmEngine:
                 stop_token_ids=[self._checkpoint.end_token_id],
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
+            copy,
         )
         token_ids = tuple(output.token_ids)
         if token_ids and token_ids[-1] == self._checkpoint.end_token_id:
             token_ids = token_ids[:-1]
-        return Generated(token_ids, output.text, complete=output.finish_reason == "stop")
+        return Generated(token_ids, output.text, complete=output.finish_reason == "stop", kept=copy)
 
     async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
         """Reads the log-probabilities of these tokens in one step, with no constraint on it.
@@ -199,7 +202,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(prompt, parameters)
+        output = await self._run(prompt, parameters, self._copy(prompt))
         if not output.logprobs:
             raise EngineError("vLLM gave no log-probabilities")
         return tuple(output.logprobs[0][token].logprob for token in token_ids)
@@ -228,15 +231,24 @@ class VllmEngine:
         with suppress(Exception):
             self._engine, self._processes = loading.result()
 
-    async def _run(self, prompt: Prompt, parameters: SamplingParams) -> CompletionOutput:
-        # vLLM reports a picture that fell out of its cache in between as an error: it is sent again once
-        for _ in range(2):
-            output = await self._attempt(prompt, parameters)
-            if output.finish_reason not in ("error", "abort"):
-                return output
+    def _copy(self, prompt: Prompt) -> int:
+        """The number of the copy that has the prompt's beginning in its cache, or of the least busy one."""
+        copies = range(len(self._asked))
+        return prompt.kept if prompt.kept in copies else min(copies, key=self._asked.__getitem__)
+
+    async def _run(self, prompt: Prompt, parameters: SamplingParams, copy: int) -> CompletionOutput:
+        self._asked[copy] += 1
+        try:
+            # vLLM reports a picture that fell out of its cache in between as an error: it is sent again once
+            for _ in range(2):
+                output = await self._attempt(prompt, parameters, copy)
+                if output.finish_reason not in ("error", "abort"):
+                    return output
+        finally:
+            self._asked[copy] -= 1
         raise EngineError("vLLM gave this request up")
 
-    async def _attempt(self, prompt: Prompt, parameters: SamplingParams) -> CompletionOutput:
+    async def _attempt(self, prompt: Prompt, parameters: SamplingParams, copy: int) -> CompletionOutput:
         if self._engine is None:
             raise EngineDead("the engine is not started")
         inputs = TokensPrompt(
@@ -245,8 +257,10 @@ class VllmEngine:
             # A picture's name is its pixels: whatever is cached under it belongs to these pixels alone
             multi_modal_uuids={"image": [picture.digest for picture in prompt.pictures]},
         )
+        name = f"question-{next(self._numbers)}"
+        pinned = copy if len(self._asked) > 1 else None
         try:
-            async for output in self._engine.generate(inputs, parameters, f"question-{next(self._numbers)}"):
+            async for output in self._engine.generate(inputs, parameters, name, data_parallel_rank=pinned):
                 if output.finished:
                     seen = (output.prompt_token_ids or []).count(self._checkpoint.image_token_id)
                     check_seen(prompt.pictures, seen)
@@ -256,5 +270,5 @@ class VllmEngine:
         except EngineDeadError as error:
             raise EngineDead("vLLM's process is gone; its log says why") from error
         except Exception as error:
-            raise EngineError(f"vLLM failed on this request: {error.__cause__ or error}") from error
+            raise EngineError(f"vLLM failed on this request: {words_of(error.__cause__ or error)}") from error
         raise EngineError("vLLM ended this request without an answer")

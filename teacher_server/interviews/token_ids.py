@@ -99,7 +99,7 @@ class TokenInterview:
         """
         interviewer = self.script.interviewer
         generated = await interviewer.engine.generate(self.prompt, decoding)
-        further = self.prompt.then((*generated.token_ids, *self.script.followup))
+        further = self.prompt.then((*generated.token_ids, *self.script.followup), generated.kept)
         return _said(generated), TokenFollowUp(interviewer, further)
 
     def unanalysed(self) -> "TokenFollowUp":

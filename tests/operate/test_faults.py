@@ -20,7 +20,8 @@ from teacher_server.bench.questions import distinct_questions
 from teacher_server.client import TeacherClient
 from teacher_server.prompts import SETS
 from teacher_server.schemas import Answer, Question
-from tests.conftest import StartTeacher, TeacherProcess
+from teacher_server.vllm_plugin import VARIABLE
+from tests.conftest import StartTeacher, TeacherProcess, environment_without
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, start_prompted
 from tests.waiting import LONG_S, metric, wait_for
 
@@ -143,14 +144,20 @@ def test_vllm_leaves_other_programs_their_turn_on_cpus() -> None:
         "import vllm.distributed.utils as waiting; from vllm.plugins import load_general_plugins;"
         "load_general_plugins(); print('yields', waiting.USE_SCHED_YIELD)"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", found_in_every_process],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    assert "yields False" in said.stdout
+    for ours, yields in ((True, False), (False, True)):
+        env = environment_without(VARIABLE) | ({VARIABLE: "failures"} if ours else {})
+        command = [sys.executable, "-c", found_in_every_process]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True, env=env)
+        assert f"yields {yields}" in said.stdout
+
+
+def test_why_an_engine_cannot_start_is_said_in_a_line(
+    teacher_process: StartTeacher, checkpoint: Path
+) -> None:
+    flags = ("--tensor-parallel-size", "2")
+    failing = teacher_process("--teacher", "prompted", "--model", str(checkpoint), *VLLM_FLAGS, *flags)
+    assert failing.process.wait(600) == 1
+    assert f"vLLM cannot serve {checkpoint}: Not enough allowed NUMA nodes" in failing.stderr.splitlines()[-1]
 
 
 def _in_engine(teacher: TeacherProcess) -> float:

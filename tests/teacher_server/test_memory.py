@@ -148,6 +148,16 @@ def test_keys_and_values_that_hold_no_sequence(large: Checkpoint) -> None:
     assert _need(large, _gpus(1), kv_cache_gib=1)[1] == []
 
 
+def test_what_transformers_keeps_between_two_stages(large: Checkpoint, tiny: Checkpoint) -> None:
+    def kept(checkpoint: Checkpoint, **settings: object) -> int:
+        need, _ = _need(checkpoint, _gpus(1), "transformers", **settings)
+        return need.cache - need.sequence
+
+    assert kept(large) == GIB // 2
+    assert kept(large, kv_cache_gib=2) == 2 * GIB
+    assert kept(tiny) == 4 * 8192 * tiny.dimensions.kv_bytes(4)
+
+
 def test_longer_than_the_checkpoint_reads(large: Checkpoint) -> None:
     _, (problem,) = _need(large, _gpus(1), max_model_len=128_001)
     assert "--max-model-len 128001" in problem

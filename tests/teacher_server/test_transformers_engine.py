@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,87 @@ def test_more_pictures_than_are_remembered(
 
 def _noise(seed: int) -> PreparedPicture:
     return Preparation().prepare(np.random.default_rng(seed).integers(0, 256, (56, 56, 3), np.uint8))
+
+
+@pytest.fixture
+def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Columns of each forward pass from now on."""
+    computed: list[int] = []
+    forward = transformers.Qwen2_5_VLForConditionalGeneration.forward
+
+    def counting(self: Any, **given: Any) -> Any:
+        computed.append(given.get("inputs_embeds", given.get("input_ids")).shape[1])
+        return forward(self, **given)
+
+    monkeypatch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", counting)
+    return computed
+
+
+def _followups(shared: SharedEngine, prompts: list[Prompt]) -> list[Prompt]:
+    """Prompts that go on from what the engine has said, by 2 to 7 tokens, one of them anew."""
+    said = shared.all([shared.engine.generate(prompt, WHOLE) for prompt in prompts])
+    assert all(generated.complete for generated in said)
+    return [
+        prompt.then((*generated.token_ids, *range(60, 62 + i)), generated.kept)
+        for i, (prompt, generated) in enumerate(zip(prompts, said, strict=True))
+    ]
+
+
+def _anew(prompts: list[Prompt]) -> list[Prompt]:
+    return [replace(prompt, kept=None) for prompt in prompts]
+
+
+def test_what_goes_on_computes_only_what_is_new_and_scores_alike(
+    shared: SharedEngine, prompts: list[Prompt], columns: list[int]
+) -> None:
+    followups = _followups(shared, prompts)
+    columns.clear()
+    asked = [shared.engine.score(prompt, range(600)) for prompt in followups]
+    alone = shared.one_by_one(asked)
+    assert columns == [2, 3, 4, 5, 6, 7]  # what is new alone: no picture, no token that was said
+    columns.clear()
+    together = shared.all([shared.engine.score(prompt, range(600)) for prompt in followups])
+    assert max(columns) == 7
+    anew = shared.one_by_one([shared.engine.score(prompt, range(600)) for prompt in _anew(followups)])
+    np.testing.assert_allclose(alone, anew, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(together, anew, rtol=0, atol=1e-4)
+
+
+def test_text_that_goes_on_is_that_of_the_whole_prompt(shared: SharedEngine, prompts: list[Prompt]) -> None:
+    followups = _followups(shared, prompts)
+    further = shared.all([shared.engine.generate(prompt, WHOLE) for prompt in followups])
+    assert further == shared.one_by_one(
+        [shared.engine.generate(prompt, WHOLE) for prompt in _anew(followups)]
+    )
+
+
+def test_what_was_kept_of_another_conversation_is_not_gone_on_from(
+    shared: SharedEngine, prompts: list[Prompt]
+) -> None:
+    one, other = (followup for followup in _followups(shared, prompts)[3:5])
+    mixed = replace(one, kept=other.kept)
+    scores = shared.all([shared.engine.score(prompt, range(600)) for prompt in (mixed, one)])
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-4)
+
+
+def test_what_is_kept_is_bounded_and_goes_with_its_conversation(
+    checkpoint: Checkpoint, prompts: list[Prompt]
+) -> None:
+    async def scores(**changes: Any) -> tuple[list[int], list[tuple[float, ...]]]:
+        async with started(checkpoint, **changes) as engine:
+            said = [await engine.generate(prompt, WHOLE) for prompt in prompts]
+            followups = [p.then((*g.token_ids, 60), g.kept) for p, g in zip(prompts, said, strict=True)]
+            held = [
+                0 if g.kept is None or g.kept.keys_values is None else g.kept.keys_values.nbytes for g in said
+            ]
+            return held, await asyncio.gather(*(engine.score(prompt, range(99)) for prompt in followups))
+
+    held, expected = asyncio.run(scores())
+    assert all(held)
+    room = sum(held[-2:]) / 2**30
+    bounded, alike = asyncio.run(scores(kv_cache_gib=room))
+    assert bounded == [0, 0, 0, 0, *held[-2:]]
+    np.testing.assert_allclose(alike, expected, rtol=0, atol=1e-4)
+    none, alike = asyncio.run(scores(kv_cache_gib=1e-9))
+    assert not any(none)
+    np.testing.assert_allclose(alike, expected, rtol=0, atol=1e-4)
