@@ -12,6 +12,7 @@ commands:
   check      examine a checkpoint's folder: can it be served here, offline?
   swap       have a running teacher serve another checkpoint, without a restart
   score      how good a running teacher is: as a policy, against the planner, stage by stage
+  replay     list a score's failed episodes, or play one again, step by step
   compare    put scored or running teachers side by side, on one page
   answers    export, import, count or prune the stored answers
   forge      make a teacher: train a small checkpoint, or adapt a large one
@@ -69,6 +70,12 @@ def _score(arguments: Sequence[str]) -> int:
     return score(arguments)
 
 
+def _replay(arguments: Sequence[str]) -> int:
+    from teacher_server.score.commands import replay  # noqa: PLC0415
+
+    return replay(arguments)
+
+
 def _compare(arguments: Sequence[str]) -> int:
     from teacher_server.score.commands import compare  # noqa: PLC0415
 
@@ -93,6 +100,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": _check,
     "swap": _swap,
     "score": _score,
+    "replay": _replay,
     "compare": _compare,
     "answers": _answers,
     "forge": _forge,

@@ -31,7 +31,7 @@ class Asked:
         identity: str,
         on_answers: Callable[[int], object] = lambda count: None,
     ) -> None:
-        self._client, self._actions, self._identity = client, tuple(actions), identity
+        self._client, self.actions, self._identity = client, tuple(actions), identity
         self._on_answers = on_answers
         self._outcomes: dict[Hashable, Outcome] = {}
         self.seconds = 0.0
@@ -67,5 +67,5 @@ class Asked:
 
     def _question(self, scene: Scene) -> Question:
         return Question.about(
-            encode_png(draw(scene.view)), mission=scene.mission, task=scene.task, actions=self._actions
+            encode_png(draw(scene.view)), mission=scene.mission, task=scene.task, actions=self.actions
         )

@@ -1,4 +1,4 @@
-"""`teacher score` and `teacher compare`."""
+"""`teacher score`, `teacher replay` and `teacher compare`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from teacher_server.client import TeacherError
 from teacher_server.command_line import fail, parse
-from teacher_server.score.settings import CompareSettings, ScoreSettings, is_address
+from teacher_server.score.settings import CompareSettings, ReplaySettings, ScoreSettings, is_address
 
 
 def score(arguments: Sequence[str]) -> int:
@@ -26,6 +26,38 @@ def score(arguments: Sequence[str]) -> int:
     if settings.out:
         write_score(settings.out, read_score(settings.out))
         print(f"\nWritten: {settings.out}/score.md, and score.json, reliability.png and mistakes/ beside it")
+        failed = sum(
+            len(p.failures) for task in scored.tasks.values() for p in (task.argmax, task.sampled) if p
+        )
+        if failed:
+            print(f"{failed} episodes without success: `teacher replay {settings.out}` lists them")
+    return 0
+
+
+def replay(arguments: Sequence[str]) -> int:
+    """Lists or replays episodes without success; returns the exit code: 0 done, 3 the teacher was lost."""
+    settings = parse(ReplaySettings, arguments)
+    from teacher_server.score import replaying  # noqa: PLC0415
+    from teacher_server.score.scoring import read_score  # noqa: PLC0415
+
+    scored = read_score(settings.score)
+    episodes = replaying.failing_episodes(scored)
+    if settings.seed is None:
+        print("\n".join(episode.title for episode in episodes) or "no episode failed")
+        return 0
+    episode = replaying.choose(episodes, settings)
+    steps: list[replaying.Step] = []
+    try:
+        for step in replaying.replay(episode, scored.identity, settings):
+            if not steps:
+                print(f"{episode.title}\n{step.scene.mission}\n")
+            print(replaying.in_words(step), flush=True)
+            steps.append(step)
+    except TeacherError as error:
+        return fail("teacher replay", error, 3)
+    if settings.gif is not None:
+        replaying.animate(steps, settings.gif)
+        print(f"\nWritten: {settings.gif}")
     return 0
 
 

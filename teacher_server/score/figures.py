@@ -1,7 +1,7 @@
 """What a score is made of: figures with their intervals, as score.json holds them."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +53,26 @@ class Mean(_Figures):
         return cls(value=float(array.mean()), low=low, high=high)
 
 
+class Failure(_Figures):
+    """A held-out episode without success: all that it takes to play it again.
+
+    end: failure where the environment ended it, time_out where it ran out of steps.
+    """
+
+    seed: int
+    actions: list[str]
+    episode_return: float
+    end: Literal["failure", "time_out"]
+
+
 class Played(_Figures):
-    """How a policy does in the held-out episodes."""
+    """How a policy does in the held-out episodes, and those without success; chance's are not listed."""
 
     success: Share
     mean_return: Mean
     length: float
     steps_without_answer: int = 0
+    failures: list[Failure] = []
 
 
 class Agreement(_Figures):

@@ -9,7 +9,7 @@ from gridworld.scenes import Scene
 from gridworld.tasks import ACTIONS, ALL_TASKS
 from teacher_server.schemas import Answer
 from teacher_server.score.asking import Asked, Outcome
-from teacher_server.score.figures import Mean, Played, Share
+from teacher_server.score.figures import Failure, Mean, Played, Share
 from teacher_server.score.world import World
 
 
@@ -41,8 +41,11 @@ def play_teacher(
     def choose(scenes: list[Scene]) -> list[int]:
         return [ACTIONS.index(action_of(outcome)) for outcome in asked.about(scenes)]
 
-    result = play(partial(World, env_id, task), choose, episodes, together)
-    return _played(result).model_copy(update={"steps_without_answer": without_answer})
+    failures: list[Failure] = []
+    result = play(partial(World, env_id, task, failures=failures), choose, episodes, together)
+    by_seed = sorted(failures, key=lambda failure: failure.seed)
+    more = {"steps_without_answer": without_answer, "failures": by_seed}
+    return _played(result).model_copy(update=more)
 
 
 def play_chance(env_id: str, task: str, *, episodes: int, seed: int) -> Played:

@@ -1,7 +1,7 @@
 """Every setting of `teacher score` and `teacher compare`, once."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg
@@ -109,3 +109,26 @@ class CompareSettings(Scoring, BaseSettings):
         if any(is_address(teacher) for teacher in self.teachers):
             _ = self.places
         return self
+
+
+class ReplaySettings(BaseSettings):
+    """Lists the episodes without success of a score; with --seed plays one again, with its teacher."""
+
+    model_config = flags_and_variables("teacher replay", "TEACHER_SCORE_")
+
+    score: CliPositionalArg[Path] = Field(description="a folder that `teacher score --out` made")
+    url: Annotated[str, AfterValidator(checked_url)] = Field(
+        default="http://127.0.0.1:8000", description="the address of the teacher whose score it is"
+    )
+    seed: int | None = Field(default=None, description="the episode to play again; without it all are listed")
+    env: str | None = Field(default=None, description="where the seed failed in several environments")
+    policy: Literal["argmax", "sampled"] | None = Field(
+        default=None, description="the one that it failed with, where it did with both; default: argmax"
+    )
+    gif: Path | None = Field(default=None, description="an animation of it, to be written too")
+    teacher_key_file: Path | None = Field(
+        default=None, description="a file that holds the key which the teacher asks for"
+    )
+    teacher_wait_s: float = Field(
+        default=60.0, gt=0, allow_inf_nan=False, description="seconds that a teacher which is away is tried"
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from gridworld.planner import NoPlan, plan
 from gridworld.scenes import Scene
 from gridworld.tasks import ACTIONS, ALL_TASKS, EVALUATION_SEEDS
 from gridworld.views import view_of
+from teacher_server.score.figures import Failure
 
 _FIRST_SEED = EVALUATION_SEEDS + 2**29
 """Of the episodes that states are taken from: no policy plays them."""
@@ -18,11 +20,19 @@ _NOTHING_NEW = 100
 
 
 class World:
-    """One environment; `seed_of` gives the seed of each of its episodes."""
+    """One environment; `seed_of` gives the seed of each of its episodes.
 
-    def __init__(self, env_id: str, task: str, seed_of: Callable[[int], int]) -> None:
+    Args:
+        failures: gets each episode that ends without success.
+    """
+
+    def __init__(
+        self, env_id: str, task: str, seed_of: Callable[[int], int], failures: list[Failure] | None = None
+    ) -> None:
         self._env, self._task, self._seed_of = make(env_id), task, seed_of
-        self._episode = -1
+        self._failures = failures
+        self._episode, self._seed = -1, 0
+        self._actions: list[str] = []
         self.total = 0.0
         self.length = 0
 
@@ -30,7 +40,8 @@ class World:
         """Starts the next episode."""
         self._episode += 1
         self.total, self.length = 0.0, 0
-        self._env.reset(seed=self._seed_of(self._episode))
+        self._seed, self._actions = self._seed_of(self._episode), []
+        self._env.reset(seed=self._seed)
         return self._scene()
 
     def step(self, action: int) -> tuple[Scene, float, bool, bool]:
@@ -38,6 +49,12 @@ class World:
         _, reward, terminated, truncated, _ = self._env.step(action)
         self.total += float(reward)
         self.length += 1
+        self._actions.append(ACTIONS[action])
+        if (terminated or truncated) and self.total <= 0 and self._failures is not None:
+            end: Literal["failure", "time_out"] = "failure" if terminated else "time_out"
+            self._failures.append(
+                Failure(seed=self._seed, actions=self._actions, episode_return=self.total, end=end)
+            )
         return self._scene(), float(reward), terminated, truncated
 
     def _scene(self) -> Scene:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gridworld.tasks import ALL_TASKS, TASKS
 from student.scoring import score as evaluate
@@ -77,6 +78,26 @@ def test_mistakes_are_measured_pictured_and_compared(
     assert (tmp_path / "noisy/reliability.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "noisy/mistakes").glob("*.png"))) == len(found["mistakes"]) == 6
     assert "is optimal" in (tmp_path / "noisy/score.md").read_text()
+
+    capsys.readouterr()
+    replay = ["replay", str(tmp_path / "noisy")]
+    assert main(replay) == 0
+    listed = capsys.readouterr().out.splitlines()
+    played = {policy: found[policy] for policy in ("argmax", "sampled")}
+    assert len(listed) == sum(5 - each["success"]["count"] for each in played.values()) > 0
+    policy = next(policy for policy, each in played.items() if each["failures"])
+    failure = min(played[policy]["failures"], key=lambda failure: len(failure["actions"]))
+    which = ["--seed", str(failure["seed"]), "--policy", policy]
+    assert main([*replay, *which, "--url", noisy, "--gif", str(tmp_path / "a.gif")]) == 0
+    told = capsys.readouterr().out
+    assert re.findall(r"^   chose (\w+)", told, re.MULTILINE) == failure["actions"]
+    assert "   optimal: " in told
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert 1 < animation.n_frames <= len(failure["actions"]) + 1  # GIF joins frames that are alike
+    assert main([*replay, *which, "--url", shared_teacher.url]) == 2
+    assert f"{shared_teacher.url} is planner-" in _only_line(capsys)
+    assert main([*replay, "--seed", "7"]) == 2
+    assert "no such episode failed with the seed 7" in _only_line(capsys)
 
     out = tmp_path / "both"
     assert main(["compare", shared_teacher.url, str(tmp_path / "noisy"), "--out", str(out), *flags]) == 0
