@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from teacher_server.picture_files import NotOnePicture, essence
 
 # Our own limit comes first; Pillow's would warn on stderr in between
 Image.MAX_IMAGE_PIXELS = None
+# What is odd about a picture is no matter of the service's log
+warnings.filterwarnings("ignore", module="PIL")
 
 _DEPTH_AT = 24
 """Of a PNG file, where the bits of a sample stand: its header comes first."""
