@@ -6,7 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from gridworld.tasks import ALL_TASKS
 from teacher_server.chat import BadChatTemplate
 from teacher_server.hosting import Host
 from teacher_server.images import BadPicture, decode, from_base64
-from teacher_server.look.scenes import BadMoment, Moment, first_of, only_mission, replay, sizes
+from teacher_server.look.scenes import BadMoment, Moment, only_mission, places, replay
 from teacher_server.look.templates import check
 from teacher_server.metrics import Metrics
 from teacher_server.preparation import visual_tokens
@@ -108,17 +108,16 @@ async def state(request: Request) -> Response:
 @_router.get("/look/tasks")
 async def tasks(request: Request) -> Response:
     """The teacher's tasks, and where each can be seen."""
-    known = _teaching(request).host.teacher.tasks.items()
+    teacher = _teaching(request).host.teacher
     return JSONResponse(
         {
             task: {
                 "objective": ALL_TASKS[task].objective if task in ALL_TASKS else None,
                 "actions": actions,
-                "env_ids": sizes(task),
-                "first": first_of(task),
                 "mission": only_mission(task),
+                **asdict(places(task, teacher.hosting)),
             }
-            for task, actions in known
+            for task, actions in teacher.tasks.items()
         }
     )
 

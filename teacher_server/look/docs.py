@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +10,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import RedirectResponse
 from PIL import Image
 
-from teacher_server.look.scenes import Moment, first_of, replay
+from teacher_server.look.scenes import Moment, places, replay
+from teacher_server.teachers import Teacher
 
 _router = APIRouter(include_in_schema=False)
 
@@ -24,7 +24,7 @@ def add_docs(app: FastAPI) -> None:
     def with_examples() -> dict[str, Any]:
         schema = plain()
         # Anew each time: a swap may bring a teacher of other tasks
-        examples = examples_for(app.state.teaching.host.teacher.tasks)
+        examples = examples_for(app.state.teaching.host.teacher)
         both = {
             "summary": "several at once",
             "value": [example["value"] for example in list(examples.values())[:2]],
@@ -57,21 +57,18 @@ async def docs_with_slash() -> Response:
     return RedirectResponse("../docs")
 
 
-def examples_for(tasks: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """A question about each task, as OpenAPI's `examples`.
-
-    Args:
-        tasks: a teacher's tasks with their useful actions.
-    """
+def examples_for(teacher: Teacher) -> dict[str, dict[str, Any]]:
+    """A question about each of a teacher's tasks, as OpenAPI's `examples`."""
     return {
-        task: {"summary": task, "value": _question(task, tuple(actions))} for task, actions in tasks.items()
+        task: {"summary": task, "value": _question(task, tuple(actions), places(task, teacher.hosting).first)}
+        for task, actions in teacher.tasks.items()
     }
 
 
 @lru_cache(maxsize=64)
-def _question(task: str, actions: tuple[str, ...]) -> dict[str, Any]:
-    """About the first state of the environment that a task begins with."""
-    scene, picture = replay(Moment(env_id=first_of(task)))
+def _question(task: str, actions: tuple[str, ...], env_id: str) -> dict[str, Any]:
+    """About the first state of an environment."""
+    scene, picture = replay(Moment(env_id=env_id))
     file = io.BytesIO()
     # MiniGrid's few colours fit in a palette: the same pixels in a file that can be read on a page
     Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)

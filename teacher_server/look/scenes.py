@@ -1,7 +1,9 @@
 """A moment of an episode, found again from its environment, seed and actions: nothing is kept in between."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -100,9 +102,32 @@ def sizes(task: str) -> tuple[str, ...]:
     return tuple(sorted(env_id for env_id in gymnasium.registry if env_id.startswith(_NO_ONES)))
 
 
-def first_of(task: str) -> str:
-    """The environment to begin with: the one that a family's figures are about, else the first of all."""
-    return ALL_TASKS[task].env_id if task in ALL_TASKS else sizes(task)[0]
+@dataclass(frozen=True)
+class Places:
+    """Where a task can be seen: the ids of environments, those that the teacher was trained on, the first."""
+
+    env_ids: tuple[str, ...]
+    trained: tuple[str, ...]
+    first: str
+
+
+def places(task: str, hosting: Mapping[str, Any]) -> Places:
+    """Where to see a task of a teacher, first where it was trained or else where a family's figures are from.
+
+    Args:
+        hosting: the teacher's, with the record of what its checkpoint was trained on, where there is one.
+    """
+    known = hosting.get("trained_on", {}).get("environments", {})
+    trained = tuple(
+        env_id
+        for env_id, grids in known.items()
+        if grids["task"] == task
+        and env_id in gymnasium.registry  # one in a module of its own is not imported
+    )
+    env_ids = tuple(dict.fromkeys((*sizes(task), *trained)))
+    usual = ALL_TASKS[task].env_id if task in ALL_TASKS else env_ids[0]
+    first = trained[0] if trained and usual not in trained else usual
+    return Places(env_ids, trained, first)
 
 
 @lru_cache

@@ -20,6 +20,7 @@ from PIL import Image
 from gridworld.pictures import Picture, draw
 from gridworld.tasks import ACTIONS, ALL_TASKS
 from gridworld.views import view_of
+from teacher_server.look.scenes import places
 from teacher_server.preparation import Preparation
 from teacher_server.prompts import SETS, load_prompt_set
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody
@@ -96,6 +97,24 @@ def test_the_tasks_are_the_teachers(http: httpx.Client) -> None:
         scenes = [{"env_id": told["first"], "seed": seed} for seed in range(8)]
         missions = {http.post("/look/scene", json=scene).json()["mission"] for scene in scenes}
         assert missions == {told["mission"]} or (told["mission"] is None and len(missions) > 1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "first"),
+    [
+        ({}, "MiniGrid-LavaGapS6-v0"),
+        ({"MiniGrid-Fetch-5x5-N2-v0": "fetch"}, "MiniGrid-LavaGapS6-v0"),
+        ({"MiniGrid-LavaGapS7-v0": "lava_gap", "MiniGrid-LavaGapS6-v0": "lava_gap"}, "MiniGrid-LavaGapS6-v0"),
+        ({"MiniGrid-LavaGapS7-v0": "lava_gap", "MiniGrid-LavaGapS5-v0": "lava_gap"}, "MiniGrid-LavaGapS7-v0"),
+        ({"no_such:Module-v0": "lava_gap", "MiniGrid-Empty-5x5-v0": "lava_gap"}, "MiniGrid-Empty-5x5-v0"),
+    ],
+)
+def test_the_page_begins_where_the_checkpoint_was_trained(trained: dict[str, str], first: str) -> None:
+    record = {"environments": {env_id: {"task": task} for env_id, task in trained.items()}}
+    found = places("lava_gap", {"trained_on": record} if trained else {})
+    assert found.first == first
+    assert set(found.env_ids) == {*ALL_TASKS["lava_gap"].env_ids, first}
+    assert all(trained[env_id] == "lava_gap" for env_id in found.trained)
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)

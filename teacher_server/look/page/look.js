@@ -44,8 +44,9 @@ async function onTeacher() {
 }
 
 async function onTask() {
-  const { env_ids: ids, first, objective } = task();
-  const shorter = (id) => id.replace(/^MiniGrid-/, "").replace(/-v0$/, "");
+  const { env_ids: ids, trained, first, objective } = task();
+  const never = (id) => (trained.length && !trained.includes(id) ? " · never trained on" : "");
+  const shorter = (id) => id.replace(/^MiniGrid-/, "").replace(/-v0$/, "") + never(id);
   find("objective").textContent = objective ?? "";
   find("env").replaceChildren(...ids.map((id) => element("option", { value: id }, shorter(id))));
   find("env").value = first;
