@@ -225,7 +225,7 @@ def _named(view: View, mission: str, kinds: dict[str, tuple[int, ...]]) -> tuple
     colour, kind = match.groups()
     places = tuple(place for state in kinds[kind] for place in _places(view, code(kind, colour, state)))
     if not places:
-        raise NoPlan("mission", f"the mission asks for the {match.group()}, and the picture shows none")
+        raise NoPlan("mission", f"the mission asks for the {match.group()!r}, and the picture shows none")
     return f"the {match.group()}", places
 
 

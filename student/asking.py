@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 
 from teacher_server.schemas import Answer, ErrorBody
@@ -81,9 +81,10 @@ class Asker:
             self.under_way -= len(reply.rows)
             yield reply
 
-    def wait(self) -> None:
-        """Returns when there may be another reply."""
-        self._news.get()
+    def wait(self, timeout_s: float) -> None:
+        """Returns when there may be another reply, or after so many seconds."""
+        with suppress(Empty):
+            self._news.get(timeout=timeout_s)
 
     def close(self) -> None:
         """Sends nothing more and ends the threads; one whose request is not answered ends with it."""

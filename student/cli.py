@@ -62,12 +62,25 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    print(
-        f"{summary['env']}: {summary['frames']} frames in {summary['seconds']:.0f} s of training"
-        f" ({summary['frames_per_second']:.0f} frames/s); asked {summary['questions']} questions,"
-        f" {summary['store_hits']} more from the store"
-    )
+    print(_in_a_line(summary))
     _print_report({"sampled": summary["sampled"], "argmax": summary["argmax"]})
+
+
+def _in_a_line(summary: dict[str, Any]) -> str:
+    """What a run came to."""
+    from student.failures import in_words  # noqa: PLC0415
+
+    line = f"{summary['env']}: {summary['frames']} frames in {summary['seconds']:.0f} s of training"
+    if summary["frames_per_second"]:
+        line += f" ({summary['frames_per_second']:.0f} frames/s)"
+    if summary["teacher"] is None:
+        return f"{line}; without a teacher"
+    line += f"; asked {summary['questions']} questions, {summary['store_hits']} more from the store"
+    if summary["failed"]:
+        # Runs of earlier versions kept no reasons
+        why = in_words(summary.get("failures", []))
+        line += f"; {summary['failed']} of these states have no label{f': {why}' if why else ''}"
+    return line
 
 
 def _evaluate(arguments: Sequence[str]) -> int:

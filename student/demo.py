@@ -24,6 +24,7 @@ from student.teachers import COMPACT, COMPACT_FLAGS, served_teacher
 from student.trainer import Stopped, train
 from teacher_server.client import TeacherError
 from teacher_server.command_line import CannotStart, fail, parse
+from teacher_server.terminal import speak_as
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -59,6 +60,7 @@ class DemoSettings(BaseSettings):
 
 def main() -> int:
     """Runs the demo; returns the exit code."""
+    speak_as("demo")
     try:
         demo(parse(DemoSettings, sys.argv[1:]))
     except (CannotStart, TeacherError, Stopped) as error:

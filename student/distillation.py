@@ -90,14 +90,14 @@ def target_entropy(labels: Labels) -> float:
     return float(-torch.xlogy(labels.probs_BA, labels.probs_BA).sum(1)[labels.given_B].mean()) + 0.0
 
 
-def lambda_at(frames: int, settings: TrainSettings) -> float:
+def lambda_at(frames: float, settings: TrainSettings) -> float:
     """Lambda of equation 1 for the update that begins after this many frames."""
     if settings.lambda_schedule == "constant":
         return settings.teacher_lambda
     return settings.teacher_lambda * max(1 - frames / taught_frames(settings), 0.0)
 
 
-def doubt_at(frames: int, success: float, settings: TrainSettings) -> float:
+def doubt_at(frames: float, success: float, settings: TrainSettings) -> float:
     """The share of the targets that is spread over all actions, in the update that begins after these frames.
 
     It grows as the teacher's time runs out, where the student still fails: a good teacher's would not.

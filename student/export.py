@@ -29,8 +29,7 @@ from student.labels import LabelTable
 from student.runs import write_whole
 from student.scoring import Trained, load_trained
 from student.settings import ExportSettings
-from teacher_server.client import QuestionRefused, TeacherClient, TeacherError
-from teacher_server.keys import read_key
+from teacher_server.client import QuestionRefused, TeacherError, connect
 
 _BATCH = 64
 _TOLERANCE = 1e-4
@@ -224,8 +223,9 @@ class _Teacher:
             task = task_key(trained.layout.env_id, settings.task or trained.settings.task)
         except UnknownTask as error:
             raise BadExport(str(error)) from error
-        key = read_key(settings.teacher_key_file)
-        self._client = TeacherClient(settings.teacher, deadline_s=settings.teacher_wait_s, key=key)
+        self._client = connect(
+            settings.teacher, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s
+        )
         self._labels = LabelTable(trained.layout, Vocabulary(trained.words), self._client, task=task)
 
     def measure(self, states_SK: NDArray[np.uint8], questions: int) -> tuple[TeacherFigures, list[int]]:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from gridworld.pictures import draw, encode_png
 from gridworld.tasks import task_key
-from student.asking import Asker, Outcome, Reply
+from student.asking import THREADS, TOGETHER, Asker, Outcome, Reply
 from student.distillation import Labels
 from student.envs import Layout, Row, Vocabulary, keys_of
+from student.failures import Failures
 from teacher_server.client import TeacherClient, TeacherError
 from teacher_server.schemas import Answer, ErrorBody, Question
 
@@ -22,6 +23,7 @@ _UNASKED, _CHOSEN, _FAILED, _GIVEN = range(4)
 """A state's way. Chosen: to be asked about, or asked; failed: the teacher gave no answer, for good."""
 _FAILURES = 64
 """Failed questions, and not one answered, after which a teacher is of no use."""
+_TELL_EVERY_S = 1.0
 
 
 class UselessTeacher(TeacherError):
@@ -51,6 +53,7 @@ class LabelTable:
         late: LateLabels = "wait",
         budget: int | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_wait: Callable[[int], object] = lambda missing: None,
     ) -> None:
         """Asks the teacher who it is.
 
@@ -62,6 +65,7 @@ class LabelTable:
             late: whether `look_up` waits for labels that have not come yet.
             budget: states that may be asked about, ever; None: all.
             waiting: entered while an answer is waited for, and nothing is half done.
+            on_wait: told now and then how many labels are still waited for.
 
         Raises:
             UnknownTask: the environment is of no family, or of another one than `task`.
@@ -70,7 +74,7 @@ class LabelTable:
             TeacherUnavailable: the teacher did not answer.
         """
         self._layout, self._vocabulary, self._client = layout, vocabulary, client
-        self._allow_change, self._waiting = allow_change, waiting
+        self._allow_change, self._waiting, self._on_wait = allow_change, waiting, on_wait
         self._late, self._budget = late, budget
         self._task = task_key(layout.env_id, task)
         self._rows: dict[bytes, int] = {}
@@ -83,13 +87,12 @@ class LabelTable:
         self._unsent: list[int] = []
         """Chosen, and not under way: restored, or the request met an error."""
         self._error: Exception | None = None
-        self._failure: ErrorBody | None = None
         self.asked = 0
         """Questions that the teacher had to answer or failed to."""
         self.store_hits = 0
         """Questions that the teacher's store answered."""
-        self.failed = 0
-        """States that the teacher gave no answer for."""
+        self.failures = Failures()
+        """The states that the teacher gave no answer for, by reason."""
         self.info = client.teacher()
         self.identity = identity or self.info.identity
         self._check_identity(self.info.identity)
@@ -102,6 +105,24 @@ class LabelTable:
         """States met so far."""
         return len(self._rows)
 
+    @property
+    def failed(self) -> int:
+        """States that the teacher gave no answer for."""
+        return len(self.failures)
+
+    @property
+    def come(self) -> float:
+        """The share of the states to be asked about that have their outcome: all met, or those chosen."""
+        size = len(self._rows)
+        wanted = size if self._budget is None else int((self._status_M[:size] != _UNASKED).sum())
+        return (self.asked + self.store_hits) / wanted if wanted else 1.0
+
+    @property
+    def useless(self) -> bool:
+        """Whether the teacher gives no answer most of the time; False until there are enough to tell."""
+        answered = self.asked + self.store_hits
+        return answered >= _FAILURES and 2 * self.failed > answered
+
     def see(self, obs_NK: NDArray[np.uint8]) -> None:
         """Notes N states that the student is about to act on; without a budget, asks about the new ones.
 
@@ -110,7 +131,7 @@ class LabelTable:
         rows = self._rows_of(obs_NK)
         self._seen += rows
         if self._budget is None:
-            self._choose(self._unasked(np.array(rows, np.intp)))
+            self._choose_all(np.array(rows, np.intp))
 
     def look_up(
         self,
@@ -134,7 +155,7 @@ class LabelTable:
         rows_B = self._take_seen(obs_BK)
         self._send_again()
         if self._budget is None:
-            self._choose(self._unasked(rows_B))
+            self._choose_all(rows_B)
         else:
             self._spend(rows_B, np.ones(len(rows_B)) if scores_B is None else scores_B, frames_left, frames)
         self._asker.flush()
@@ -144,8 +165,9 @@ class LabelTable:
             if self._late == "go-on" or not (self._status_M[rows_B] == _CHOSEN).any():
                 break
             with self._waiting():
-                self._asker.wait()
+                self._asker.wait(_TELL_EVERY_S)
             self._take_replies()
+            self._on_wait(int((self._status_M[np.unique(rows_B)] == _CHOSEN).sum()))
         return Labels(
             torch.from_numpy(self._probs_MA[rows_B]), torch.from_numpy(self._status_M[rows_B] == _GIVEN)
         )
@@ -179,6 +201,7 @@ class LabelTable:
             "chosen_at": self._chosen_at,
             "asked": self.asked,
             "store_hits": self.store_hits,
+            "failures": self.failures.state(),
             "identity": self.identity,
         }
 
@@ -193,7 +216,7 @@ class LabelTable:
         self._status_M[rows] = status
         self._unsent = np.flatnonzero(status == _CHOSEN).tolist()
         self._chosen_at = state["chosen_at"]
-        self.failed = int((status == _FAILED).sum())
+        self.failures.restore(state.get("failures"), int((status == _FAILED).sum()))
         self.asked, self.store_hits = state["asked"], state["store_hits"]
 
     def _rows_of(self, obs_BK: NDArray[np.uint8]) -> list[int]:
@@ -250,6 +273,18 @@ class LabelTable:
         best = np.argsort(-scores_U, kind="stable")[: max(allowance, 0)]
         self._choose(rows_U[best].tolist())
 
+    def _choose_all(self, rows_B: NDArray[np.intp]) -> None:
+        """Chooses those that nobody asked about; where nobody waits, no more than can be on their way.
+
+        A student that waits for nothing is faster than its teacher: what is left out is asked about when it
+        is met again, and does not make the labels of newer states late.
+        """
+        rows = self._unasked(rows_B)
+        if self._late == "go-on":
+            self._take_replies()
+            rows = rows[: max(THREADS * TOGETHER - self._asker.under_way, 0)]
+        self._choose(rows)
+
     def _choose(self, rows: Sequence[int]) -> None:
         if rows:
             self._status_M[rows] = _CHOSEN
@@ -293,9 +328,7 @@ class LabelTable:
                 self._status_M[row] = _GIVEN
             else:
                 self._status_M[row] = _FAILED
-                self.failed += 1
-            if isinstance(outcome, ErrorBody):
-                self._failure = outcome
+                self.failures.add(row, outcome if isinstance(outcome, ErrorBody) else None)
         hits = sum(answer.stored for answer in answers)
         self.store_hits += hits
         self.asked += len(reply.outcomes) - hits
@@ -307,14 +340,14 @@ class LabelTable:
             raise error
         answered = self.asked + self.store_hits
         enough = self.failed >= _FAILURES or not self._asker.under_way
-        if self._failure is not None and answered == self.failed and enough:
-            failure, failed = self._failure, np.flatnonzero(self._status_M == _FAILED)
+        if self.failed and answered == self.failed and enough:
+            failed, why = np.flatnonzero(self._status_M == _FAILED), self.failures
             self._status_M[failed] = _CHOSEN
             self._unsent += failed.tolist()
-            self.asked, self.failed, self._failure = 0, 0, None
+            self.asked, self.failures = 0, Failures()
             raise UselessTeacher(
                 f"the teacher at {self._client.url} answered none of the first {len(failed)} questions:"
-                f" {failure.status}: {failure.reason}"
+                f" {why}; the first: {why.example}"
             )
 
     def _check_identity(self, identity: str) -> None:

@@ -13,10 +13,12 @@ from rich.live import Live
 from rich.table import Table
 
 from student.plans import PlannedRun
+from teacher_server.terminal import duration
 
 _TAIL = 2**16
 """Bytes of a log's end that hold its last updates and most often its last evaluation."""
 _EVERY_S = 1.0
+_LINE_EVERY_S = 30.0
 
 
 @dataclass
@@ -29,6 +31,8 @@ class _Standing:
     frames: int = 0
     frames_per_second: float | None = None
     success: float | None = None
+    failed: int = 0
+    """States without a label."""
 
 
 class Progress:
@@ -81,7 +85,8 @@ class Progress:
         if name not in self._standings:
             return
         standing = self._finish(name)
-        self._say(f"{name}: success {standing.success:.2f} after {standing.frames} frames")
+        failed = f"; {standing.failed} states without a label" if standing.failed else ""
+        self._say(f"{name}: success {standing.success:.2f} after {standing.frames} frames{failed}")
 
     def failed(self, name: str, why: str) -> None:
         self._others.discard(name)
@@ -90,14 +95,21 @@ class Progress:
         self._say(f"{name} failed: {why}")
 
     def refresh(self) -> None:
-        """Brings the table up to date, once a second."""
-        if self._live is None or time.monotonic() - self._refreshed < _EVERY_S:
+        """Brings the table up to date, once a second; without a terminal writes a line now and then."""
+        every_s = _LINE_EVERY_S if self._live is None else _EVERY_S
+        if not self._shown or time.monotonic() - self._refreshed < every_s:
             return
         for name, standing in self._standings.items():
             if standing.state == "running":
                 _follow(standing, last_rows(self._folder / name / "metrics.jsonl"))
-        self._live.update(self._table(), refresh=True)
         self._refreshed = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            return
+        states = [standing.state for standing in self._standings.values()]
+        frames, in_all = self._frames_done(), sum(each.frames_in_all for each in self._standings.values())
+        told = f"{states.count('running')} under way, {frames:,} of {in_all:,} frames"
+        self._say("the teachers play first" if self._others else told)
 
     def close(self) -> None:
         """Leaves the table as it stands."""
@@ -107,6 +119,7 @@ class Progress:
 
     def _say(self, what: str) -> None:
         if self._shown and self._live is None:
+            self._refreshed = time.monotonic()
             print(f"{self.count}/{len(self._standings)} {what}; {self._left()}", flush=True)
 
     def _finish(self, name: str) -> _Standing:
@@ -114,6 +127,7 @@ class Progress:
         standing = self._standings[name]
         standing.state, standing.frames = "done", summary["frames"]
         standing.success, standing.frames_per_second = summary["success"], summary["frames_per_second"]
+        standing.failed = summary.get("failed", 0)
         return standing
 
     def _frames_done(self) -> int:
@@ -129,7 +143,7 @@ class Progress:
         )
         if left == 0:
             return "nothing left"
-        return f"about {_duration(left * seconds / frames)} left" if frames > 0 else "time left not known yet"
+        return f"about {duration(left * seconds / frames)} left" if frames > 0 else "time left not known yet"
 
     def _table(self) -> Table:
         left = "the teachers play first" if self._others else self._left()
@@ -176,9 +190,3 @@ def _follow(standing: _Standing, rows: Iterable[dict[str, Any]]) -> None:
 def _mean(values: Iterable[float | None], decimals: int) -> str:
     known = [value for value in values if value is not None]
     return f"{mean(known):.{decimals}f}" if known else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

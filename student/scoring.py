@@ -17,8 +17,7 @@ from student.resuming import load_settings
 from student.rollout import act
 from student.runs import BadRun, Run
 from student.settings import EvaluateSettings, TrainSettings, is_address
-from teacher_server.client import TeacherClient, TeacherError
-from teacher_server.keys import read_key
+from teacher_server.client import TeacherError, connect
 
 _EPISODES_SHOWN = 4
 
@@ -112,8 +111,7 @@ def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
     if settings.env is None:
         raise BadRun("a teacher can play any environment: choose one with --env")
     layout, vocabulary = layout_of(settings.env), Vocabulary()
-    key = read_key(settings.teacher_key_file)
-    client = TeacherClient(settings.policy, deadline_s=settings.teacher_wait_s, key=key)
+    client = connect(settings.policy, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s)
     labels = LabelTable(layout, vocabulary, client, task=settings.task)
 
     def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -16,9 +16,8 @@ from student.progress import Progress
 from student.runs import write_json
 from student.teachers import TeacherDidNotStart, served_teacher
 from student.workers import LocalWorkers, Task, Workers, locked, score_teacher, train_run
-from teacher_server.client import TeacherClient
+from teacher_server.client import connect
 from teacher_server.command_line import CannotStart
-from teacher_server.keys import read_key
 
 _ATTEMPTS = 2
 """How often a task may cost its worker's life before it is given up."""
@@ -182,8 +181,7 @@ def _start_teachers(
         else:
             assert settings.teacher is not None
             address, key_file = settings.teacher, settings.teacher_key_file
-        key, wait_s = read_key(key_file), settings.teacher_wait_s
-        with TeacherClient(address, deadline_s=wait_s, key=key) as client:
+        with connect(address, key_file=key_file, wait_s=settings.teacher_wait_s) as client:
             identity = client.teacher().identity
         teachers[name] = _Teacher(name, address, key_file and key_file.absolute(), identity)
         _check_identity(teachers[name], folder)

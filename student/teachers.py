@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from teacher_server.client import TeacherError
+from teacher_server.terminal import Waiting
 
 COMPACT = Path(__file__).parents[1] / "checkpoints" / "compact"
 """The checkpoint that the repository ships with: a Qwen2.5-VL of 2.8 million parameters."""
@@ -64,10 +65,13 @@ def served_teacher(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            address = re.search(r"http://\S+", process.stdout.readline())
+            starting = Waiting("the teacher, which is being started")
+            with starting.for_it(slow=True):
+                address = re.search(r"http://\S+", process.stdout.readline())
             if address is None:
                 said = log.read_text().splitlines() if log else []
                 raise TeacherDidNotStart(said[-1] if said else "the teacher did not start")
+            starting.came()
             yield address.group()
         finally:
             process.stdin.close()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from gridworld.episodes import Evaluation
 from student.algorithms import algorithm
@@ -34,8 +33,8 @@ from student.resuming import resumed
 from student.rollout import Rollout, act, collect
 from student.runs import CannotWrite, Run
 from student.settings import TrainSettings
-from teacher_server.client import TeacherClient, TeacherError
-from teacher_server.keys import read_key
+from teacher_server.client import TeacherError, connect
+from teacher_server.terminal import Bar, say
 
 _RECENT = 100
 """Training episodes over which success and return are averaged."""
@@ -101,9 +100,13 @@ class _Trainer:
         self.rng = np.random.default_rng(settings.seed)
         self.envs = Environments(self.layout, self.vocabulary, settings.environments, settings.seed)
         self.frames = self.updates = 0
+        self.taught = 0.0
+        """Frames on the clock that lambda falls by; see `_clock`."""
+        self._told_of_failures = False
         self.seconds = 0.0
         self.recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
         self._interruptible = self._signalled = False
+        self._figures: dict[str, str] = {}
         state = run.load_checkpoint() if run else None
         self.labels = self._label_table(state)
         self.run = run or Run.create(settings.out, self._config())
@@ -133,21 +136,19 @@ class _Trainer:
     def _run_to_end(self) -> dict[str, Any]:
         settings = self.settings
         self.run.start_logging(self.frames)
-        bar = tqdm(
-            total=settings.frames,
-            initial=self.frames,
-            unit=" frames",
-            disable=None if settings.progress else True,
-            dynamic_ncols=True,
-        )
+        size = settings.environments * settings.rollout_steps
+        # An update is never cut short: the last one may go beyond the frames asked for
+        total = self.frames + math.ceil(max(settings.frames - self.frames, 0) / size) * size
+        self.bar = Bar(total, "frames", done=self.frames, shown=settings.progress)
         try:
-            with self._signals(), bar:
+            with self._signals(), self.bar:
                 while self.frames < settings.frames:
                     row = self._one_update()
-                    bar.update(self.frames - bar.n)
-                    if row:
-                        bar.set_postfix(_shown(row))
-            return self._finish()
+                    self._figures = _shown(row) if row else self._figures
+                    self.bar.update(self.frames, self._figures)
+                    self._tell_of_failures()
+                self.bar.update(figures={"evaluating": "", **self._figures})
+                return self._finish()
         except (TeacherError, _Interrupt) as error:
             self._save()
             again = f"go on with: student train --resume {self.run.folder}"
@@ -155,17 +156,27 @@ class _Trainer:
                 raise Stopped(f"interrupted after {self.frames} frames; {again}", 130) from error
             raise Stopped(f"{error}; saved after {self.frames} frames; {again}", 3) from error
 
+    def _tell_of_failures(self) -> None:
+        """Says once, as soon as it can be told, that most questions have no answer."""
+        if self.labels is not None and self.labels.useless and not self._told_of_failures:
+            self._told_of_failures = True
+            labels, asked = self.labels, self.labels.asked + self.labels.store_hits
+            say(
+                f"note: the teacher gave no answer to {labels.failed:,} of {asked:,} questions so far, and"
+                f" the student learns without: {labels.failures}; the first: {labels.failures.example}"
+            )
+
     def _one_update(self) -> dict[str, Any]:
         """Collects, asks, learns; returns what it logged, which is nothing in between."""
         began = time.perf_counter()
         settings = self.settings
-        teacher_lambda = lambda_at(self.frames, settings) if self.labels is not None else 0.0
+        teacher_lambda = lambda_at(self.taught, settings) if self.labels is not None else 0.0
         # A teacher without weight is not asked
         see = self.labels.see if self.labels is not None and teacher_lambda > 0 else None
         rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, see)
         labels = self._labels_of(rollout, teacher_lambda)
         self.recent.extend(rollout.ended)
-        doubt = doubt_at(self.frames, self._success(), settings)
+        doubt = doubt_at(self.taught, self._success(), settings)
         drawn_to = targets(labels, settings, doubt)
         figures = self.algorithm.update(rollout, drawn_to, teacher_lambda, self.rng)
         size = rollout.actions_TN.size
@@ -174,6 +185,7 @@ class _Trainer:
             figures["replay_kl"] = self.replay.learn(obs_MK, stored, size, teacher_lambda, self.rng, doubt)
         self.obs_NK = rollout.last_obs_NK
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
+        self.taught = self._clock()
         took = time.perf_counter() - began
         self.seconds += took
         row: dict[str, Any] = {}
@@ -204,9 +216,21 @@ class _Trainer:
         # Where the policy is decided a label changes little
         entropy_U = -(np.exp(rollout.log_probs_UA) * rollout.log_probs_UA).sum(1)
         visits_U = np.bincount(rollout.which_TN.ravel())
-        frames_left = min(taught_frames(self.settings), self.settings.frames) - self.frames
+        settings = self.settings
+        # Where labels may be late, so may the end of the frames in which the teacher is asked
+        last = settings.frames if settings.late_labels == "go-on" else taught_frames(settings)
+        frames_left = min(last, settings.frames) - self.frames
         frames = rollout.which_TN.size
         return self.labels.look_up(rollout.states_UK, visits_U * entropy_U, frames_left, frames)
+
+    def _clock(self) -> float:
+        """The frames that count for lambda: all, or where labels may be late as large a share as has come.
+
+        A student that does not wait is through the frames of a schedule before the teacher has answered.
+        """
+        if self.labels is None or self.settings.late_labels == "wait":
+            return self.frames
+        return max(self.taught, self.frames * self.labels.come)
 
     def _success(self) -> float:
         """The share of the recent training episodes that succeeded; 0 before the first one ends."""
@@ -250,6 +274,7 @@ class _Trainer:
             "teacher": None if self.labels is None else self.labels.identity,
             "targets": None if self.labels is None else self.settings.targets,
             **_counts(self.labels),
+            "failures": [] if self.labels is None else self.labels.failures.report(),
         }
         self.run.summarise(summary)
         return summary
@@ -258,11 +283,8 @@ class _Trainer:
         if self.settings.teacher == "none":
             return None
         labels = state["labels"] if state else None
-        client = TeacherClient(
-            self.settings.teacher,
-            deadline_s=self.settings.teacher_wait_s,
-            key=read_key(self.settings.teacher_key_file),
-        )
+        key_file, wait_s = self.settings.teacher_key_file, self.settings.teacher_wait_s
+        client = connect(self.settings.teacher, key_file=key_file, wait_s=wait_s)
         identity = labels["identity"] if labels else None
         table = LabelTable(
             self.layout,
@@ -274,10 +296,14 @@ class _Trainer:
             late=self.settings.late_labels,
             budget=self.settings.teacher_budget,
             waiting=self._may_be_interrupted,
+            on_wait=self._show_wait,
         )
         if labels:
             table.restore(labels)
         return table
+
+    def _show_wait(self, missing: int) -> None:
+        self.bar.update(figures={f"{missing:,} labels to come": "", **self._figures})
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -302,6 +328,7 @@ class _Trainer:
                 "frames": self.frames,
                 "updates": self.updates,
                 "seconds": self.seconds,
+                "taught": self.taught,
                 "recent": list(self.recent),
                 "words": self.vocabulary.words,
                 "network": self.network.state_dict(),
@@ -319,6 +346,7 @@ class _Trainer:
         self.rng.bit_generator.state = json.loads(state["rng"])
         self.obs_NK = self.envs.restore([EpisodeState(*episode) for episode in state["episodes"]])
         self.frames, self.updates, self.seconds = state["frames"], state["updates"], state["seconds"]
+        self.taught = state.get("taught", self.frames)
         self.recent.extend((total, length) for total, length in state["recent"])
 
     @contextmanager
@@ -370,19 +398,21 @@ def _finite(value: float | None) -> float | None:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
-    """What the progress bar shows of a row."""
+    """What the progress bar shows of a row, the most important first."""
     names = {
-        "return": "return",
         "success": "success",
+        "failed": "failed",
+        "questions": "asked",
+        "return": "return",
+        "frames_per_second": "frames/s",
         "kl": "KL",
         "lambda": "lambda",
         "agreement": "agreement",
-        "questions": "asked",
         "store_hits": "stored",
-        "frames_per_second": "frames/s",
     }
+    zeros = ("failed", "questions", "store_hits", "lambda")  # are not worth their room
     return {
-        shown: f"{row[name]:.0f}" if isinstance(row[name], int) or row[name] > 100 else f"{row[name]:.2f}"
+        shown: f"{row[name]:,.0f}" if isinstance(row[name], int) or row[name] > 100 else f"{row[name]:.2f}"
         for name, shown in names.items()
-        if _finite(row.get(name)) is not None
+        if _finite(row.get(name)) is not None and (row[name] or name not in zeros)
     }

@@ -25,6 +25,7 @@ from student.settings import EvaluateSettings, TrainSettings
 from student.trainer import Stopped, train
 from teacher_server.client import TeacherError
 from teacher_server.command_line import CannotStart
+from teacher_server.terminal import speak_as
 
 TEACHER_EPISODES = 200
 """Episodes that show how good a teacher is."""
@@ -118,6 +119,7 @@ def attempt(task: Task) -> Outcome:
     An error that nobody foresaw is told in full in error.txt in the task's folder.
     """
     ignore_variables()
+    speak_as(f"student sweep: {task.name}")
     try:
         with _used(task.sweep):
             task.do(task.folder, task.settings)

@@ -116,6 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     watching = asyncio.create_task(teaching.watchdog.run())
     yield
     watching.cancel()
+    teaching.service.close()
     await teaching.host.close()
     if teaching.store is not None:
         await teaching.store.close()

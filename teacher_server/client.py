@@ -1,11 +1,13 @@
 """The typed client that students, tools and tests ask a teacher with."""
 
+import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,7 +15,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from teacher_server.keys import is_key
+from teacher_server.keys import is_key, read_key
 from teacher_server.schemas import (
     Answer,
     Answered,
@@ -24,6 +26,7 @@ from teacher_server.schemas import (
     Question,
     TeacherInfo,
 )
+from teacher_server.terminal import Waiting, say
 
 _RETRYABLE = frozenset({429, 503, 504})
 _READ_TIMEOUT_S = 300.0
@@ -81,6 +84,7 @@ class TeacherClient:
         batch_size: int = 64,
         stop: threading.Event | None = None,
         key: str | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         """Connects to nothing yet.
 
@@ -90,6 +94,7 @@ class TeacherClient:
             batch_size: questions in one request.
             stop: when it is set, waiting ends with `Interrupted`; `close` sets it.
             key: what the teacher's --api-key-file holds; None: it asks for none.
+            say: writes a line where the teacher is waited for; None: it is waited for in silence.
 
         Raises:
             ValueError: the url is no http or https address, or the key cannot be one.
@@ -99,6 +104,7 @@ class TeacherClient:
         self.url = checked_url(url)
         self._deadline_s, self._batch_size = deadline_s, batch_size
         self._stop = stop or threading.Event()
+        self._waiting = Waiting(f"the teacher at {self.url}", say=say)
         # trust_env: a teacher is asked directly, whatever proxy the shell is set to
         self._http = httpx.Client(base_url=self.url, trust_env=False)
         self._keyed = key is not None
@@ -134,7 +140,7 @@ class TeacherClient:
             Interrupted: `stop` was set.
             TeacherError: what answers is not a teacher, or wants another key.
         """
-        return self._retried(lambda left_s: self._request(TeacherInfo, "GET", "/teacher", left_s))
+        return self._retried(lambda left_s: self._request(TeacherInfo, "GET", "/teacher", left_s), slow=False)
 
     def ask(self, question: Question) -> Answer:
         """What the teacher would do.
@@ -175,6 +181,8 @@ class TeacherClient:
                 raise TeacherError(f"{self.url} gave {len(items)} answers to {len(left)} questions")
             for i, item in zip(left, items, strict=True):
                 outcomes[i] = item.answer if isinstance(item, Answered) else item.error
+            if any(isinstance(item, Answered) for item in items):
+                self._waiting.came()
             errors = [item.error for item in items if isinstance(item, Failed) and _may_pass(item.error)]
             if errors:
                 retry_after = max(error.retry_after or 0.0 for error in errors)
@@ -187,8 +195,12 @@ class TeacherClient:
                 raise
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _retried(self, attempt: Callable[[float], _T]) -> _T:
-        """The attempt's result; it is told how many seconds are left each time."""
+    def _retried(self, attempt: Callable[[float], _T], *, slow: bool = True) -> _T:
+        """The attempt's result; it is told how many seconds are left each time.
+
+        Args:
+            slow: an answer may take its time.
+        """
         began = time.monotonic()
 
         def try_once() -> _T:
@@ -198,17 +210,24 @@ class TeacherClient:
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
+            self._waiting.failed(str(error))
             wanted = _BACKOFF(state) + (error.retry_after if isinstance(error, _TryAgain) else 0.0)
             return max(0.0, min(wanted, began + self._deadline_s - time.monotonic()))
 
         try:
-            return tenacity.Retrying(
-                retry=tenacity.retry_if_exception_type(_TryAgain),
-                wait=wait,
-                stop=tenacity.stop_after_delay(self._deadline_s),
-                sleep=tenacity.sleep_using_event(self._stop),
-                reraise=True,
-            )(try_once)
+            with self._waiting.for_it(self._deadline_s, slow=slow):
+                result = tenacity.Retrying(
+                    retry=tenacity.retry_if_exception_type(_TryAgain),
+                    wait=wait,
+                    stop=tenacity.stop_after_delay(self._deadline_s),
+                    sleep=tenacity.sleep_using_event(self._stop),
+                    reraise=True,
+                )(try_once)
+            self._waiting.came()
+            return result
+        except QuestionRefused:
+            self._waiting.came()
+            raise
         except _TryAgain as error:
             took = time.monotonic() - began
             raise TeacherUnavailable(f"{self.url} gave no answer for {took:.0f} s; last: {error}") from error
@@ -224,7 +243,7 @@ class TeacherClient:
                 method, path, content=body, headers=headers, timeout=timeout, extensions=told
             )
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}") from error
+            raise _TryAgain(in_words(error)) from error
         except httpx.HTTPError as error:
             raise TeacherError(f"{self.url} cannot be asked: {error}") from error
         if reply.status_code == httpx.codes.OK:
@@ -253,6 +272,23 @@ class TeacherClient:
             with self._lock:
                 self._sockets = [each for each in self._sockets if each.fileno() >= 0]
                 self._sockets.append(info["return_value"].get_extra_info("socket"))
+
+
+def connect(url: str, *, key_file: Path | None, wait_s: float, batch_size: int = 64) -> TeacherClient:
+    """The client of a command: it says on stderr when it waits for the teacher, and how long at most.
+
+    Raises:
+        BadKeyFile: the file of the teacher's key holds none.
+        ValueError: the url is no http or https address.
+    """
+    return TeacherClient(url, deadline_s=wait_s, batch_size=batch_size, key=read_key(key_file), say=say)
+
+
+def in_words(error: Exception) -> str:
+    """What a connection met: "connection refused", or httpx's name for it."""
+    said = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
+    kind = type(error).__name__
+    return said if said and isinstance(error, httpx.ConnectError) else f"{kind}: {said}".removesuffix(": ")
 
 
 def _may_pass(outcome: Answer | ErrorBody) -> bool:

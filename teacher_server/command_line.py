@@ -11,12 +11,18 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
+from teacher_server.terminal import speak_as
+
 _Settings = TypeVar("_Settings", bound=BaseSettings)
 
 _SERVICE_VARIABLE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+
+INTERRUPTED = 130
+"""The exit code of a command that a signal ended: what the user asked for, and no error."""
 
 
 class CannotStart(Exception):
@@ -64,20 +70,22 @@ def dispatch(
         return 0
     if name not in commands:
         return fail(program, f"no command {name!r}; `{program} --help` lists them", 2)
+    speak_as(f"{program} {name}")
     try:
         return commands[name](rest)
     except CannotStart as error:
         return fail(f"{program} {name}", error, 2)
     except KeyboardInterrupt:
-        return fail(f"{program} {name}", "interrupted", 130)
+        return fail(f"{program} {name}", "interrupted", INTERRUPTED)
     except BrokenPipeError:  # `| head` has read enough; what is left to flush at the end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def fail(command: str, why: Exception | str, code: int) -> int:
-    """Says on stderr, in one line, why a command failed; returns the exit code."""
-    print(f"{command}: error: {why}", file=sys.stderr)
+    """Says on stderr, in one line, why a command failed or that it was interrupted; returns the exit code."""
+    kind = "" if code == INTERRUPTED else "error: "
+    print(f"{command}: {kind}{why}", file=sys.stderr)
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,6 +135,11 @@ class Answer(BaseModel):
         return self
 
 
+_QUOTED = re.compile(r"""(?<!\w)b?(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+_LONGEST_KIND = 160
+
+
 class ErrorBody(BaseModel):
     """Why a question has no answer."""
 
@@ -159,6 +165,21 @@ class ErrorBody(BaseModel):
     def headers(self) -> dict[str, str]:
         """The HTTP headers that go with it."""
         return {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:.0f}"}
+
+    @property
+    def kind(self) -> str:
+        """What it has in common with errors of its kind, to count them by; with nothing of what was asked.
+
+        The reason without what stands in quotes and without numbers; for an answer that could not be read,
+        which the reason may repeat, the fault alone.
+        """
+        if self.fault is not None:
+            return f"{self.status} {self.stage}: {self.fault}"
+        if self.field is not None and self.field not in Question.model_fields:
+            return f"{self.status}: a field that a question does not have"  # the client named it
+        reason = _QUOTED.sub("'…'", self.reason)
+        reason = _NUMBER.sub("N", reason).removeprefix(f"{self.field}: ")
+        return f"{self.status}{f' {self.field}' if self.field else ''}: {reason[:_LONGEST_KIND]}"
 
 
 class ErrorAnswer(BaseModel):

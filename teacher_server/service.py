@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from teacher_server.admission import Places, Share
 from teacher_server.answers import AnswerStore, Key, StoreError
 from teacher_server.answers.errors import DAMAGED_ANSWER, FailureLog
+from teacher_server.failures import FailureLog as QuestionFailures
 from teacher_server.images import BadPicture, decode, from_base64
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import Answer, ErrorBody, Question, Stage, Stages
@@ -81,6 +82,7 @@ class Service:
         self._store, self._store_failures = store, FailureLog()
         self._metrics = metrics
         self._settings = settings
+        self._failures = QuestionFailures()
         self.share = Share(settings.max_pending, "questions")
         """Of the questions here, among the clients."""
         self._places = Places(settings.concurrency)
@@ -113,10 +115,16 @@ class Service:
             finally:
                 self.share.give(client, admitted)
         outcomes += refused
-        for outcome in outcomes:
-            if isinstance(outcome, ErrorBody):
-                self._metrics.failures.labels(str(outcome.status)).inc()
+        errors = [outcome for outcome in outcomes if isinstance(outcome, ErrorBody)]
+        for error in errors:
+            self._metrics.failures.labels(str(error.status)).inc()
+        if self._settings.log_requests != "none":
+            self._failures.add(errors)
         return outcomes
+
+    def close(self) -> None:
+        """Logs what is left to be logged."""
+        self._failures.close()
 
     async def _answer(
         self, teacher: Teacher, questions: Sequence[Question | ErrorBody], client: str, timeout_s: float

@@ -13,9 +13,11 @@ from teacher_server.client import checked_url
 from teacher_server.command_line import BadSetting, CannotStart, fail, flags_and_variables, parse
 from teacher_server.keys import read_key
 from teacher_server.schemas import ErrorAnswer, Hosted, Swap, Swapped
+from teacher_server.terminal import Waiting
 
 _PATH = "/admin/checkpoint"
 _LOOK_EVERY_S = 0.5
+_WAIT_S = 30
 _NOTHING_TOUCHED = frozenset({401, 403, 404, 409, 422, 503})
 
 
@@ -119,7 +121,8 @@ def _hosted(http: httpx.Client) -> Hosted:
         CannotStart: there is no teacher at the address that would swap.
     """
     try:
-        reply = http.get(_PATH, timeout=30)
+        with Waiting(f"the teacher at {str(http.base_url).rstrip('/')}").for_it(_WAIT_S):
+            reply = http.get(_PATH, timeout=_WAIT_S)
     except httpx.HTTPError as error:
         raise CannotStart(
             f"no teacher answers at {http.base_url}: {error}; name its address by --url"

@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 
 import httpx
 
+from teacher_server.client import in_words
 from teacher_server.command_line import CannotStart
+from teacher_server.terminal import Waiting
 
 _LOAD_S = 1200.0
 """Loading a checkpoint may take so long."""
@@ -65,11 +67,18 @@ def wait_until_ready(url: str, within_s: float, lives: Callable[[], bool] = lamb
     Raises:
         CannotStart: it is not ready within so many seconds.
     """
-    deadline = time.monotonic() + within_s
-    while lives():
-        with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=10, trust_env=False).status_code == httpx.codes.OK:
-                return
-        if time.monotonic() > deadline:
-            raise CannotStart(f"{url} is not ready to answer after {within_s:g} s; --wait-s waits longer")
-        time.sleep(0.2)
+    deadline, waiting = time.monotonic() + within_s, Waiting(f"the teacher at {url}")
+    with waiting.for_it(within_s):
+        while lives():
+            try:
+                reply = httpx.get(f"{url}/readyz", timeout=10, trust_env=False)
+            except httpx.TransportError as error:
+                waiting.failed(in_words(error))
+            else:
+                if reply.status_code == httpx.codes.OK:
+                    break
+                waiting.failed(f"{reply.status_code}: it is not ready to answer")
+            if time.monotonic() > deadline:
+                raise CannotStart(f"{url} is not ready to answer after {within_s:g} s; --wait-s waits longer")
+            time.sleep(0.2)
+    waiting.came()

@@ -1,12 +1,14 @@
-"""How far a run is: a line on stderr, rewritten on a terminal, elsewhere a new one for each load."""
+"""How far a run is: a line on stderr, rewritten on a terminal, elsewhere one a load and now and then."""
 
 import sys
 import time
 from typing import TextIO
 
 from teacher_server.bench.measuring import Block
+from teacher_server.terminal import columns
 
 _EVERY_S = 0.2
+_LINE_EVERY_S = 10.0
 
 
 class Progress:
@@ -26,6 +28,7 @@ class Progress:
 
     def says(self, text: str) -> None:
         """A line of its own kind, for what comes before the asking."""
+        text = text[: columns() - 1] if self._rewrites else text  # what wraps is not written over
         self._stream.write(f"\r\033[K{text}" if self._rewrites else f"teacher bench: {text}\n")
         self._stream.flush()
         self._written = time.monotonic()
@@ -35,10 +38,11 @@ class Progress:
         new = self._block is None or self._block.load != block.load
         self._block = block
         if self._rewrites or new:
-            self.says(self._line(block))
+            self.says(self._line(block) if self._rewrites else f"{block.load}")
 
     def advances(self) -> None:
-        if self._rewrites and self._block and time.monotonic() - self._written > _EVERY_S:
+        every_s = _EVERY_S if self._rewrites else _LINE_EVERY_S
+        if self._block and time.monotonic() - self._written > every_s:
             self.says(self._line(self._block))
 
     def close(self) -> None:
@@ -48,8 +52,6 @@ class Progress:
             self._stream.flush()
 
     def _line(self, block: Block) -> str:
-        if not self._rewrites:
-            return f"{block.load}"
         who = f"{block.target}, " if self._several else ""
         total = block.ahead + block.questions
         told = f"{self._begun}/{self._blocks} {who}{block.load}, {block.pass_}"

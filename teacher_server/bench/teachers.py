@@ -10,7 +10,7 @@ from gridworld.tasks import TASKS
 from teacher_server.bench.hosting import served, wait_until_ready
 from teacher_server.bench.settings import BenchSettings
 from teacher_server.bench.targets import Target, TeacherTarget
-from teacher_server.client import TeacherClient, TeacherError, checked_url
+from teacher_server.client import TeacherError, checked_url, connect
 from teacher_server.command_line import BadSetting, CannotStart
 from teacher_server.keys import read_key
 
@@ -95,7 +95,8 @@ def _meet(
 ) -> Found:
     url = start() if start else str(place)
     try:
-        with TeacherClient(url, deadline_s=settings.wait_s, key=key) as client:
+        key_file = settings.teacher_key_file
+        with connect(url, key_file=key_file, wait_s=settings.wait_s) as client:
             info = client.teacher()
     except TeacherError as error:
         raise CannotStart(str(error)) from error

@@ -1,18 +1,20 @@
 """`teacher forge`: makes a run's folder or finds it again, teaches, and leaves a checkpoint to be served."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from gridworld.tasks import task_of
 from teacher_server.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
-from teacher_server.command_line import CannotStart, parse
+from teacher_server.command_line import INTERRUPTED, CannotStart, fail, parse
 from teacher_server.forge.settings import ForgeSettings
 from teacher_server.prompts import BadPromptSet, PromptSet, load_prompt_set
+
+if TYPE_CHECKING:
+    from teacher_server.forge.training import Run
 
 _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint"
 
@@ -42,7 +44,15 @@ def main(arguments: Sequence[str]) -> int:
         raise CannotForge(f"--out {settings.out}: {error.strerror}") from error
     if problems := label_problems(checkpoint, prompts.labels):
         raise CannotForge("; ".join(problems))
-    _teach(settings, base, checkpoint)
+    run = _run(settings, base, checkpoint)
+    try:
+        run.go_on()
+    except KeyboardInterrupt:
+        _write_card(settings, checkpoint.folder, run.device)
+        again = f"saved; `teacher forge --resume --out {settings.out}` goes on"
+        steps = f"{run.step} of {sum(settings.steps)} steps"
+        return fail("teacher forge", f"interrupted after {steps}; {again}", INTERRUPTED)
+    _write_card(settings, checkpoint.folder, run.device)
     print(
         f"{checkpoint.folder}: teacher serve --teacher prompted --model {checkpoint.folder}"
         f" --prompts {settings.prompts}"
@@ -89,7 +99,8 @@ def _folder(settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None
     return read_checkpoint(folder, weights=False)
 
 
-def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpoint) -> None:
+def _run(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpoint) -> "Run":
+    """The run, ready to go on."""
     try:
         import torch  # noqa: PLC0415
 
@@ -105,14 +116,7 @@ def _teach(settings: ForgeSettings, base: Checkpoint | None, checkpoint: Checkpo
             trainee = Compact(checkpoint.folder, settings.seed, device)
     except ImportError as error:
         raise CannotForge(f"it cannot be done here ({error}): pip install 'lvlm2p[forge]'") from error
-    run = Run(settings.out, settings, checkpoint, trainee, picture_processor(checkpoint.dimensions), device)
-    try:
-        run.go_on()
-    except KeyboardInterrupt:
-        _write_card(settings, checkpoint.folder, device)
-        print(f"teacher forge: saved; `teacher forge --resume --out {settings.out}` goes on", file=sys.stderr)
-        raise
-    _write_card(settings, checkpoint.folder, device)
+    return Run(settings.out, settings, checkpoint, trainee, picture_processor(checkpoint.dimensions), device)
 
 
 def _write_card(settings: ForgeSettings, folder: Path, device: Any) -> None:

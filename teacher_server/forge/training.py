@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.forge.batches import Batch, Patches, in_batches
@@ -19,6 +18,7 @@ from teacher_server.forge.model import Outcome, compile_layers, see, speak
 from teacher_server.forge.school import School
 from teacher_server.forge.settings import ForgeSettings
 from teacher_server.forge.trainees import Trainee
+from teacher_server.terminal import Bar
 
 STATE, METRICS, WEIGHTS = "training.pt", "metrics.jsonl", "model.safetensors"
 _BATCHES_IN_A_BLOCK = 8
@@ -55,7 +55,7 @@ class Run:
         device: torch.device,
     ) -> None:
         self._folder, self._settings, self._checkpoint = folder, settings, checkpoint
-        self._trainee, self._device = trainee, device
+        self._trainee, self.device = trainee, device
         self._patches = Patches(processor)
         size = settings.batch_size * _BATCHES_IN_A_BLOCK
         self._school = School(checkpoint.folder, settings.prompts, settings.env, settings.seed, size)
@@ -82,16 +82,11 @@ class Run:
         """
         if self.over:
             return
-        total, size = sum(self._settings.steps), self._settings.batch_size
+        total = sum(self._settings.steps)
         parts = defaultdict[str, list[float]](list)
         saved = began = time.monotonic()
-        bar = tqdm(
-            total=total * size,
-            initial=self.step * size,
-            unit=" samples",
-            disable=not self._settings.progress,
-            smoothing=0.05,
-        )
+        phase, first, of = self._phase()
+        bar = Bar(of, "samples", name=phase, done=first, shown=self._settings.progress)
         with bar, _asked_to_stop() as stop:
             for batch in self._batches():
                 outcome = self._learn(batch)
@@ -99,14 +94,19 @@ class Run:
                 self.seconds, began = self.seconds + now - began, now
                 for name, value in _figures(outcome).items():
                     parts[name].append(value)
-                bar.update(size)
                 done = self.step == total
+                before, (phase, samples, of) = phase, self._phase()
+                if phase == before:
+                    bar.update(samples)
+                else:
+                    bar.update(self._settings.pictures)
+                    bar.begin(of, name=phase)
                 if self.step % REPORT_EVERY == 0 or done:
                     means = {name: float(np.mean(values)) for name, values in parts.items()}
                     parts.clear()
                     self._report(means)
                     shown = ("tile", "value", "whole", "action")
-                    bar.set_postfix({name: f"{means[name]:.3f}" for name in shown if name in means})
+                    bar.update(figures={name: f"{means[name]:.3f}" for name in shown if name in means})
                 if stop or done or now - saved > self._settings.save_s:
                     self.save()
                     saved = time.monotonic()
@@ -114,6 +114,15 @@ class Run:
                     return
                 if stop:
                     raise KeyboardInterrupt
+
+    def _phase(self) -> tuple[str, int, int]:
+        """What the next step is of, and how many of its samples are done, of how many."""
+        settings = self._settings
+        pictures, _ = settings.steps
+        if self.step < pictures:
+            return "pictures", self.step * settings.batch_size, settings.pictures
+        done = (self.step - pictures) * settings.batch_size
+        return "conversations", min(done, settings.samples), settings.samples
 
     def save(self) -> None:
         """Writes the checkpoint's weights and the run's state, each whole or not at all."""
@@ -129,7 +138,7 @@ class Run:
         unfinished.replace(self._folder / STATE)
 
     def _load(self) -> None:
-        state = torch.load(self._folder / STATE, map_location=self._device, weights_only=True)
+        state = torch.load(self._folder / STATE, map_location=self.device, weights_only=True)
         self.step, self.seconds = state["step"], state["seconds"]
         self._trainee.load(state["trainee"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -153,10 +162,10 @@ class Run:
 
     def _learn(self, batch: Batch) -> Outcome:
         seeing = self.step < self._settings.steps[0]
-        batch = batch.to(self._device)
+        batch = batch.to(self.device)
         model, heads = self._trainee.model, self._trainee.heads
         autocast = torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self._settings.precision == "bfloat16"
+            self.device.type, torch.bfloat16, enabled=self._settings.precision == "bfloat16"
         )
         with autocast:
             outcome = see(model, heads, batch) if seeing and heads else speak(model, heads, batch)

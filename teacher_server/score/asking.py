@@ -21,7 +21,7 @@ class Asked:
     Args:
         actions: those of the environment, which a teacher is asked to choose from.
         identity: of the teacher whose answers these are to be.
-        on_answers: told how many questions have their outcome.
+        on_answers: called when there are more outcomes.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Asked:
         client: TeacherClient,
         actions: Sequence[str],
         identity: str,
-        on_answers: Callable[[int], object] = lambda count: None,
+        on_answers: Callable[[], object] = lambda: None,
     ) -> None:
         self._client, self.actions, self._identity = client, tuple(actions), identity
         self._on_answers = on_answers
@@ -62,7 +62,7 @@ class Asked:
                     " at a time"
                 )
         self._outcomes |= zip(new, outcomes, strict=True)
-        self._on_answers(len(outcomes))
+        self._on_answers()
         return [self._outcomes[key] for key in keys]
 
     def _question(self, scene: Scene) -> Question:

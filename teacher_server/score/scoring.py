@@ -1,22 +1,19 @@
 """Scores a teacher, environment by environment; what is complete is kept in the score's folder."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
-from teacher_server.client import TeacherClient, TeacherError
+from teacher_server.client import TeacherClient, TeacherError, connect
 from teacher_server.command_line import CannotStart
-from teacher_server.keys import read_key
 from teacher_server.score import measures
 from teacher_server.score.asking import Asked
 from teacher_server.score.figures import FORMAT, Played, Score, TaskScore
 from teacher_server.score.policy import play_chance, play_teacher
 from teacher_server.score.settings import Scoring
 from teacher_server.score.world import actions_of, held_out_states
+from teacher_server.terminal import Bar
 
 _FILE = "score.json"
 
@@ -38,10 +35,8 @@ def score_teacher(url: str, settings: Scoring, out: Path | None) -> Score:
         TeacherError: the teacher cannot be asked, or does not know the task.
     """
     places = settings.places
-    key = read_key(settings.teacher_key_file)
-    with TeacherClient(
-        url, deadline_s=settings.teacher_wait_s, batch_size=settings.parallel, key=key
-    ) as client:
+    key_file, wait_s = settings.teacher_key_file, settings.teacher_wait_s
+    with connect(url, key_file=key_file, wait_s=wait_s, batch_size=settings.parallel) as client:
         info = client.teacher()
         for task in places.values():
             if task not in info.tasks:
@@ -111,9 +106,12 @@ def _keep(out: Path, score: Score) -> None:
 
 
 def _score_task(client: TeacherClient, identity: str, env: str, task: str, settings: Scoring) -> TaskScore:
-    with tqdm(desc=env, unit=" questions", disable=not settings.progress) as bar:
-        asked = Asked(client, actions_of(env), identity, bar.update)
-        part: Callable[[str], Any] = bar.set_postfix_str
+    with Bar(None, "questions", name=env, shown=settings.progress) as bar:
+
+        def part(name: str) -> None:
+            bar.update(figures={name: ""})
+
+        asked = Asked(client, actions_of(env), identity, lambda: bar.update(len(asked.outcomes)))
         part("chance")
         chance = play_chance(env, task, episodes=settings.episodes, seed=settings.seed)
         part("finding states")

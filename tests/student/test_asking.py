@@ -246,7 +246,7 @@ def test_closing_ends_the_threads_at_once_whatever_they_wait_for(
 
 _SMALL = (
     *("--env", "MiniGrid-LavaGapS5-v0", "--environments", "4", "--rollout-steps", "16", "--frames", "320"),
-    *("--evaluate-every", "0", "--evaluation-episodes", "5"),
+    *("--evaluate-every", "0", "--evaluation-episodes", "5", "--no-progress", "--log-every", "64"),
 )
 
 
@@ -303,9 +303,11 @@ def test_a_run_that_goes_on_without_late_labels_ends_without_waiting_for_them(
 ) -> None:
     teacher = teacher_process("--delay-ms", "60000")
     flags = [*_SMALL, "--out", str(tmp_path), "--teacher", teacher.url, "--late-labels", "go-on"]
-    train(parse(TrainSettings, [*flags, "--no-progress"]))
-    checkpoint, summary, _ = _end(tmp_path)
+    train(parse(TrainSettings, flags))
+    checkpoint, summary, rows = _end(tmp_path)
     assert summary["questions"] == 0 < summary["states"]
+    # The frames in which lambda falls are those whose labels have come
+    assert {row["lambda"] for row in rows} == {1.0}
     assert not checkpoint["labels"]["probabilities"].any()
     assert not [thread for thread in threading.enumerate() if thread.name == "asker"]
     assert capfd.readouterr().err == ""

@@ -20,7 +20,9 @@ def test_the_student_loads_nothing_of_the_service() -> None:
     assert not _HEAVY & {name.partition(".")[0] for name in names}
     ours = {name for name in names if name.startswith("teacher_server.")}
     assert "scipy.stats" not in names  # it costs every student more than a second
-    assert ours == {f"teacher_server.{name}" for name in ("client", "command_line", "keys", "schemas")}
+    assert ours == {
+        f"teacher_server.{name}" for name in ("client", "command_line", "keys", "schemas", "terminal")
+    }
 
 
 def test_the_students_extra_asks_for_nothing_of_the_service() -> None:

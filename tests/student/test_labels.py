@@ -1,5 +1,7 @@
 """Labels from a real teacher: asked for once, masked where there is none, of one teacher alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ import torch
 from gridworld.planner import plan
 from gridworld.views import EMPTY, code
 from student.envs import Environments, Layout, Vocabulary, layout_of
+from student.failures import Failures
 from student.labels import LabelTable, TeacherChanged, UselessTeacher
 from teacher_server.client import TeacherClient, TeacherUnavailable
+from teacher_server.schemas import ErrorBody
 from tests.conftest import StartTeacher, TeacherProcess
 
 pytestmark = pytest.mark.integration
@@ -55,6 +59,31 @@ def test_a_failed_answer_is_a_masked_label_and_not_asked_again(client: TeacherCl
     assert table.asked + table.store_hits == questions
 
 
+def test_failed_labels_are_counted_by_reason_whatever_comes_first() -> None:
+    def error(mission: str, **more: Any) -> ErrorBody:
+        return ErrorBody(status=422, field="mission", reason=f"the mission {mission!r} names no key", **more)
+
+    answers = [(3, error("b")), (1, error("a")), (2, None), (4, ErrorBody(status=504, reason="after 9 s"))]
+    one, other = Failures(), Failures()
+    for row, outcome in answers:
+        one.add(row, outcome)
+    for row, outcome in reversed(answers):
+        other.add(row, outcome)
+    assert one.report() == other.report()
+    assert one.report()[0] == {
+        "reason": "422 mission: the mission '…' names no key",
+        "count": 2,
+        "example": "the mission 'a' names no key",
+    }
+    assert str(one).startswith("2 x 422 mission: the mission '…' names no key, 1 x ")
+    again = Failures()
+    again.restore(one.state(), 4)
+    again.add(0, error("c"))
+    assert (len(again), again.example) == (5, "the mission 'c' names no key")
+    again.restore(None, 7)
+    assert len(again) == 7
+
+
 def test_a_teacher_that_answers_nothing_at_all_is_an_error(client: TeacherClient) -> None:
     vocabulary, obs_BK = _observations()
     without_goal = obs_BK.copy()
@@ -78,6 +107,7 @@ def test_a_table_comes_back_from_its_state(client: TeacherClient) -> None:
     assert (again.asked, again.store_hits, again.failed) == questions
     torch.testing.assert_close(restored.probs_BA, labels.probs_BA, rtol=0, atol=0)
     assert restored.given_B.tolist() == labels.given_B.tolist()
+    assert again.failures.report() == table.failures.report()
 
 
 def test_another_teacher_behind_the_address_is_noticed_at_its_first_answer(

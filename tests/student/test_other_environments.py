@@ -38,6 +38,27 @@ def test_another_packages_environment_is_learnt_resumed_and_evaluated(
     assert "--task cannot be changed when a run is resumed" in capsys.readouterr().err
 
 
+@pytest.mark.integration
+def test_a_run_says_how_many_labels_failed_and_why(
+    shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BabyAI's missions name boxes and places, which are none of the task's."""
+    run, small = tmp_path / "run", ("--evaluation-episodes", "2", "--no-progress", "--environments", "4")
+    told = ("--env", "BabyAI-PickupLoc-v0", "--task", "fetch", "--teacher", shared_teacher.url)
+    assert main(["train", *told, *small, "--frames", "512", "--out", str(run)]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads((run / "summary.json").read_text())
+    kind = "422 mission: the mission '…' names no coloured key or ball"
+    (count,) = (each["count"] for each in summary["failures"] if each["reason"] == kind)
+    assert sum(each["count"] for each in summary["failures"]) == summary["failed"] > 0
+    assert f"; {summary['failed']} of these states have no label: {count:,} x {kind}" in out
+    # With this seed most of the first hundred
+    assert err.count("student train: note: the teacher gave no answer to ") == 1
+    assert main(["train", "--resume", str(run), "--frames", "576"]) == 0
+    again = json.loads((run / "summary.json").read_text())
+    assert sum(each["count"] for each in again["failures"]) == again["failed"] >= summary["failed"]
+
+
 @pytest.mark.unit
 def test_a_sweeps_teacher_needs_to_be_told_the_task(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"

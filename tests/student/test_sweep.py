@@ -291,7 +291,7 @@ def test_a_killed_worker_costs_one_attempt_and_an_interrupted_sweep_goes_on(
     _, errors = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
     assert re.fullmatch(
-        r"student sweep: error: interrupted; [1-4] of 5 runs are done: the same command goes on\n", errors
+        r"student sweep: interrupted; [1-4] of 5 runs are done: the same command goes on\n", errors
     )
     assert main(_command(plan, out, "--no-progress")) == 0
     results = _summaries(out)

@@ -183,7 +183,7 @@ def test_ctrl_c_keeps_what_was_measured(shared_teacher: TeacherProcess, tmp_path
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
-    assert re.search(r"^teacher bench: error: interrupted; what was measured is in \S+$", err, re.MULTILINE)
+    assert re.search(r"^teacher bench: interrupted; what was measured is in \S+$", err, re.MULTILINE)
     assert "Traceback" not in err
     assert "Interrupted" in out
     written = json.loads((tmp_path / "bench.json").read_text())

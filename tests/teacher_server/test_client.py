@@ -19,6 +19,7 @@ from teacher_server.client import (
     TeacherClient,
     TeacherError,
     TeacherUnavailable,
+    connect,
 )
 from teacher_server.schemas import Answer, ErrorBody, Question
 from tests.conftest import AskAbout, StartTeacher
@@ -256,6 +257,28 @@ def test_a_teacher_that_is_not_there_is_unavailable_after_the_deadline() -> None
     assert "refused" in str(caught.value)
     assert url in str(caught.value)
     assert time.monotonic() - began >= 1
+
+
+def test_a_command_says_whom_it_waits_for_and_how_long(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody there, somebody who says nothing, a teacher that loads; and not one that takes its time."""
+    absent = f"http://127.0.0.1:{_free_port()}"
+    with connect(absent, key_file=None, wait_s=2) as client, pytest.raises(TeacherUnavailable):
+        client.teacher()
+    told = f"waiting for the teacher at {absent}, for 2 s at most: Connection refused\n"
+    assert capsys.readouterr().err.endswith(told)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with connect(url, key_file=None, wait_s=2) as client, pytest.raises(TeacherUnavailable):
+            client.teacher()
+        assert f"{url}, for 2 s at most: no answer yet\n" in capsys.readouterr().err
+    loading = serve(_error(503, Retry_After="3"), Reply(200, _ANSWER))
+    with connect(loading.url, key_file=None, wait_s=60) as client:
+        client.ask(_question())
+    waiting, there = capsys.readouterr().err.splitlines()
+    assert waiting.endswith(f"{loading.url}, for 60 s at most: 503: scripted 503")
+    assert f"the teacher at {loading.url} answers after " in there
 
 
 def test_a_teacher_that_says_nothing_is_left_at_the_deadline() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gridworld.tasks import TASKS
+from teacher_server import terminal
 from teacher_server.checkpoint import read_checkpoint
 from teacher_server.client import TeacherClient
 from teacher_server.command_line import BadSetting, CannotStart
@@ -47,7 +49,7 @@ def _state(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     learn, stopped_after = training.Run._learn, iter([1, 4])
@@ -60,13 +62,17 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
         return outcome
 
     monkeypatch.setattr(training.Run, "_learn", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        command.main(["--out", str(out), *_QUICK, *_STEPS])
+    assert command.main(["--out", str(out), *_QUICK, *_STEPS]) == 130
     at = next(stopped_after)
-    with pytest.raises(KeyboardInterrupt):
-        command.main(["--out", str(out), "--resume", "--no-progress", "--workers", "2"])
+    assert command.main(["--out", str(out), "--resume", "--no-progress", "--workers", "2"]) == 130
     monkeypatch.undo()
-    assert command.main(["--out", str(out), "--resume", "--no-progress"]) == 0
+    monkeypatch.setattr(terminal, "_LINE_EVERY_S", 0.0)
+    capsys.readouterr()
+    assert command.main(["--out", str(out), "--resume", "--progress"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in said if "tile" not in line.split("; ")[-1]][-3:] == [
+        f"conversations: {done} of 10 samples" for done in (6, 8, 10)
+    ]
     expected, got = _state(made), _state(out)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
@@ -178,7 +184,9 @@ def test_a_process_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
-    assert f"saved; `teacher forge --resume --out {out}` goes on" in errors
+    (line,) = (line for line in errors.splitlines() if line.startswith("teacher forge: interrupted after "))
+    assert re.search(rf" \d+ of 50000 steps; saved; `teacher forge --resume --out {out}` goes on$", line)
+    assert "error:" not in errors
     assert "Traceback" not in errors
     assert torch.load(out / "training.pt", weights_only=True)["step"] >= 1
     read_checkpoint(out / "checkpoint")

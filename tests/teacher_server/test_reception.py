@@ -95,6 +95,28 @@ def test_the_log_says_who_asked_and_not_what(teacher_process: StartTeacher, ask_
         assert secret not in teacher.stderr
 
 
+@pytest.mark.integration
+def test_the_log_counts_a_batchs_failures_by_reason(
+    teacher_process: StartTeacher, ask_about: AskAbout
+) -> None:
+    """The first at once; what comes within a minute after them together, at the latest when it stops."""
+    teacher = teacher_process()
+    question = ask_about("MiniGrid-Fetch-5x5-N2-v0").model_dump()
+    asked = [question | {"mission": f"{_MISSION} {i}"} for i in range(3)] + [question | {"image": "secret"}]
+    with httpx.Client(base_url=teacher.url, timeout=LONG_S) as http:
+        for _ in range(3):
+            assert http.post("/policy/batch", json=asked).status_code == 200
+    teacher.stop()
+    counted = [line for line in teacher.stderr.splitlines() if "questions without an answer: " in line]
+    assert [re.findall(r"(\d+) x 422 (\w+): ", line) for line in counted] == [
+        [("3", "mission"), ("1", "image")],
+        [("6", "mission"), ("2", "image")],
+    ]
+    assert "names no coloured key or ball" in counted[0]
+    assert "request_id" not in counted[1]
+    assert _MISSION not in teacher.stderr
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_an_unforeseen_error_is_told_without_its_words(form: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 import gridworld.tasks
-from teacher_server.schemas import ACTIONS, MAX_MISSION, Answer, Question, StageReport, Stages
+from teacher_server.schemas import ACTIONS, MAX_MISSION, Answer, ErrorBody, Question, StageReport, Stages
 
 pytestmark = pytest.mark.unit
 
@@ -80,3 +80,28 @@ def test_the_action_is_one_of_those_asked() -> None:
     assert _answer({"left": 0.25, "right": 0.75}, "right").action == "right"
     with pytest.raises(ValidationError, match="none of left"):
         _answer({"left": 1.0}, "right")
+
+
+_SECRETS = ["get a key", "it's", 'say "go"', """it's "both\"""", "don't 'x' 3", "a\\'b", "\n'"]
+
+
+@pytest.mark.parametrize("mission", _SECRETS)
+def test_errors_of_a_kind_have_the_same_name_and_nothing_of_the_question_in_it(mission: str) -> None:
+    reason = f"MiniGrid's mission {mission!r} names no key; at most 3.5 of {len(mission)}"
+    error = ErrorBody(status=422, field="mission", reason=f"mission: {reason}")
+    assert error.kind == "422 mission: MiniGrid's mission '…' names no key; at most N of N"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"status": 502, "stage": "action", "fault": "sum", "reason": "go left"}, "502 action: sum"),
+        ({"status": 504, "reason": "no answer within 120 s"}, "504: no answer within N s"),
+        (
+            {"status": 422, "field": "go left", "reason": "go left: Extra inputs"},
+            "422: a field that a question does not have",
+        ),
+    ],
+)
+def test_what_cannot_be_repeated_is_left_out_of_a_kind(error: dict[str, Any], kind: str) -> None:
+    assert ErrorBody(**error).kind == kind
