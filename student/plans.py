@@ -29,7 +29,7 @@ from student.settings import AlgorithmName, EnvId, TrainSettings, preset_for
 from teacher_server.client import checked_url
 from teacher_server.command_line import CannotStart, flags_and_variables, mistakes
 
-VERSION = 1
+VERSION = 2
 """Of sweep.json; raised when older ones can no longer be read."""
 GIVEN = "given"
 """What an arm calls the teacher whose address the command gives, and its folder's name."""
@@ -315,12 +315,20 @@ class StoredPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    version: Literal[1]
+    version: Literal[1, 2]
     envs: tuple[str, ...] = Field(min_length=1)
     algos: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     baseline: str = Field(description="the arm that the others are compared with")
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="each arm's settings")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_then(cls, content: Any) -> Any:
+        """In version 1 the default preset was `fast` in arms without a teacher as well."""
+        if isinstance(content, dict) and content.get("version") == 1:
+            return {**content, "settings": {"preset": "fast", **content.get("settings", {})}}
+        return content
 
     @model_validator(mode="after")
     def _baseline_is_an_arm(self) -> Self:

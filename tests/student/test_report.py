@@ -402,7 +402,7 @@ def _broken(folder: Path) -> None:
 def _newer(folder: Path) -> None:
     write(
         folder / "sweep.json",
-        {**json.loads((write_sweep(folder, {"a": ALONE}, [1]) / "sweep.json").read_text()), "version": 2},
+        {**json.loads((write_sweep(folder, {"a": ALONE}, [1]) / "sweep.json").read_text()), "version": 3},
     )
 
 

@@ -153,6 +153,17 @@ def test_a_baseline_with_the_settings_of_taught_students_is_noted_unless_it_is_m
 
 
 @pytest.mark.unit
+def test_a_sweep_of_before_the_preset_alone_is_not_gone_on_with_by_another_preset(tmp_path: Path) -> None:
+    plan = read_plan(_write(tmp_path))
+    (tmp_path / "sweep.json").write_text(json.dumps(plan.as_json() | {"version": 1}))
+    found = differences(stored_plan(tmp_path / "sweep.json"), plan)
+    assert f"preset was 'fast' and is 'alone' (alone, ppo, {_ENV})" in found
+    assert not [line for line in found if "(taught," in line]
+    (tmp_path / "sweep.json").write_text(json.dumps(plan.as_json()))
+    assert not differences(stored_plan(tmp_path / "sweep.json"), plan)
+
+
+@pytest.mark.unit
 def test_a_plan_may_grow_and_not_change(tmp_path: Path) -> None:
     old = read_plan(_write(tmp_path))
     (tmp_path / "sweep.json").write_text(json.dumps(old.as_json()))
