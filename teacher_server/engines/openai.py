@@ -3,15 +3,19 @@
 import asyncio
 import difflib
 import json
+import logging
 import time
 from typing import Any
 
 import httpx
 import tenacity
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from teacher_server.engines import EngineAway, EngineDead, EngineError
 from teacher_server.engines.private import PrivateTransport
+from teacher_server.engines.replies import Reply
+
+_log = logging.getLogger(__name__)
 
 _CONNECT_S = 5.0
 _KEEP_ALIVE_S = 2.0
@@ -29,6 +33,7 @@ _OK, _BROKE = 200, 500
 _TRIES = 3
 """Of a request that the server fails on: more than one, for it may have broken off under others."""
 _MOST_NAMES = 10
+_SAID_EVERY_S = 60.0
 
 SMALL_TALK = [{"role": "user", "content": "Hello."}]
 """What every chat server answers."""
@@ -59,61 +64,6 @@ class OddReply(EngineError):
         return self.status < _BROKE and self.status not in _KEYLESS
 
 
-class Token(BaseModel):
-    """A token that the model may say, and the natural logarithm of its probability."""
-
-    token: str
-    logprob: float
-
-
-class _Step(BaseModel):
-    top_logprobs: list[Token] | None = None
-
-
-class _LogProbabilities(BaseModel):
-    content: list[_Step] | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-    logprobs: _LogProbabilities | None = None
-
-
-class _Usage(BaseModel):
-    completion_tokens: int = 0
-
-
-class Reply(BaseModel):
-    """What is read of a chat completion."""
-
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].message.content or ""
-
-    @property
-    def tokens(self) -> int:
-        """Generated, as far as the server says."""
-        return self.usage.completion_tokens if self.usage else 0
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.choices[0].finish_reason
-
-    @property
-    def first_step(self) -> list[Token]:
-        """The most probable first tokens; none where the server does not tell."""
-        told = self.choices[0].logprobs
-        return (told.content[0].top_logprobs or []) if told and told.content else []
-
-
 class ChatServer:
     """One model of a chat server, over HTTP. Cancelling a request closes its connection.
 
@@ -142,6 +92,7 @@ class ChatServer:
         self._client: httpx.AsyncClient | None = None
         self._known: dict[str, Any] | None = None
         self._known_until = 0.0
+        self._say_at = 0.0
         self._recognising = asyncio.Lock()
 
     async def start(self) -> None:
@@ -229,6 +180,13 @@ class ChatServer:
             EngineAway: the server is not there, or answers nothing at all now.
             EngineDead: the server is another one by now.
         """
+        try:
+            return await self._completion(body)
+        except EngineAway as error:
+            self._say(error)
+            raise
+
+    async def _completion(self, body: dict[str, Any]) -> Reply:
         await self._check_same()
         trying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_broke),
@@ -268,6 +226,15 @@ class ChatServer:
         except OddReply:
             return False
         return True
+
+    def _say(self, away: EngineAway) -> None:
+        """Logs now and then that the server is away, in none of its words: they may repeat what was asked."""
+        if time.monotonic() < self._say_at:
+            return
+        self._say_at = time.monotonic() + _SAID_EVERY_S
+        why = f"it answers {away.__cause__.status}" if isinstance(away.__cause__, OddReply) else str(away)
+        why = "it is too busy" if isinstance(away, _Busy) else why
+        _log.warning("questions get 503 until the server at %s is back: %s", self.url, why)
 
     async def extra(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         """What vLLM and SGLang tell beside OpenAI's API.

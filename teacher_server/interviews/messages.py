@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from teacher_server.engines import Decoding, EngineAway, EngineError, PreparedPicture
-from teacher_server.engines.openai import ChatServer, Reply, Token
+from teacher_server.engines.openai import ChatServer
+from teacher_server.engines.replies import Reply, Token
 from teacher_server.interviews import Interviewer, LabelScores, Said
 from teacher_server.interviews.offers import Offers, scores_by_id, scoring_by_id
 from teacher_server.prompts import Conversation, Message

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from teacher_server.engines import EngineError
-from teacher_server.engines.openai import SMALL_TALK, ChatServer, Refused, Reply
+from teacher_server.engines.openai import SMALL_TALK, ChatServer, Refused
+from teacher_server.engines.replies import Reply
 
 Constraint = Literal["grammar", "json_schema"]
 

@@ -21,7 +21,7 @@ import pytest
 
 from teacher_server.client import TeacherClient
 from teacher_server.engines import EngineError
-from teacher_server.engines.openai import Reply, Token
+from teacher_server.engines.replies import Reply, Token
 from teacher_server.images import decode, from_base64
 from teacher_server.interviews.messages import MessageInterviewer, among_most_probable
 from teacher_server.interviews.offers import Offers

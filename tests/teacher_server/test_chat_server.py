@@ -9,7 +9,8 @@ import pytest
 import tenacity
 
 from teacher_server.engines import EngineAway, EngineDead
-from teacher_server.engines.openai import SMALL_TALK, CannotAttach, ChatServer, OddReply, Refused, Reply
+from teacher_server.engines.openai import SMALL_TALK, CannotAttach, ChatServer, OddReply, Refused
+from teacher_server.engines.replies import Reply
 from tests.http_servers import Asked, http_server
 from tests.waiting import wait_for
 
@@ -123,6 +124,22 @@ def test_a_server_that_stays_too_busy_is_away(status: int, monkeypatch: pytest.M
         pytest.raises(EngineAway, match=f"too busy: {status}"),
     ):
         _complete(server.url)
+
+
+def test_a_server_that_is_away_is_in_the_log_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask() -> None:
+        chat = ChatServer(f"{server.url}/v1", "m")
+        await chat.start()
+        for status in (404, 502):
+            server.answer = lambda _, status=status: (status, {"error": "the mission: get a key"})
+            with pytest.raises(EngineAway):
+                await chat.complete(messages=[])
+        await chat.close()
+
+    with http_server(lambda _: None) as server:
+        asyncio.run(ask())
+    said = f"questions get 503 until the server at {server.url}/v1 is back: it answers 404"
+    assert caplog.messages == [said]
 
 
 def test_a_name_without_an_address_is_away() -> None:
