@@ -13,9 +13,11 @@ from teacher_server.checkpoint import (
     BadCheckpoint,
     Checkpoint,
     label_problems,
+    quantisation_problems,
     read_checkpoint,
 )
 from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problems
+from teacher_server.checkpoint.templates import TODAY
 from teacher_server.command_line import BadSetting, flags_and_variables, parse
 from teacher_server.settings import EngineSettings
 
@@ -78,6 +80,7 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet
     print(_row("digest", checkpoint.digest()))
     return [
         *(label_problems(checkpoint, prompts.labels) if prompts else ()),
+        *quantisation_problems(checkpoint, settings, settings.engine),
         *need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware),
     ]
 
@@ -90,10 +93,13 @@ def _facts(checkpoint: Checkpoint, prompts: "PromptSet | None") -> Iterator[tupl
     stored = gib(sum(tensor.stored for tensor in checkpoint.tensors.values()))
     files = len(checkpoint.weights)
     on_disk = f"{stored} in {files} file{'s' if files > 1 else ''}" if files else "none looked at"
-    yield "weights", f"{checkpoint.dtype()}, {on_disk}"
+    quantised = f", quantised by {checkpoint.quantisation}" if checkpoint.quantisation else ""
+    yield "weights", f"{checkpoint.dtype()}{quantised}, {on_disk}"
     yield "vocabulary", f"{tokenizer.get_vocab_size():,} tokens, room for {dimensions.text.vocab_size:,}"
     if prompts is None:
         return
+    if checkpoint.chat_template.dated:
+        yield "chat template", f"asks for the date, and is always told {TODAY:%d %B %Y}"
     preparation, bounds = prompts.preparation, checkpoint.own_bounds
     if bounds is not None and bounds.cut_into(preparation.min_pixels, preparation.max_pixels):
         yield (

@@ -8,11 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
@@ -32,6 +29,8 @@ from teacher_server.checkpoint.memory import (
     need_problems,
 )
 from teacher_server.checkpoint.pictures import Bounds, own_bounds
+from teacher_server.checkpoint.quantised import engine_problems, quantisation_of
+from teacher_server.checkpoint.templates import BadChatTemplate, ChatTemplate, stages_of, template_of
 from teacher_server.checkpoint.weights import DTYPES, INDEX, Tensor, read_weights
 from teacher_server.readout import single_token_problems
 from teacher_server.settings import EngineSettings
@@ -44,6 +43,11 @@ _ID_FIELDS = {
     "<|vision_start|>": ("vision_start_token_id", 151652),
     "<|vision_end|>": ("vision_end_token_id", 151653),
 }
+_TRIAL: tuple[dict[str, Any], ...] = (
+    {"role": "system", "content": [{"type": "text", "text": "You look at pictures."}]},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is here?"}]},
+    {"role": "user", "content": [{"type": "text", "text": "And what next?"}]},
+)
 _SIDE_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
@@ -60,11 +64,12 @@ class Checkpoint:
     """A Qwen2.5-VL model in a folder that has been looked over.
 
     Attributes:
-        chat_template: its Jinja source.
+        chat_template: how it writes conversations.
         end_token_id: of <|im_end|>.
         special_tokens: texts of all special tokens.
         weights: the safetensors files in use; none if weights were not asked for.
         tensors: what is in them, by the published names.
+        quantisation: the method by which the weights are quantised, if they are.
         own_bounds: of pictures, by the picture processor's files; no engine here applies them.
         files: all that can change an answer.
     """
@@ -72,7 +77,7 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tokenizer: Tokenizer
-    chat_template: str
+    chat_template: ChatTemplate
     image_token_id: int
     end_token_id: int
     special_tokens: tuple[str, ...]
@@ -80,6 +85,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     dimensions: Dimensions
     own_bounds: Bounds | None
+    quantisation: str | None
     files: tuple[Path, ...]
 
     def digest(self) -> str:
@@ -110,7 +116,7 @@ class Checkpoint:
 
     def dtype(self) -> str:
         """The weights' own: float32, bfloat16 or float16."""
-        kinds = [tensor.kind for tensor in self.tensors.values()]
+        kinds = [tensor.kind for tensor in self.tensors.values() if tensor.kind in DTYPES]
         most = max(sorted(set(kinds)), key=kinds.count, default="F32")
         return said_dtype(self.config) or DTYPES.get(most, "float32")
 
@@ -155,6 +161,14 @@ def label_problems(checkpoint: Checkpoint, labels: Mapping[str, str]) -> list[st
     return single_token_problems(labels, pieces, "this checkpoint")
 
 
+def quantisation_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:
+    """Why an engine does not serve quantised weights here; none where they are not quantised."""
+    if checkpoint.quantisation is None or settings.load_format == "dummy":
+        return []
+    dtype = checkpoint.dtype() if settings.dtype == "auto" else settings.dtype
+    return engine_problems(checkpoint.quantisation, engine, dtype)
+
+
 def memory_problems(
     checkpoint: Checkpoint, settings: EngineSettings, engine: Engine, *, leaving: MemoryNeed | None = None
 ) -> list[str]:
@@ -192,8 +206,8 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
         template = _chat_template(folder, said["tokenizer_config.json"])
     with folder.noting():
         bounds = own_bounds(folder, said, dimensions)
-    quantised = bool(config.get("quantization_config"))
-    paths, held = read_weights(folder, dimensions, quantised=quantised) if weights else ((), {})
+    method = quantisation_of(config)
+    paths, held = read_weights(folder, dimensions, quantisation=method) if weights else ((), {})
     if dimensions is None or tokenizer is None or template is None:
         return None
     image, end = tokenizer.token_to_id("<|image_pad|>"), tokenizer.token_to_id("<|im_end|>")
@@ -212,6 +226,7 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
         tensors=held,
         dimensions=dimensions,
         own_bounds=bounds,
+        quantisation=method,
         files=tuple(sorted(folder.used)),
     )
 
@@ -233,6 +248,9 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
 
 def _tokenizer(folder: Folder, config: Mapping[str, Any], dimensions: Dimensions | None) -> Tokenizer:
     name = "tokenizer.json"
+    if not folder.has(name) and (older := [old for old in ("vocab.json", "merges.txt") if folder.has(old)]):
+        of_base = "take tokenizer.json of the Qwen2.5-VL that the checkpoint was trained from"
+        raise unusable(name, f"is missing, and its older form, {' and '.join(older)}, is not read: {of_base}")
     content = folder.read(name)
     try:
         tokenizer = Tokenizer.from_buffer(content)
@@ -261,43 +279,23 @@ def _tokenizer(folder: Folder, config: Mapping[str, Any], dimensions: Dimensions
     return tokenizer
 
 
-def _chat_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> str:
+def _chat_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> ChatTemplate:
     # In the order that transformers looks in
     if folder.has(name := "chat_template.jinja"):
-        source: Any = folder.read(name).decode(errors="replace")
+        source: str | None = folder.read(name).decode(errors="replace")
     elif folder.has(name := "chat_template.json"):
-        source = folder.json(name).get("chat_template")
+        source = template_of(folder.json(name).get("chat_template"))
     else:
-        name, source = "tokenizer_config.json", tokenizer_config.get("chat_template")
-    if not isinstance(source, str):
+        name, source = "tokenizer_config.json", template_of(tokenizer_config.get("chat_template"))
+    if source is None:
         raise unusable("chat_template.jinja", f"is missing, and {name} has no chat template: {COPY_AGAIN}")
-    if why := _template_problem(source):
-        raise unusable(name, f"the chat template {why}: take that of a Qwen2.5-VL checkpoint")
-    return source
-
-
-def _template_problem(source: str) -> str | None:
-    """Why a chat template cannot be used. It is tried, since one of a text model knows no pictures."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.globals["raise_exception"] = _refuse
-    words = "What is here?"
-    content = [{"type": "image"}, {"type": "text", "text": words}]
     try:
-        template = environment.from_string(source)
-        written = template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
-    except jinja2.TemplateSyntaxError as error:
-        return f"is damaged (line {error.lineno}: {error.message})"
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        return f"fails on a question with a picture ({error})"
-    if written.count("<|vision_start|><|image_pad|><|vision_end|>") != 1 or words not in written:
-        return f"makes {written[-120:]!r} of a question with a picture, where that has no place"
-    return None
-
-
-def _refuse(why: Any) -> NoReturn:
-    raise jinja2.TemplateError(str(why))
+        template = ChatTemplate(source, tokenizer_config)
+        # Tried, since one of a text model knows no pictures
+        stages_of(template, _TRIAL[:-1], "THE-ANSWER", _TRIAL[-1])
+    except BadChatTemplate as error:
+        raise unusable(name, f"the chat template {error}: take that of a Qwen2.5-VL checkpoint") from None
+    return template
 
 
 def _file_digest(path: Path) -> str:

@@ -152,6 +152,8 @@ def config_problems(config: Mapping[str, Any], dimensions: Dimensions) -> Iterat
         yield f"mrope_section, of rope_scaling, is {sections!r} and not three numbers: {COPY_AGAIN}"
     elif sum(sections) != half and text.hidden_size % text.num_attention_heads == 0:
         yield f"mrope_section {sections} does not add up to half of a head, {half}: {COPY_AGAIN}"
+    if config.get("tie_word_embeddings") is True and inner.get("tie_word_embeddings") is False:
+        yield "tie_word_embeddings is true, and false in text_config: make both what the weights are"
     if (dtype := said_dtype(config)) not in (None, *ITEM_BYTES):
         yield f"dtype is {dtype!r}, and {', '.join(ITEM_BYTES)} are served: convert the weights"
 

@@ -40,8 +40,30 @@ class Folder:
         except OSError as error:
             why = f"cannot be read ({error.strerror}): see its permissions"
         else:
-            return
-        raise Unusable(f"{path} {why}")
+            why = self._elsewhere() or ""
+        if why:
+            raise Unusable(f"{path} {why}")
+
+    def _elsewhere(self) -> str | None:
+        """Where the checkpoint is instead, or what is here instead of one."""
+        if self.has("config.json"):
+            return None
+        if self.has("adapter_config.json"):
+            return (
+                "is an adapter and no checkpoint: merge it into the one that it was trained on (peft's"
+                " merge_and_unload), save the model that this gives, and name that folder"
+            )
+        below = ("*/config.json", "snapshots/*/config.json", "*/snapshots/*/config.json")
+        found = sorted({path.parent for pattern in below for path in self.path.glob(pattern)})
+        if not found:
+            return None
+        hub = (
+            "is the root of a hub's cache, and"
+            if "snapshots" in found[0].parts
+            else "has no config.json, and"
+        )
+        others = "" if len(found) == 1 else f" (or {', '.join(path.name for path in found[1:4])})"
+        return f"{hub} the checkpoint is in a folder below: give {found[0]}{others}"
 
     def noting(self) -> "Noting":
         """Around what may raise Unusable: its problems are noted, and the look goes on."""

@@ -1,20 +1,29 @@
 """The safetensors files of a checkpoint: which are in use, and whether they hold what the config asks for."""
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
 from teacher_server.checkpoint.dimensions import Dimensions
 from teacher_server.checkpoint.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, unusable
+from teacher_server.checkpoint.quantised import absent, is_plain, packed
 
 INDEX = "model.safetensors.index.json"
 # What safetensors calls the types of weights that are not quantised; F64 is rounded as it is loaded
 DTYPES = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_PIECE = 2**24
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "data-parallel training",
+    "_fsdp_wrapped_module.": "FSDP",
+}
+_ADAPTED = re.compile(r"^base_model\.model\.|\.lora_|\.base_layer\.|\.modules_to_save\.")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -35,15 +44,16 @@ Tensors = dict[str, Tensor]
 
 
 def read_weights(
-    folder: Folder, dimensions: Dimensions | None, *, quantised: bool
+    folder: Folder, dimensions: Dimensions | None, *, quantisation: str | None
 ) -> tuple[tuple[Path, ...], Tensors]:
     """The files in use, and what is in them by its published names; problems are noted in the folder.
 
     Args:
         dimensions: what the config asks for, if it could be read.
-        quantised: by any of the many ways there are, each of which stores the large matrices in its own form.
+        quantisation: the method that the config names, if any: each stores large matrices in its own form.
     """
     found: Tensors = {}
+    places: dict[str, list[tuple[str, str]]] = {}
     files: dict[str, list[str]] = {}
     before = len(folder.problems)
     with folder.noting():
@@ -52,11 +62,17 @@ def read_weights(
         with folder.noting():
             held = _header(folder, name)
             found |= {_published(tensor): entry for tensor, entry in held.items()}
-            if absent := [tensor for tensor in placed if tensor not in held]:
-                folder.wrong(name, f"lacks {_some(absent)} that {INDEX} places there: {COPY_AGAIN}")
+            for tensor in held:
+                places.setdefault(_published(tensor), []).append((name, tensor))
+            if lacking := [tensor for tensor in placed if tensor not in held]:
+                folder.wrong(name, f"lacks {_some(lacking)} that {INDEX} places there: {COPY_AGAIN}")
     # A broken file has been told of; that its tensors are missing too would say nothing new
-    if dimensions is not None and len(folder.problems) == before:
-        for why in _differences(found, dimensions, quantised=quantised):
+    if len(folder.problems) == before:
+        whys = [*_unplaced(places, files)] or [*_twice(places)]
+        if dimensions is not None and not whys:
+            whys = [*_differences(found, dimensions, quantisation=quantisation)]
+            whys += _untied(folder, places) if dimensions.tied else ()
+        for why in whys:
             folder.wrong("weights", why)
     return tuple(folder.path / name for name in files), found
 
@@ -105,26 +121,126 @@ def _tensor(kind: str, shape: tuple[int, ...]) -> Tensor:
     return Tensor(kind, shape, prod(shape) * (int(bits[0]) if bits else 8) // 8)
 
 
-def _differences(found: Mapping[str, Tensor], dimensions: Dimensions, *, quantised: bool) -> Iterator[str]:
+def _differences(
+    found: Mapping[str, Tensor], dimensions: Dimensions, *, quantisation: str | None
+) -> Iterator[str]:
     expected = dimensions.shapes()
-    if quantised:
-        expected = {name: shape for name, shape in expected.items() if len(shape) == 1 or "embed" in name}
-    if missing := [name for name in expected if name not in found]:
-        yield f"lack {_some(missing)} that config.json asks for: {COPY_AGAIN}"
+    strange = [name for name, tensor in found.items() if tensor.kind not in DTYPES]
+    if odd := [name for name in strange if name in expected and is_plain(name, expected)]:
+        kind = found[odd[0]].kind
+        yield f"hold {_some(odd)} of type {kind}, and {', '.join(DTYPES)} are served: convert the weights"
+    parts = packed(found, strange, expected)
+    if quantisation and not parts:
+        yield (
+            f"are plain, and config.json says that they are quantised by {quantisation}: take"
+            " quantization_config out of it, or copy the quantised weights"
+        )
+    if parts and not quantisation:
+        yield (
+            f"are quantised (such as {parts[0]}), and config.json has no quantization_config, which says how:"
+            f" {ONE_CHECKPOINT}"
+        )
+        return
+    missing = absent(expected, found) if quantisation else [name for name in expected if name not in found]
+    # Tables that old versions saved, and that every engine computes
+    unknown = [name for name in found if name not in expected and not name.endswith("rotary_emb.inv_freq")]
     if dimensions.tied:
-        # Some are saved with the copy, which no engine reads
+        # Some are saved with the copy
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+        unknown = [name for name in unknown if name != "lm_head.weight"]
+    if why := misnamed(missing, unknown):
+        yield why
+        return
+    if missing:
+        yield f"lack {_some(missing)} that config.json asks for: {COPY_AGAIN}"
+    if quantisation:  # what else there is follows from the method, which the engine knows
+        expected = {name: shape for name, shape in expected.items() if len(shape) == 1 or "embed" in name}
+        unknown = []
     if other := [name for name, shape in expected.items() if name in found and found[name].shape != shape]:
         shapes = f"{list(found[other[0]].shape)} and not {list(expected[other[0]])}"
         yield f"hold {_some(other)} of another shape than config.json asks for, {shapes}: {ONE_CHECKPOINT}"
-    if quantised:
-        return
-    # Tables that old versions saved, and that every engine computes
-    if unknown := [name for name in found if name not in expected and not name.endswith("inv_freq")]:
+    if unknown:
         yield f"hold {_some(unknown)} that config.json has no place for: {ONE_CHECKPOINT}"
-    if strange := [name for name, tensor in found.items() if tensor.kind not in DTYPES]:
-        kind = found[strange[0]].kind
-        yield f"hold {_some(strange)} of type {kind}, and {', '.join(DTYPES)} are served: convert the weights"
+
+
+def _unplaced(
+    places: Mapping[str, Sequence[tuple[str, str]]], files: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Some engines go by the index, and others read all that is in the files."""
+    known = {(file, tensor) for file, placed in files.items() for tensor in placed}
+    held = [entry for entries in places.values() for entry in entries]
+    if known and (unplaced := [entry for entry in held if entry not in known]):
+        file, tensor = unplaced[0]
+        yield f"hold {tensor} in {file}, where {INDEX} does not place it: {COPY_AGAIN}"
+
+
+def _twice(places: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
+    """Engines differ in which of two tensors of one name they take."""
+    for name, held in places.items():
+        if len(held) > 1:
+            told = " and ".join(f"{tensor} in {file}" for file, tensor in held)
+            yield f"hold {name} {len(held)} times ({told}): {COPY_AGAIN}"
+            return
+
+
+def _untied(folder: Folder, places: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
+    """transformers takes an output layer that is in the files, and vLLM the embedding, though they differ."""
+    head, embedding = (places.get(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    if head and embedding and not same_tensor(folder.path, head[0], embedding[0]):
+        yield (
+            "hold an lm_head.weight that is not model.embed_tokens.weight, and tie_word_embeddings in"
+            " config.json says that it is: set that to false, in text_config too, if the output layer was"
+            " trained by itself, or else save the weights without lm_head.weight"
+        )
+
+
+def same_tensor(folder: Path, one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two tensors, each a file's name and its own, have the same type, shape and bytes."""
+    with (folder / one[0]).open("rb") as first, (folder / other[0]).open("rb") as second:
+        kind, left = _seek(first, one[1])
+        if (kind, left) != _seek(second, other[1]):
+            return False
+        while left > 0:
+            size = min(left, _PIECE)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
+
+
+def _seek(file: BinaryIO, tensor: str) -> tuple[tuple[str, list[int]], int]:
+    """Goes to where a tensor's bytes begin in a safetensors file; its type and shape, and their number."""
+    size = int.from_bytes(file.read(8), "little")
+    entry = json.loads(file.read(size))[tensor]
+    begin, end = entry["data_offsets"]
+    file.seek(8 + size + begin)
+    return (entry["dtype"], entry["shape"]), end - begin
+
+
+def misnamed(missing: Sequence[str], unknown: Sequence[str]) -> str | None:
+    """Of tensors that have other names than Qwen2.5-VL's: which tool names them so, and what to do."""
+    if adapted := [name for name in unknown if _ADAPTED.search(name)]:
+        return (
+            f"are those of a model with adapters, as peft wraps it (such as {adapted[0]}): merge the adapters"
+            " (merge_and_unload), and save the model that this gives by its save_pretrained"
+        )
+    lost = set(missing)
+    for name in unknown:
+        wrapper = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), "")
+        if wrapper and _published(name.removeprefix(wrapper)) in lost:
+            return (
+                f"have names that begin with {wrapper}, as {_WRAPPERS[wrapper]} wraps a model"
+                f" (such as {name}): save the model inside of it, by its save_pretrained"
+            )
+    ends = {name.split(".", 2)[-1]: name for name in missing if name.count(".") > 2}
+    for name in unknown:
+        if end := next((end for end in ends if name.endswith(f".{end}")), None):
+            return (
+                f"have other names than transformers gives them ({name} for {ends[end]}; {len(unknown)} in"
+                " all): convert the checkpoint with the tool that made it, or load it there and save it by"
+                " save_pretrained"
+            )
+    return None
 
 
 def _published(name: str) -> str:

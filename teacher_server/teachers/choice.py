@@ -9,6 +9,7 @@ from teacher_server.checkpoint import (
     Checkpoint,
     label_problems,
     memory_problems,
+    quantisation_problems,
     read_checkpoint,
 )
 from teacher_server.checkpoint.memory import Hardware, MemoryNeed
@@ -76,6 +77,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
     problems = label_problems(checkpoint, prompts.labels)
+    problems += quantisation_problems(checkpoint, settings, settings.engine)
     if check_memory:
         left = _memory_need(leaving) if leaving else None
         problems += memory_problems(checkpoint, settings, settings.engine, leaving=left)

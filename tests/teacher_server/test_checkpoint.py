@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from teacher_server.checkpoint import BadCheckpoint, label_problems, read_checkpoint
-from tests.checkpoints import SPECIAL_TOKENS, make_checkpoint
+from tests.checkpoints import CHAT_TEMPLATE, SPECIAL_TOKENS, make_checkpoint
 from tests.teacher_server.breaking import (
     INDEX,
     SHARD,
@@ -110,6 +110,19 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "vision to text": (set_vision_fields(out_hidden_size=64), "config.json", ("out_hidden_size 64", "128")),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json", ("missing",)),
     "tokenizer cut": (cut("tokenizer.json", 5000), "tokenizer.json", ("no tokenizer",)),
+    "older tokenizer": (
+        lambda folder: (folder / "tokenizer.json").rename(folder / "vocab.json"),
+        "tokenizer.json",
+        ("its older form, vocab.json, is not read", "take tokenizer.json"),
+    ),
+    "ties that disagree": (
+        lambda folder: edit(
+            folder / "config.json",
+            lambda config: config.update(text_config={**config, "tie_word_embeddings": False}),
+        ),
+        "config.json",
+        ("tie_word_embeddings is true, and false in text_config",),
+    ),
     "no tokenizer config": (remove("tokenizer_config.json"), "tokenizer_config.json", ("missing",)),
     "no picture token": (lose_token("<|image_pad|>"), "tokenizer.json", ("<|image_pad|>",)),
     "no end token": (lose_token("<|im_end|>"), "tokenizer.json", ("<|im_end|>",)),
@@ -125,6 +138,19 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         ("damaged", "line 1"),
     ),
     "template of text": (write("chat_template.jinja", _TEXT_ONLY), "chat_template.jinja", ("picture",)),
+    "template without the assistant": (
+        write(
+            "chat_template.jinja",
+            CHAT_TEMPLATE.replace("in messages -", "in messages if message.role != 'assistant' -"),
+        ),
+        "chat_template.jinja",
+        ("leaves out what the assistant said",),
+    ),
+    "template of the last turn": (
+        write("chat_template.jinja", CHAT_TEMPLATE.replace("in messages -", "in messages[-1:] -")),
+        "chat_template.jinja",
+        ("leaves out or changes 'You look at pictures.'",),
+    ),
     "template refusing": (
         write("chat_template.jinja", "{{ raise_exception('text only') }}"),
         "chat_template.jinja",
@@ -262,13 +288,39 @@ def test_a_file_is_no_folder(made: Path) -> None:
     assert "is a file" in problem
 
 
+def test_a_hubs_cache_is_told_from_a_checkpoint(made: Path, tmp_path: Path) -> None:
+    """As `huggingface_hub` lays it out: files are links, in a folder that bears a commit's name."""
+    root = tmp_path / "models--Qwen--Qwen2.5-VL-3B-Instruct"
+    snapshot = root / "snapshots" / "66285546d2b821cf421d4f5eb2576359d3770cd3"
+    snapshot.mkdir(parents=True)
+    for path in made.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    for place in (root, tmp_path, root / "snapshots"):
+        (problem,) = _problems(place)
+        assert problem.endswith(f"is in a folder below: give {snapshot}")
+    read_checkpoint(snapshot)
+
+
+def test_a_training_runs_folder_is_told_from_its_checkpoints(made: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint-100", "checkpoint-200"):
+        shutil.copytree(made, tmp_path / name)
+    (problem,) = _problems(tmp_path)
+    assert problem.endswith(f"give {tmp_path / 'checkpoint-100'} (or checkpoint-200)")
+
+
+def test_an_adapter_alone_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (problem,) = _problems(tmp_path)
+    assert "is an adapter and no checkpoint" in problem
+
+
 def test_what_is_read(folder: Path) -> None:
     checkpoint = read_checkpoint(folder)
     assert checkpoint.weights == (folder / WEIGHTS,)
     assert checkpoint.special_tokens == SPECIAL_TOKENS
     assert checkpoint.tokenizer.id_to_token(checkpoint.image_token_id) == "<|image_pad|>"
     assert checkpoint.tokenizer.id_to_token(checkpoint.end_token_id) == "<|im_end|>"
-    assert checkpoint.chat_template == (folder / "chat_template.jinja").read_text()
+    assert checkpoint.chat_template.source == (folder / "chat_template.jinja").read_text()
     assert checkpoint.dtype() == "float32"
 
 
@@ -295,14 +347,16 @@ def test_published_layout(folder: Path) -> None:
     assert [path.name for path in checkpoint.weights] == [
         f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
     ]
-    assert checkpoint.chat_template == template
+    assert checkpoint.chat_template.source == template
 
 
-def test_chat_template_in_the_tokenizers_config(folder: Path) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_chat_template_in_the_tokenizers_config(folder: Path, several: bool) -> None:
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
-    edit(folder / "tokenizer_config.json", lambda config: config.update(chat_template=template))
-    assert read_checkpoint(folder).chat_template == template
+    named = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": template}]
+    set_fields("tokenizer_config.json", chat_template=named if several else template)(folder)
+    assert read_checkpoint(folder).chat_template.source == template
 
 
 def test_layout_of_a_newer_transformers(folder: Path) -> None:

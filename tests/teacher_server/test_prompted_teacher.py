@@ -14,6 +14,7 @@ from gridworld.pictures import draw
 from gridworld.views import EMPTY, View, code
 from teacher_server.chat import ChatFormat
 from teacher_server.checkpoint import Checkpoint, read_checkpoint
+from teacher_server.checkpoint.templates import ChatTemplate
 from teacher_server.engines import Decoding, EngineAway, EngineDead, EngineError, Generated, Prompt
 from teacher_server.interviews.token_ids import TokenInterviewer
 from teacher_server.prompts import load_prompt_set
@@ -314,7 +315,8 @@ def test_the_template_of_a_checkpoint_that_rewrites_what_was_said_is_refused(
 
     from teacher_server.chat import BadChatTemplate  # noqa: PLC0415
 
-    forgetful = replace(checkpoint, chat_template="{{ messages[-1]['content'][0]['text'] }}")
+    template = ChatTemplate("{{ messages[-1]['content'][0]['text'] }}", {})
+    forgetful = replace(checkpoint, chat_template=template)
     conversation = _PROMPTS.conversation(task="lava_gap", mission="m", actions=_ACTIONS, readout="labels")
     with pytest.raises(BadChatTemplate, match="changes earlier turns"):
         ChatFormat(forgetful).stages(conversation)

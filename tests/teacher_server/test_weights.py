@@ -1,16 +1,19 @@
 """A checkpoint's weights: what is wrong is told, and what a config asks for is what real models have."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from teacher_server.checkpoint import BadCheckpoint, read_checkpoint
+from teacher_server.checkpoint import BadCheckpoint, quantisation_problems, read_checkpoint
 from teacher_server.checkpoint.dimensions import Dimensions
+from teacher_server.checkpoint.quantised import quantisation_of
+from teacher_server.settings import EngineSettings
 from tests.checkpoints import Size, make_checkpoint
 from tests.teacher_server.breaking import (
     INDEX,
@@ -22,11 +25,32 @@ from tests.teacher_server.breaking import (
     edit,
     in_place_of,
     remove,
+    set_fields,
     split_then,
     write,
 )
 
 pytestmark = pytest.mark.unit
+
+
+def _renamed(prefix: str, of: str = "") -> Break:
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        for name in [name for name in tensors if name.startswith(of)]:
+            tensors[prefix + name.removeprefix(of)] = tensors.pop(name)
+
+    return change_tensors(rename)
+
+
+def _once_more(name: str) -> Break:
+    """Another value of a tensor, in the shard that the index does not place it in."""
+
+    def add(folder: Path) -> None:
+        tensors = load_file(folder / SHARD)
+        assert name not in tensors
+        save_file({**tensors, name: np.ones(128, np.float32)}, folder / SHARD)
+
+    return add
+
 
 _LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
@@ -68,6 +92,78 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         change_tensors(lambda tensors: tensors.update({"model.layers.2.x": np.ones(1, np.float32)})),
         "weights",
         ("model.layers.2.x",),
+    ),
+    "twice under two names": (
+        change_tensors(lambda t: t.update({"model.language_model.norm.weight": 2 * t["model.norm.weight"]})),
+        "weights",
+        ("model.norm.weight 2 times", "model.language_model.norm.weight in model.safetensors"),
+    ),
+    "twice in two shards": (
+        split_then(_once_more("model.embed_tokens.weight")),
+        "weights",
+        (f"hold model.embed_tokens.weight in {SHARD}", "does not place it"),
+    ),
+    "a table that vLLM does not know": (
+        change_tensors(lambda t: t.update({"visual.rotary_pos_emb.inv_freq": np.ones(8, np.float32)})),
+        "weights",
+        ("visual.rotary_pos_emb.inv_freq", "no place"),
+    ),
+    "tied, and another output layer": (
+        change_tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
+        "weights",
+        ("lm_head.weight that is not model.embed_tokens.weight", "tie_word_embeddings"),
+    ),
+    "tied, and its output layer in another type": (
+        change_tensors(
+            lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].astype(np.float16)})
+        ),
+        "weights",
+        ("lm_head.weight that is not",),
+    ),
+    "adapters of peft": (_renamed("base_model.model."), "weights", ("peft", "merge_and_unload")),
+    "adapters not merged": (
+        change_tensors(
+            lambda t: t.update(
+                {
+                    "model.layers.0.self_attn.q_proj.base_layer.weight": t.pop(
+                        "model.layers.0.self_attn.q_proj.weight"
+                    )
+                }
+            )
+        ),
+        "weights",
+        ("peft", "merge_and_unload"),
+    ),
+    "compiled": (_renamed("_orig_mod."), "weights", ("torch.compile", "inside of it")),
+    "compiled, new names": (
+        _renamed("_orig_mod.model.language_model.", "model."),
+        "weights",
+        ("torch.compile",),
+    ),
+    "data-parallel": (_renamed("module."), "weights", ("data-parallel",)),
+    "names of another tool": (
+        _renamed("language_model.model.", "model."),
+        "weights",
+        ("other names than transformers", "language_model.model.layers.0"),
+    ),
+    "quantised, and the config does not say": (
+        change_tensors(
+            lambda t: t.update({"model.layers.0.mlp.up_proj.weight_scale": np.ones((1, 1), np.float32)})
+        ),
+        "weights",
+        ("are quantised", "weight_scale", "quantization_config"),
+    ),
+    "matrices of integers": (
+        change_tensors(
+            lambda t: t.update({"model.layers.0.mlp.up_proj.weight": np.ones((256, 128), np.int8)})
+        ),
+        "weights",
+        ("are quantised", "quantization_config"),
+    ),
+    "plain, and the config says quantised": (
+        set_fields("config.json", quantization_config={"quant_method": "awq"}),
+        "weights",
+        ("are plain", "quantised by awq"),
     ),
     "integers": (
         change_tensors(lambda tensors: tensors.update({"model.norm.weight": np.ones(128, np.int8)})),
@@ -144,6 +240,47 @@ def test_quantised_weights_are_left_to_the_engine(folder: Path) -> None:
     assert read_checkpoint(folder).weight_bytes("bfloat16") == served
     change_tensors(lambda tensors: tensors.pop("model.norm.weight"))(folder)
     assert "model.norm.weight" in _problems(folder)[0]
+
+
+def test_a_copy_of_the_embedding_for_an_output_layer_is_as_good_as_none(folder: Path) -> None:
+    plain = read_checkpoint(folder).weight_bytes("float32")
+    change_tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))(folder)
+    assert read_checkpoint(folder).weight_bytes("float32") == plain
+
+
+def test_part_of_a_quantised_checkpoint_is_missing(folder: Path) -> None:
+    def quantise(tensors: dict[str, np.ndarray]) -> None:
+        name = "model.layers.0.mlp.up_proj"
+        tensors[f"{name}.qweight"] = tensors.pop(f"{name}.weight").astype(np.int32)
+        del tensors["model.layers.1.self_attn.q_proj.weight"]  # its bias is there
+
+    change_tensors(quantise)(folder)
+    set_fields("config.json", quantization_config={"quant_method": "gptq"})(folder)
+    (problem,) = _problems(folder)
+    assert "lack the tensor model.layers.1.self_attn.q_proj.weight" in problem
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ({}, None),
+        ({"quantization_config": None}, None),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "fp8"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"quantization_config": {"bits": 4}}, "a method that it does not name"),
+    ],
+)
+def test_the_method_of_quantisation_is_known(config: dict[str, object], method: str | None) -> None:
+    assert quantisation_of(config) == method
+
+
+def test_the_transformers_engine_serves_no_quantised_checkpoint(folder: Path) -> None:
+    plain = read_checkpoint(folder)
+    assert quantisation_problems(plain, EngineSettings(), "transformers") == []
+    (problem,) = quantisation_problems(replace(plain, quantisation="awq"), EngineSettings(), "transformers")
+    assert "quantised by awq" in problem
+    assert "--engine vllm" in problem
 
 
 def test_dummy_weights_need_none(folder: Path) -> None:
