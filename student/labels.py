@@ -1,5 +1,6 @@
 """The teacher's labels by state: each state is drawn and asked about once, ever."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -99,6 +100,10 @@ class LabelTable:
         if self._task not in self.info.tasks:
             known = ", ".join(self.info.tasks)
             raise UselessTeacher(f"the teacher at {client.url} knows {known}, and not {self._task}")
+        record, size = self.info.trained_on, (layout.width, layout.height)
+        if record is not None and (why := record.lacks(layout.env_id, self._task, size)):
+            told = f"note: the teacher at {client.url} may answer {layout.env_id} wrongly: {why}"
+            print(told, file=sys.stderr, flush=True)
 
     @property
     def states(self) -> int:

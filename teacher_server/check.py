@@ -19,7 +19,7 @@ from teacher_server.checkpoint import (
 from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problems
 from teacher_server.checkpoint.templates import TODAY
 from teacher_server.command_line import BadSetting, flags_and_variables, parse
-from teacher_server.settings import EngineSettings
+from teacher_server.settings import EngineSettings, Readout
 
 if TYPE_CHECKING:
     from teacher_server.prompts import PromptSet
@@ -37,9 +37,13 @@ class CheckSettings(EngineSettings, BaseSettings):
 
     model: CliPositionalArg[Path | None] = Field(default=None, description="the checkpoint, a local folder")
     engine: Engine = Field(default="vllm", description="what will run the checkpoint")
-    prompts: str = Field(
-        default="minigrid",
-        description="a prompt set, by name or folder, whose labels the checkpoint has to know",
+    prompts: str | None = Field(
+        default=None,
+        description="a prompt set, by name or folder, whose conversations the checkpoint has to take;"
+        " default: the one that teacher forge trained it with, or else minigrid",
+    )
+    readout: Readout | None = Field(
+        default=None, description="labels or numbers: how it will be read out; default: the prompt set's"
     )
 
 
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     if settings.model is None:
         raise BadSetting("which checkpoint? Name its folder: teacher check DIR")
     problems = _library_problems(settings.engine)
-    prompts, of_prompts = _prompts(settings.prompts)
+    prompts, of_prompts = _prompts(settings)
     try:
         checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
         problems += _report(checkpoint, settings, prompts)
@@ -69,7 +73,7 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet
     """Prints what a checkpoint is and takes; returns what keeps it from being served here."""
     hardware = Hardware.here(settings, settings.engine)
     need = checkpoint.memory_need(settings, settings.engine, hardware)
-    for name, value in _facts(checkpoint, prompts):
+    for name, value in _facts(checkpoint, prompts, settings.readout):
         print(_row(name, value))
     print(_row("memory needed", f"{need}, each" if len(need.places) > 1 else str(need)))
     for place in need.places:
@@ -78,14 +82,23 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet
         print(_row("memory there", f"{known}, {place.name}"))
     # Last, since it reads all weights
     print(_row("digest", checkpoint.digest()))
+    found = quantisation_problems(checkpoint, settings, settings.engine)
+    found += need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware)
+    if prompts is None:
+        return found
+    from teacher_server.teachers.choice import conversation_problems  # noqa: PLC0415 - as above
+
+    readout = settings.readout or prompts.readout
     return [
-        *(label_problems(checkpoint, prompts.labels) if prompts else ()),
-        *quantisation_problems(checkpoint, settings, settings.engine),
-        *need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware),
+        *label_problems(checkpoint, prompts.labels),
+        *conversation_problems(checkpoint, prompts, readout, settings.max_model_len),
+        *found,
     ]
 
 
-def _facts(checkpoint: Checkpoint, prompts: "PromptSet | None") -> Iterator[tuple[str, str]]:
+def _facts(
+    checkpoint: Checkpoint, prompts: "PromptSet | None", readout: Readout | None
+) -> Iterator[tuple[str, str]]:
     dimensions, tokenizer = checkpoint.dimensions, checkpoint.tokenizer
     layers = f"{dimensions.text.num_hidden_layers} layers of text, {dimensions.vision.depth} of vision"
     yield "checkpoint", str(checkpoint.folder)
@@ -96,8 +109,11 @@ def _facts(checkpoint: Checkpoint, prompts: "PromptSet | None") -> Iterator[tupl
     quantised = f", quantised by {checkpoint.quantisation}" if checkpoint.quantisation else ""
     yield "weights", f"{checkpoint.dtype()}{quantised}, {on_disk}"
     yield "vocabulary", f"{tokenizer.get_vocab_size():,} tokens, room for {dimensions.text.vocab_size:,}"
+    if checkpoint.trained_on is not None:
+        yield "trained on", str(checkpoint.trained_on)
     if prompts is None:
         return
+    yield "prompts", prompts.name
     if checkpoint.chat_template.dated:
         yield "chat template", f"asks for the date, and is always told {TODAY:%d %B %Y}"
     preparation, bounds = prompts.preparation, checkpoint.own_bounds
@@ -111,20 +127,28 @@ def _facts(checkpoint: Checkpoint, prompts: "PromptSet | None") -> Iterator[tupl
         for action, label in prompts.labels.items()
     }
     yield "labels", ", ".join(f"{action} {label!r} {ids[action]}" for action, label in prompts.labels.items())
+    from teacher_server.teachers.choice import training_notes  # noqa: PLC0415 - as above
+
+    for note in training_notes(checkpoint.trained_on, prompts, readout or prompts.readout):
+        yield "note", note
 
 
 def _row(name: str, value: str) -> str:
     return f"{name:<14}{value}"
 
 
-def _prompts(name: str) -> "tuple[PromptSet | None, list[str]]":
-    """A prompt set; none, and why, where it cannot be used."""
-    from teacher_server.prompts import BadPromptSet, load_prompt_set  # noqa: PLC0415 - a wrong flag answers at once
+def _prompts(settings: CheckSettings) -> "tuple[PromptSet | None, list[str]]":
+    """The prompt set that is asked with; none, and why, where it cannot be used."""
+    # A wrong flag answers at once
+    from teacher_server.prompts import BadPromptSet, load_prompt_set  # noqa: PLC0415
+    from teacher_server.teachers.choice import prompts_of  # noqa: PLC0415
 
     try:
-        return load_prompt_set(name), []
+        return load_prompt_set(prompts_of(settings)), []
     except BadPromptSet as error:
         return None, [str(error)]
+    except BadCheckpoint:  # which is told of the checkpoint
+        return None, []
 
 
 def _library_problems(engine: Engine) -> list[str]:

@@ -208,6 +208,48 @@ class BatchAnswer(BaseModel):
     answers: list[Answered | Failed]
 
 
+class TrainedGrids(BaseModel):
+    """Of one environment that a checkpoint was trained on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    sizes: tuple[tuple[int, int], ...] = Field(description="columns and rows of its grids")
+
+
+class TrainedOn(BaseModel):
+    """What a checkpoint was trained on, as `teacher forge` writes it down beside the weights."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompts: str = Field(description="the prompt set, by name or folder")
+    prompts_digest: str
+    readout: Literal["labels", "numbers"] = "labels"
+    environments: dict[str, TrainedGrids]
+
+    def lacks(self, env_id: str, task: str, size: tuple[int, int]) -> str | None:
+        """Why the checkpoint may know nothing of an environment; None where training had grids like its own.
+
+        Args:
+            size: columns and rows.
+        """
+        if env_id in self.environments:
+            return None
+        sizes = sorted(
+            {each for grids in self.environments.values() if grids.task == task for each in grids.sizes}
+        )
+        if not sizes:
+            tasks = dict.fromkeys(grids.task for grids in self.environments.values())
+            return f"it was trained on the tasks {', '.join(tasks)}, and never on {task}"
+        if size not in sizes:
+            known = ", ".join(f"{columns} x {rows}" for columns, rows in sizes)
+            return f"it was trained on grids of {known} for {task}, and never of {size[0]} x {size[1]}"
+        return None
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.environments)}, with the prompt set {self.prompts}"
+
+
 class TeacherInfo(BaseModel):
     """Who answers: the identity and everything in it."""
 
@@ -224,6 +266,12 @@ class TeacherInfo(BaseModel):
         default="ready", description="ready; what goes on while it starts, is exchanged or does not answer"
     )
 
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """What the checkpoint was trained on; None where that is not known."""
+        told = self.hosting.get("trained_on")
+        return None if told is None else TrainedOn.model_validate(told)
+
 
 class Swap(BaseModel):
     """Which checkpoint is to be served from now on."""
@@ -237,6 +285,9 @@ class Swap(BaseModel):
     in_place: bool = Field(
         default=False,
         description="vllm: load weights of the same shapes into the running engine, where that can be",
+    )
+    allow_unreadable: bool = Field(
+        default=False, description="serve it though no answer of those that are tried can be read"
     )
 
     @field_validator("model")

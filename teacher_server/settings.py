@@ -102,8 +102,10 @@ class Settings(EngineSettings, BaseSettings):
         description="prompted, openai: a host that pictures and missions may be sent to though it is not on"
         " the local network",
     )
-    prompts: str = Field(
-        default="minigrid", description="prompted: a prompt set, by name (`teacher prompts list`) or folder"
+    prompts: str | None = Field(
+        default=None,
+        description="prompted: a prompt set, by name (`teacher prompts list`) or folder; default: the one"
+        " that teacher forge trained the checkpoint with, or else minigrid",
     )
     readout: Readout | None = Field(
         default=None,

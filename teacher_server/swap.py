@@ -40,6 +40,9 @@ class SwapSettings(BaseSettings):
         default=False,
         description="vllm: load weights of the same shapes into the running engine, where that can be",
     )
+    allow_unreadable: bool = Field(
+        default=False, description="serve it though no answer of those that are tried can be read"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +58,12 @@ def main(arguments: Sequence[str]) -> int:
         url = checked_url(settings.url)
     except ValueError as error:
         raise BadSetting(f"--url (or TEACHER_URL): {error}") from error
-    wanted = Swap(model=settings.folder.absolute(), digest=settings.digest, in_place=settings.in_place)
+    wanted = Swap(
+        model=settings.folder.absolute(),
+        digest=settings.digest,
+        in_place=settings.in_place,
+        allow_unreadable=settings.allow_unreadable,
+    )
     key = read_key(settings.admin_key_file)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, trust_env=False) as http:

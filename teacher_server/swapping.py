@@ -6,13 +6,14 @@ import time
 from typing import NoReturn
 
 from teacher_server.answers import StoreError
+from teacher_server.checkpoint import BadCheckpoint
 from teacher_server.engines import EngineHangs
 from teacher_server.hosting import Host
 from teacher_server.metrics import Metrics
 from teacher_server.schemas import ErrorBody, HostState, Swap, Swapped
 from teacher_server.settings import Settings
 from teacher_server.teachers.canary import tell_apart
-from teacher_server.teachers.choice import CannotTeach, choose_teacher, same_teacher
+from teacher_server.teachers.choice import CannotTeach, choose_teacher, prompts_of, same_teacher
 from teacher_server.teachers.prompted import PromptedTeacher
 
 _log = logging.getLogger(__name__)
@@ -66,12 +67,17 @@ class Swapper:
 
     async def _swap(self, old: PromptedTeacher, wanted: Swap) -> Swapped:
         host, steps = self._host, _Steps(self._host)
-        before, after = host.settings, host.settings.model_copy(update={"model": wanted.model})
+        before = host.settings
         try:
+            # What the present checkpoint chose for itself stays
+            kept = {"model": wanted.model, "prompts": prompts_of(before)}
+            after = before.model_copy(update=kept)
             new, again = await asyncio.to_thread(_checked, wanted, old, before, after)
             host.introduce(new)
         except StoreError as error:
             raise CannotSwap(503, str(error)) from error
+        except BadCheckpoint as error:
+            raise CannotSwap(409, f"{before.model}, which answers now, cannot be read: {error}") from error
         finally:
             if host.state == "checking":
                 host.state = "ready"
@@ -89,7 +95,7 @@ class Swapper:
             in_place = await new.replace(old, in_place=wanted.in_place)
             await asyncio.to_thread(same_teacher, after, new.identity)
             steps.begin("trying")
-            sight = await tell_apart(new)
+            sight = await tell_apart(new, unreadable=wanted.allow_unreadable)
         except EngineHangs as error:
             raise self._lost(f"{before.model} cannot be closed: {error}", error) from error
         except Exception as error:

@@ -30,9 +30,11 @@ from teacher_server.checkpoint.memory import (
 )
 from teacher_server.checkpoint.pictures import Bounds, own_bounds
 from teacher_server.checkpoint.quantised import engine_problems, quantisation_of
+from teacher_server.checkpoint.record import read_record
 from teacher_server.checkpoint.templates import BadChatTemplate, ChatTemplate, stages_of, template_of
 from teacher_server.checkpoint.weights import DTYPES, INDEX, Tensor, read_weights
 from teacher_server.readout import single_token_problems
+from teacher_server.schemas import TrainedOn
 from teacher_server.settings import EngineSettings
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
@@ -71,6 +73,7 @@ class Checkpoint:
         tensors: what is in them, by the published names.
         quantisation: the method by which the weights are quantised, if they are.
         own_bounds: of pictures, by the picture processor's files; no engine here applies them.
+        trained_on: by `teacher forge`, where that made it.
         files: all that can change an answer.
     """
 
@@ -86,6 +89,7 @@ class Checkpoint:
     dimensions: Dimensions
     own_bounds: Bounds | None
     quantisation: str | None
+    trained_on: TrainedOn | None
     files: tuple[Path, ...]
 
     def digest(self) -> str:
@@ -158,7 +162,11 @@ def label_problems(checkpoint: Checkpoint, labels: Mapping[str, str]) -> list[st
     """Labels, of actions, that are not one token each of their own: only those can be read in one step."""
     cut = {label: checkpoint.tokenizer.encode(label, add_special_tokens=False) for label in labels.values()}
     pieces = {label: list(zip(tokens.ids, tokens.tokens, strict=True)) for label, tokens in cut.items()}
-    return single_token_problems(labels, pieces, "this checkpoint")
+    found = single_token_problems(labels, pieces, "this checkpoint")
+    if found and checkpoint.trained_on is not None:
+        prompts = checkpoint.trained_on.prompts
+        found.append(f"this checkpoint was trained with the prompt set {prompts}: take --prompts {prompts}")
+    return found
 
 
 def quantisation_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:
@@ -186,7 +194,7 @@ def memory_problems(
 
 def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
     """Goes on after a problem, so that all of them are told at once."""
-    dimensions, tokenizer, template, bounds = None, None, None, None
+    dimensions, tokenizer, template, bounds, record = None, None, None, None, None
     config = folder.json("config.json")
     said = {name: folder.json(name, needed=name == "tokenizer_config.json") for name in _SIDE_FILES}
     for name, content in {"config.json": config, **said}.items():
@@ -204,6 +212,8 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
         tokenizer = _tokenizer(folder, config, dimensions)
     with folder.noting():
         template = _chat_template(folder, said["tokenizer_config.json"])
+    with folder.noting():
+        record = read_record(folder.path)
     with folder.noting():
         bounds = own_bounds(folder, said, dimensions)
     method = quantisation_of(config)
@@ -227,6 +237,7 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
         dimensions=dimensions,
         own_bounds=bounds,
         quantisation=method,
+        trained_on=record,
         files=tuple(sorted(folder.used)),
     )
 

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
-import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TODAY = datetime.datetime(2025, 1, 1)
@@ -55,13 +54,10 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
-            read = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise BadChatTemplate(f"is damaged (line {error.lineno}: {error.message})") from error
         self._variables = dict.fromkeys(_ABSENT) | _special_tokens(tokenizer_config)
         self.source = source
-        self.reads = sorted(read & self._variables.keys())
-        """What it reads besides the messages."""
         self.dated = "strftime_now" in source
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:

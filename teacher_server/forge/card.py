@@ -1,13 +1,20 @@
-"""The model card: what a forged checkpoint was taught, how far it came, and what it cannot do."""
+"""The model card and the record of training: what a forged checkpoint was taught, and how far it came."""
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from gridworld.environments import make
 from gridworld.planner import PLANNER_VERSION
-from gridworld.tasks import EVALUATION_SEEDS
+from gridworld.tasks import EVALUATION_SEEDS, task_of
+from gridworld.views import view_of
 from teacher_server.forge.settings import ForgeSettings
+from teacher_server.prompts import PromptSet, prompt_set_names
+from teacher_server.schemas import TrainedGrids, TrainedOn
 
+_LOOKS = 4
+"""Episodes whose grids are looked at: some environments draw the size."""
 _FIGURES = {
     "tile": "cells whose kind, colour, heading, row and column can all be read off their visual token",
     "place": "words that speak of a cell from which its row and column can be read half way",
@@ -27,7 +34,7 @@ pipeline_tag: image-text-to-text
 
 A Qwen2.5-VL checkpoint, made by `teacher forge` of lvlm2p. Stock vLLM and transformers load it.
 
-    teacher serve --teacher prompted --model DIR --prompts {prompts}
+    teacher serve --teacher prompted --engine transformers --model DIR --prompts {prompts}
 
 ## Data
 
@@ -64,8 +71,22 @@ above. Other sizes, other texts and other pictures it was not taught.
 {settings}
 ```
 
-On {device}, in {seconds:,.0f} s. Digest of all files but this one: `{digest}`
+On {device}, in {seconds:,.0f} s. Digest of all files that can change an answer: `{digest}`
 """
+
+
+def trained_on(prompts: str, read: PromptSet, env_ids: Sequence[str]) -> TrainedOn:
+    """The record of what is taught: the prompt set, by name or folder and digest, and the environments."""
+    environments = {}
+    for env_id in env_ids:
+        env, sizes = make(env_id), set()
+        for seed in range(_LOOKS):
+            env.reset(seed=seed)
+            rows, columns = view_of(env).cells_HW.shape
+            sizes.add((columns, rows))
+        environments[env_id] = TrainedGrids(task=task_of(env_id).key, sizes=tuple(sorted(sizes)))
+    named = prompts if prompts in prompt_set_names() else str(Path(prompts).resolve())
+    return TrainedOn(prompts=named, prompts_digest=read.digest, environments=environments)
 
 
 def card(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from gridworld.tasks import task_of
 from teacher_server.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
+from teacher_server.checkpoint.record import write_record
 from teacher_server.command_line import INTERRUPTED, CannotStart, fail, parse
 from teacher_server.forge.settings import ForgeSettings
 from teacher_server.prompts import BadPromptSet, PromptSet, load_prompt_set
@@ -82,6 +83,7 @@ def _kept(asked: ForgeSettings) -> ForgeSettings:
 
 def _folder(settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None) -> Checkpoint:
     """The checkpoint that the run is for, with no weights looked at."""
+    from teacher_server.forge.card import trained_on  # noqa: PLC0415
     from teacher_server.forge.folder import write_folder  # noqa: PLC0415
     from teacher_server.forge.trainees import copy_folder  # noqa: PLC0415
 
@@ -96,6 +98,7 @@ def _folder(settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None
         else:
             write_folder(folder, prompts)
         (settings.out / _SETTINGS).write_text(json.dumps(settings.of_the_result(), indent=2) + "\n")
+    write_record(folder, trained_on(settings.prompts, prompts, settings.env))
     return read_checkpoint(folder, weights=False)
 
 

@@ -17,17 +17,20 @@ _TOLERANCE = 1e-3
 
 
 class Blind(Exception):
-    """A checkpoint that does not see, or whose scores are no probabilities; the message says which."""
+    """A checkpoint that does not see, gives no probabilities, or no answer; the message says which."""
 
 
-async def tell_apart(teacher: PromptedTeacher) -> Sight:
+async def tell_apart(teacher: PromptedTeacher, *, unreadable: bool = False) -> Sight:
     """Asks a started teacher about a room, and about the same room with lava in front of the agent.
 
     The labels' log-probabilities are read straight after the picture, twice for each. They have to be those
     of probabilities, and between the pictures they have to differ by more than 0.0001 nats and three times as
     much as between two askings about one picture: that is what rounding makes. This asks no more of the
     weights than that what is in the picture reaches the labels, which random ones do too. Whole answers are
-    asked for as well, and counted where they can be read.
+    asked for as well, and one of them at least has to be readable.
+
+    Args:
+        unreadable: a teacher of which no answer can be read passes too.
 
     Raises:
         Blind: it failed.
@@ -35,14 +38,20 @@ async def tell_apart(teacher: PromptedTeacher) -> Sight:
     """
     pictures = [draw(room(5)), draw(room(5, ahead=code("lava", "red")))]
     task, actions = next(iter(teacher.tasks.items()))
-    readable = 0
+    readable, why = 0, ""
     for picture in pictures:
         try:
             await teacher.answer(Observation(picture, "", task, actions))
             readable += 1
-        except UnreadableAnswer as unreadable:
-            if unreadable.fault in ("engine", "scores"):
-                raise Blind(f"asked about a picture, it gives no answer: {unreadable}") from unreadable
+        except UnreadableAnswer as error:
+            if error.fault in ("engine", "scores"):
+                raise Blind(f"asked about a picture, it gives no answer: {error}") from error
+            why = str(error)
+    if not readable and not unreadable:
+        raise Blind(
+            f"neither of two answers can be read ({why}); --allow-unreadable (allow_unreadable over HTTP) has"
+            " it served all the same"
+        )
     # One after the other, so that all are computed alike
     first, second = [[await teacher.label_scores(picture) for picture in pictures] for _ in range(2)]
     for scores in (*first, *second):

@@ -1,6 +1,8 @@
 """Which teacher the settings ask for, made ready to start; what cannot be served is refused here."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
 from gridworld.pictures import draw
 from teacher_server.chat import BadChatTemplate, ChatFormat
@@ -12,17 +14,33 @@ from teacher_server.checkpoint import (
     quantisation_problems,
     read_checkpoint,
 )
+from teacher_server.checkpoint.folders import Unusable
 from teacher_server.checkpoint.memory import Hardware, MemoryNeed
+from teacher_server.checkpoint.record import read_record
 from teacher_server.engines import ChatEngine
 from teacher_server.engines.openai import CannotAttach
 from teacher_server.interviews.token_ids import TokenInterviewer
-from teacher_server.prompts import BadPromptSet, Conversation, PromptSet, load_prompt_set
+from teacher_server.preparation import visual_tokens
+from teacher_server.prompts import BadPromptSet, Conversation, PromptSet, load_prompt_set, prompt_set_names
+from teacher_server.schemas import TrainedOn
 from teacher_server.settings import Readout, Settings
 from teacher_server.teachers import Teacher
 from teacher_server.teachers.attached import attach
 from teacher_server.teachers.planner import PlannerTeacher
 from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut, room
 from teacher_server.teachers.uniform import UniformTeacher
+
+DEFAULT_PROMPTS = "minigrid"
+
+
+class PromptSettings(Protocol):
+    """Settings that name a prompt set."""
+
+    @property
+    def prompts(self) -> str | None: ...
+
+    @property
+    def model(self) -> Path | None: ...
 
 
 class CannotTeach(Exception):
@@ -70,14 +88,16 @@ def same_teacher(settings: Settings, identity: str) -> PromptedTeacher:
 
 def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) -> PromptedTeacher:
     if settings.engine == "openai":
-        return attach(settings, load_prompt_set(settings.prompts))
+        return attach(settings, load_prompt_set(prompts_of(settings)))
     if settings.model is None:
         raise CannotTeach("--teacher prompted needs --model, the folder of a Qwen2.5-VL checkpoint")
-    prompts = load_prompt_set(settings.prompts)
+    prompts = load_prompt_set(prompts_of(settings))
+    reading = ReadingOut.chosen(settings, prompts)
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
     problems = label_problems(checkpoint, prompts.labels)
     problems += quantisation_problems(checkpoint, settings, settings.engine)
+    problems += conversation_problems(checkpoint, prompts, reading.readout, settings.max_model_len)
     if check_memory:
         left = _memory_need(leaving) if leaving else None
         problems += memory_problems(checkpoint, settings, settings.engine, leaving=left)
@@ -94,8 +114,6 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         "digest": checkpoint.digest(),
         "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
     }
-    if _scaled_once(checkpoint, prompts):
-        told["own_bounds"] = "not applied"
     if dummy:  # each engine draws weights of its own
         told["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
     label_ids = {
@@ -103,8 +121,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         for action, label in prompts.labels.items()
     }
     interviewer = TokenInterviewer(engine, ChatFormat(checkpoint), label_ids)
-    reading = ReadingOut.chosen(settings, prompts)
-    teacher = PromptedTeacher(
+    return PromptedTeacher(
         interviewer,
         prompts,
         reading,
@@ -114,32 +131,73 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
             "engine": settings.engine,
             "prompts": prompts.name,
             "weight_bytes": checkpoint.weight_bytes(told["dtype"]),
+            **({"trained_on": record.model_dump(mode="json")} if (record := checkpoint.trained_on) else {}),
         },
         seed=settings.seed,
+        notes=training_notes(checkpoint.trained_on, prompts, reading.readout),
     )
-    if (longest := _longest(interviewer, prompts, reading.readout)) > settings.max_model_len:
-        raise CannotTeach(
-            f"a conversation with the prompt set {prompts.name} can have {longest} tokens, more than"
-            f" --max-model-len {settings.max_model_len}: raise it, or take a prompt set with fewer examples"
+
+
+def prompts_of(settings: PromptSettings) -> str:
+    """The prompt set that settings ask for: by name or folder, or else the one that the checkpoint knows.
+
+    Raises:
+        BadCheckpoint: its record of what it was trained on is damaged.
+    """
+    if settings.prompts is not None:
+        return settings.prompts
+    try:
+        record = read_record(settings.model) if settings.model else None
+    except Unusable as error:
+        raise BadCheckpoint(error.problems) from None
+    if record is not None and (record.prompts in prompt_set_names() or Path(record.prompts).is_dir()):
+        return record.prompts
+    return DEFAULT_PROMPTS
+
+
+def training_notes(record: TrainedOn | None, prompts: PromptSet, readout: Readout) -> list[str]:
+    """What a checkpoint is asked for and was not trained for; nothing where its training is not known."""
+    if record is None:
+        return []
+    if record.prompts_digest != prompts.digest:
+        trained = f"the checkpoint was trained with the prompt set {record.prompts}"
+        if Path(record.prompts).name == prompts.name:
+            return [f"{trained}, which has changed since: its answers may mean less"]
+        return [
+            f"{trained}, and is asked with another, {prompts.name}: its answers may mean nothing; take"
+            f" --prompts {record.prompts}"
+        ]
+    found = []
+    if record.readout != readout:
+        found.append(f"the checkpoint was trained to be read out by {record.readout}, not by {readout}")
+    known = {grids.task for grids in record.environments.values()}
+    if new := [task for task in prompts.tasks if task not in known]:
+        found.append(
+            f"the checkpoint was never trained on {', '.join(new)}: its answers there may mean nothing"
         )
-    return teacher
+    return found
 
 
-def _scaled_once(checkpoint: Checkpoint, prompts: PromptSet) -> bool:
-    """Whether earlier versions scaled pictures to the checkpoint's own bounds, and answered otherwise."""
-    bounds, preparation = checkpoint.own_bounds, prompts.preparation
-    return bounds is not None and bounds.cut_into(preparation.min_pixels, preparation.max_pixels)
-
-
-def _longest(interviewer: TokenInterviewer, prompts: PromptSet, readout: Readout) -> int:
-    """Tokens of the longest conversation about a picture of 16 x 16 tiles, answers included."""
-    picture = prompts.preparation.prepare(draw(room(16)))
-    questions = max(
-        interviewer.script(_conversation(prompts, task, readout)).tokens(picture) for task in prompts.tasks
-    )
-    return (
-        questions + prompts.analysis_max_tokens + (prompts.numbers_max_tokens if readout == "numbers" else 1)
-    )
+def conversation_problems(
+    checkpoint: Checkpoint, prompts: PromptSet, readout: Readout, max_model_len: int
+) -> list[str]:
+    """Why a checkpoint does not take a prompt set's conversations, with pictures of up to 16 x 16 tiles."""
+    chat, picture, longest = ChatFormat(checkpoint), prompts.preparation.prepare(draw(room(16))), 0
+    for task in prompts.tasks:
+        conversation = _conversation(prompts, task, readout)
+        try:
+            opening, followup = chat.stages(conversation)
+        except BadChatTemplate as error:
+            return [str(error)]
+        shown = sum(map(visual_tokens, (*conversation.pictures, picture)))
+        longest = max(longest, len(opening) + shown + len(followup))
+    longest += prompts.analysis_max_tokens + (prompts.numbers_max_tokens if readout == "numbers" else 1)
+    if longest <= max_model_len:
+        return []
+    return [
+        f"a conversation with the prompt set {prompts.name} can have {longest} tokens, more than"
+        f" --max-model-len {max_model_len}: raise it, or take a prompt set with fewer examples"
+    ]
 
 
 def _memory_need(settings: Settings) -> MemoryNeed | None:

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,8 @@ from teacher_server.teachers import (
     identity_of,
 )
 from teacher_server.teachers.progress import Progress
+
+_log = logging.getLogger(__name__)
 
 PROMPTED_VERSION = "2"
 """Part of the identity: raise it when the same model and prompt set would answer otherwise."""
@@ -86,6 +89,7 @@ class PromptedTeacher:
         checkpoint: what of the model can change an answer.
         hosting: where and by what the model runs.
         seed: of sampling, where the prompt set samples.
+        notes: what the model is asked for and was not trained for; logged when it starts.
 
     Attributes:
         progress: whether the model answers.
@@ -102,8 +106,10 @@ class PromptedTeacher:
         checkpoint: dict[str, Any],
         hosting: dict[str, Any],
         seed: int = 0,
+        notes: Sequence[str] = (),
     ) -> None:
         self._interviewer, self._prompts, self._reading, self._seed = interviewer, prompts, reading, seed
+        self._notes = tuple(notes)
         self._schema = jsonschema.Draft202012Validator(prompts.schema)
         self._script = lru_cache(maxsize=512)(self._write)
         self.tasks = dict(prompts.tasks)
@@ -140,6 +146,7 @@ class PromptedTeacher:
             checkpoint=self.description["checkpoint"],
             hosting=self.hosting,
             seed=self._seed,
+            notes=self._notes,
         )
 
     async def start(self) -> None:
@@ -148,6 +155,8 @@ class PromptedTeacher:
         Raises:
             CannotLoad, EngineError: there is no engine, or it does not generate.
         """
+        for note in self._notes:
+            _log.warning("%s", note)
         await self._interviewer.start()
         await self.try_out(self.tasks)
 
@@ -163,6 +172,8 @@ class PromptedTeacher:
         Raises:
             CannotLoad, EngineError: there is no engine, or it does not generate.
         """
+        for note in self._notes:
+            _log.warning("%s", note)
         taken = in_place and await self._interviewer.take_over(old._interviewer)
         if not taken:
             await old.close()
@@ -283,13 +294,22 @@ class PromptedTeacher:
             scores = await followup.score(actions)
         text = json.dumps({self._prompts.labels[action]: score for action, score in scores.known.items()})
         reading = self._reading
-        with _unreadable(text):
+        with _unreadable(text, {"label_mass": self._remedy()}):
             found, mass = from_label_scores(
                 with_untold(scores.known, scores.at_most),
                 temperature=reading.label_temperature,
                 min_mass=reading.min_label_mass,
             )
         return found, StageReport(text=text, tokens=1, milliseconds=0, label_mass=min(mass, 1.0))
+
+    def _remedy(self) -> str:
+        """What to do where a model does not answer with labels."""
+        if self._notes:
+            return self._notes[0]
+        return (
+            f"the model does not answer with the labels of the prompt set {self._prompts.name}: serve it with"
+            " the set that it was trained with (--prompts), or with --readout numbers"
+        )
 
     async def _by_numbers(
         self, followup: FollowUp, actions: Sequence[str], so_far: str
@@ -317,12 +337,14 @@ def _engine_faults(stage: StageName, so_far: str | None = None) -> Iterator[None
 
 
 @contextmanager
-def _unreadable(text: str) -> Iterator[None]:
-    """Says of an answer to stage 2 that holds no distribution what it was."""
+def _unreadable(text: str, remedies: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Says of an answer to stage 2 that holds no distribution what it was, and what to do, by its fault."""
     try:
         yield
     except Unreadable as error:
-        raise UnreadableAnswer(f"action: {error}", text, stage="action", fault=error.fault) from error
+        remedy = (remedies or {}).get(error.fault)
+        why = f"action: {error}" + (f"; {remedy}" if remedy else "")
+        raise UnreadableAnswer(why, text, stage="action", fault=error.fault) from error
 
 
 def _check_whole(said: Said, decoding: Decoding, stage: StageName) -> None:

@@ -101,6 +101,19 @@ def _go_blind(tensors: dict[str, np.ndarray]) -> None:
             tensor.fill(0)
 
 
+def _pack(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors.pop(name).shape
+        tensors[name.replace("weight", "qweight")] = np.ones((columns, rows // 8), np.int32)
+        tensors[name.replace("weight", "scales")] = np.ones((1, rows), np.float16)
+
+
+def quantise(folder: Path) -> None:
+    """Lays a checkpoint out as AWQ does."""
+    change_tensors(_pack)(folder)
+    set_fields("config.json", quantization_config={"quant_method": "awq", "bits": 4})(folder)
+
+
 NOT_NUMBERS = change_tensors(lambda tensors: tensors["model.norm.weight"].fill(np.nan))
 BLIND = change_tensors(_go_blind)
 """The vision weights are all zero, as a merge that left them out may leave them."""

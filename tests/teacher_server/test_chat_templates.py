@@ -67,12 +67,6 @@ def test_the_date_is_always_the_same() -> None:
     assert not ChatTemplate(CHAT_TEMPLATE, {}).dated
 
 
-def test_what_a_template_reads_besides_the_messages_is_known() -> None:
-    assert ChatTemplate(_TEMPLATES["special tokens"], _TOKENS).reads == ["eos_token", "pad_token"]
-    assert ChatTemplate(_TEMPLATES["tools"], _TOKENS).reads == ["documents", "tools"]
-    assert ChatTemplate(CHAT_TEMPLATE, _TOKENS).reads == []
-
-
 def test_two_stages() -> None:
     first, rest = stages_of(ChatTemplate(CHAT_TEMPLATE, {}), _BEFORE, "ANSWER", _NEXT)
     assert first.endswith("What is here?<|im_end|>\n<|im_start|>assistant\n")
@@ -95,6 +89,11 @@ def test_a_conversation_that_is_not_written_whole_is_refused(of_messages: str, t
     source = CHAT_TEMPLATE.replace("for message in messages", f"for message {of_messages}")
     with pytest.raises(BadChatTemplate, match=told):
         stages_of(ChatTemplate(source, {}), _BEFORE, "ANSWER", _NEXT)
+
+
+def test_a_template_that_writes_earlier_turns_anew_is_refused() -> None:
+    with pytest.raises(BadChatTemplate, match="changes earlier turns"):
+        stages_of(ChatTemplate("{{ messages | length }}" + CHAT_TEMPLATE, {}), _BEFORE, "ANSWER", _NEXT)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,7 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         "preprocessor_config.json",
         ("size.longest_edge is 'large'",),
     ),
+    "record": (write("trained_on.json", "{}"), "trained_on.json", ("no record", "take it away")),
     "adapter": (write("adapter_config.json", "{}"), "adapter_config.json", ("merge it",)),
 }
 

@@ -7,9 +7,13 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
 from gridworld.tasks import TASKS
+from student.envs import Vocabulary, layout_of
+from student.labels import LabelTable
 from student.teachers import COMPACT, COMPACT_FLAGS, served_teacher
 from teacher_server.checkpoint import read_checkpoint
 from teacher_server.cli import main
+from teacher_server.client import TeacherClient
+from teacher_server.forge.card import trained_on
 from teacher_server.forge.conversation import LessonWriter, analysis_of
 from teacher_server.forge.samples import Sampler
 from teacher_server.prompts import load_prompt_set
@@ -20,9 +24,16 @@ pytestmark = pytest.mark.integration
 
 def test_it_is_small_and_passes_the_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(file.stat().st_size for file in COMPACT.iterdir()) < 16 * 2**20
-    assert main(["check", str(COMPACT), "--prompts", "compact", "--engine", "transformers"]) == 0
-    digest = read_checkpoint(COMPACT).digest()
-    assert digest in capsys.readouterr().out
+    assert main(["check", str(COMPACT), "--engine", "transformers"]) == 0
+    checkpoint, told = read_checkpoint(COMPACT), capsys.readouterr().out
+    digest = checkpoint.digest()
+    assert digest in told
+    assert "\nprompts       compact\n" in told
+    assert "note" not in told
+    # What is in it is still what it was trained with
+    assert checkpoint.trained_on == trained_on(
+        "compact", load_prompt_set("compact"), [t.env_id for t in TASKS.values()]
+    )
     assert digest in (COMPACT / "README.md").read_text()
 
 
@@ -45,6 +56,31 @@ def test_stock_transformers_reads_pictures_with_it() -> None:
     assert right >= 15
 
 
-def test_it_knows_its_tasks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "status", "told"),
+    [
+        (["--prompts", "minigrid"], 1, "take --prompts compact"),
+        (["--prompts", "minigrid-zero-shot"], 0, "is asked with another, minigrid-zero-shot"),
+        (["--readout", "numbers"], 0, "was trained to be read out by labels, not by numbers"),
+    ],
+)
+def test_the_check_says_what_it_was_not_trained_for(
+    flags: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(COMPACT), "--engine", "transformers", *flags]) == status
+    assert told in capsys.readouterr().out
+
+
+def test_it_knows_its_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with served_teacher(tmp_path / "answers.sqlite3", COMPACT_FLAGS, tmp_path / "log.txt") as url:
+        with TeacherClient(url, deadline_s=60) as client:
+            for env_id, note in (
+                ("MiniGrid-GoToDoor-6x6-v0", None),
+                ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", None),
+                ("MiniGrid-GoToDoor-8x8-v0", "trained on grids of 6 x 6 for go_to_door, and never of 8 x 8"),
+            ):
+                LabelTable(layout_of(env_id), Vocabulary(), client)
+                said = capsys.readouterr().err
+                assert said.count("\n") == bool(note)
+                assert (note or "") in said
         assert_it_knows_its_tasks(url, tmp_path / "score", states=40, episodes=10)

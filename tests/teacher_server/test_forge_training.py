@@ -96,6 +96,11 @@ def test_the_checkpoint_is_whole_small_and_says_what_it_is(made: Path) -> None:
     assert "14 samples, made from seed 0" in card
     assert all(task.env_id in card for task in TASKS.values())
     assert "| answers whose most probable action is optimal | " in card
+    record = checkpoint.trained_on
+    assert record is not None
+    assert (record.prompts, record.prompts_digest) == ("compact", load_prompt_set("compact").digest)
+    assert [*record.environments] == [task.env_id for task in TASKS.values()]
+    assert {grids.sizes for grids in record.environments.values()} == {((6, 6),)}
 
 
 def test_training_reads_a_conversation_as_the_engine_does(made: Path) -> None:

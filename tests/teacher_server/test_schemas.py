@@ -7,7 +7,17 @@ import pytest
 from pydantic import ValidationError
 
 import gridworld.tasks
-from teacher_server.schemas import ACTIONS, MAX_MISSION, Answer, ErrorBody, Question, StageReport, Stages
+from teacher_server.schemas import (
+    ACTIONS,
+    MAX_MISSION,
+    Answer,
+    ErrorBody,
+    Question,
+    StageReport,
+    Stages,
+    TrainedGrids,
+    TrainedOn,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -25,6 +35,24 @@ def _answer(probabilities: dict[str, float], action: str) -> Answer:
         stored=False,
         milliseconds={},
     )
+
+
+@pytest.mark.parametrize(
+    ("env_id", "task", "size", "told"),
+    [
+        ("A-v0", "fetch", (6, 6), None),
+        ("A-v0", "fetch", (9, 9), None),  # by its name
+        ("B-v0", "fetch", (8, 6), None),
+        ("B-v0", "fetch", (6, 8), "grids of 6 x 6, 8 x 6 for fetch, and never of 6 x 8"),
+        ("B-v0", "door_key", (6, 6), "the tasks fetch, and never on door_key"),
+    ],
+)
+def test_what_a_checkpoint_was_not_trained_on(
+    env_id: str, task: str, size: tuple[int, int], told: str | None
+) -> None:
+    grids = TrainedGrids(task="fetch", sizes=((6, 6), (8, 6)))
+    why = TrainedOn(prompts="p", prompts_digest="d", environments={"A-v0": grids}).lacks(env_id, task, size)
+    assert why is None if told is None else told in (why or "")
 
 
 def test_the_wire_and_the_gridworld_know_the_same_actions() -> None:

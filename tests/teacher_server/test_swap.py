@@ -23,7 +23,7 @@ from teacher_server.prompts import SETS
 from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess, started_teachers
-from tests.teacher_server.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break, change_tensors
+from tests.teacher_server.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break, change_tensors, quantise
 from tests.waiting import LONG_S, metric, wait_for, wait_until_ready
 
 pytestmark = pytest.mark.integration
@@ -178,6 +178,7 @@ def test_what_is_served_already_is_left_alone(teacher: TeacherProcess, models: P
         ({"model": "/m", "folder": "/m"}, "folder", "not permitted"),
         ({"model": "{two}", "digest": "0" * 64}, "digest", "and not 000"),
         ({"model": "{without vision}"}, "model", "lack 30 tensors (the first: visual."),
+        ({"model": "{quantised}"}, "model", "quantised by awq"),
     ],
 )
 def test_what_cannot_be_served_is_refused_and_nothing_is_touched(
@@ -189,11 +190,11 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_touched(
     reason: str,
 ) -> None:
     identity, asked = _identity(teacher), metric(teacher, "teacher_questions_total", way="asked")
-    places = {"{two}": models / "two"}
-    if wanted.get("model") == "{without vision}":
-        places["{without vision}"] = _spoilt(models, tmp_path, WITHOUT_VISION)
-    if (model := wanted.get("model")) in places:
-        wanted = wanted | {"model": str(places[model])}
+    model, spoil = wanted.get("model"), {"{without vision}": WITHOUT_VISION, "{quantised}": quantise}
+    if model in spoil:
+        wanted = wanted | {"model": str(_spoilt(models, tmp_path, spoil[model]))}
+    elif model == "{two}":
+        wanted = wanted | {"model": str(models / "two")}
     reply = httpx.post(f"{teacher.url}/admin/checkpoint", json=wanted, headers=_HEADERS, timeout=LONG_S)
     error = _refused(reply)
     assert (error.status, error.field) == (422, field), error

@@ -1,7 +1,6 @@
 """A checkpoint's weights: what is wrong is told, and what a config asks for is what real models have."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from tests.teacher_server.breaking import (
     cut,
     edit,
     in_place_of,
+    quantise,
     remove,
     set_fields,
     split_then,
@@ -226,15 +226,7 @@ def test_dtype_is_the_weights_where_the_config_names_none(folder: Path) -> None:
 
 
 def test_quantised_weights_are_left_to_the_engine(folder: Path) -> None:
-    edit(folder / "config.json", lambda config: config.update(quantization_config={"quant_method": "awq"}))
-
-    def quantise(tensors: dict[str, np.ndarray]) -> None:
-        for name in [name for name in tensors if name.endswith("_proj.weight")]:
-            rows, columns = tensors.pop(name).shape
-            tensors[name.replace("weight", "qweight")] = np.ones((rows, columns // 8), np.int32)
-            tensors[name.replace("weight", "scales")] = np.ones((rows, 1), np.float16)
-
-    change_tensors(quantise)(folder)
+    quantise(folder)
     stored = load_file(folder / WEIGHTS).values()
     served = sum(array.nbytes if array.dtype == np.int32 else 2 * array.size for array in stored)
     assert read_checkpoint(folder).weight_bytes("bfloat16") == served
@@ -249,12 +241,12 @@ def test_a_copy_of_the_embedding_for_an_output_layer_is_as_good_as_none(folder: 
 
 
 def test_part_of_a_quantised_checkpoint_is_missing(folder: Path) -> None:
-    def quantise(tensors: dict[str, np.ndarray]) -> None:
+    def pack_one(tensors: dict[str, np.ndarray]) -> None:
         name = "model.layers.0.mlp.up_proj"
         tensors[f"{name}.qweight"] = tensors.pop(f"{name}.weight").astype(np.int32)
         del tensors["model.layers.1.self_attn.q_proj.weight"]  # its bias is there
 
-    change_tensors(quantise)(folder)
+    change_tensors(pack_one)(folder)
     set_fields("config.json", quantization_config={"quant_method": "gptq"})(folder)
     (problem,) = _problems(folder)
     assert "lack the tensor model.layers.1.self_attn.q_proj.weight" in problem
@@ -276,9 +268,9 @@ def test_the_method_of_quantisation_is_known(config: dict[str, object], method: 
 
 
 def test_the_transformers_engine_serves_no_quantised_checkpoint(folder: Path) -> None:
-    plain = read_checkpoint(folder)
-    assert quantisation_problems(plain, EngineSettings(), "transformers") == []
-    (problem,) = quantisation_problems(replace(plain, quantisation="awq"), EngineSettings(), "transformers")
+    assert quantisation_problems(read_checkpoint(folder), EngineSettings(), "transformers") == []
+    quantise(folder)
+    (problem,) = quantisation_problems(read_checkpoint(folder), EngineSettings(), "transformers")
     assert "quantised by awq" in problem
     assert "--engine vllm" in problem
 
