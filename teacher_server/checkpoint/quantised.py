@@ -96,7 +96,10 @@ def engine_problems(method: str, engine: str, dtype: str) -> list[str]:
         has = current_platform.get_device_capability()
         lacks = f"needs a GPU of compute capability {least / 10:.1f}, and this one has {has}"
         found.append(f"{told}, which {lacks}: {_PLAIN}")
-    served = [str(each).removeprefix("torch.") for each in needs.get_supported_act_dtypes()]
+    try:
+        served = [str(each).removeprefix("torch.") for each in needs.get_supported_act_dtypes()]
+    except TypeError:  # some of vLLM's classes tell it of an instance alone
+        served = [dtype]
     if dtype not in served:
         types = " or ".join(served)
         found.append(f"{told}, which vLLM computes in {types}, not in {dtype}: add --dtype {served[0]}")
