@@ -12,6 +12,7 @@ from gridworld.environments import in_a_line, make
 from gridworld.pictures import Picture, draw
 from gridworld.tasks import ACTIONS, ALL_TASKS, UnknownEnvironment
 from gridworld.views import view_of
+from teacher_server.schemas import TrainedOn
 
 End = Literal["success", "failure", "time_out"]
 
@@ -104,10 +105,10 @@ def sizes(task: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a task can be seen: the ids of environments, those that the teacher was trained on, the first."""
+    """Where a task can be seen: environments, those whose like was in no training, the first to show."""
 
     env_ids: tuple[str, ...]
-    trained: tuple[str, ...]
+    untrained: tuple[str, ...]
     first: str
 
 
@@ -117,17 +118,30 @@ def places(task: str, hosting: Mapping[str, Any]) -> Places:
     Args:
         hosting: the teacher's, with the record of what its checkpoint was trained on, where there is one.
     """
-    known = hosting.get("trained_on", {}).get("environments", {})
-    trained = tuple(
-        env_id
-        for env_id, grids in known.items()
-        if grids["task"] == task
-        and env_id in gymnasium.registry  # one in a module of its own is not imported
-    )
-    env_ids = tuple(dict.fromkeys((*sizes(task), *trained)))
+    env_ids = sizes(task)
     usual = ALL_TASKS[task].env_id if task in ALL_TASKS else env_ids[0]
-    first = trained[0] if trained and usual not in trained else usual
-    return Places(env_ids, trained, first)
+    if "trained_on" not in hosting:
+        return Places(env_ids, (), usual)
+    record = TrainedOn.model_validate(hosting["trained_on"])
+    trained = [
+        env_id
+        for env_id, grids in record.environments.items()
+        if grids.task == task and env_id in gymnasium.registry  # modules are not imported
+    ]
+    env_ids = tuple(dict.fromkeys((*env_ids, *trained)))
+    # Of a family alone: all of MiniGrid's environments take too long to make
+    alike = [
+        env_id for env_id in env_ids if task in ALL_TASKS and not record.lacks(env_id, task, _size_of(env_id))
+    ]
+    first = usual if usual in alike else (trained or alike or [usual])[0]
+    return Places(env_ids, tuple(each for each in env_ids if each not in {*trained, *alike}), first)
+
+
+@lru_cache
+def _size_of(env_id: str) -> tuple[int, int]:
+    """Columns and rows."""
+    env = make(env_id)
+    return env.width, env.height
 
 
 @lru_cache

@@ -23,7 +23,7 @@ from gridworld.views import view_of
 from teacher_server.look.scenes import places
 from teacher_server.preparation import Preparation
 from teacher_server.prompts import SETS, load_prompt_set
-from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody
+from teacher_server.schemas import Answer, ErrorAnswer, ErrorBody, TrainedGrids, TrainedOn
 from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, TeacherProcess, started_teachers
 from tests.prompt_sets import shortened
@@ -99,22 +99,27 @@ def test_the_tasks_are_the_teachers(http: httpx.Client) -> None:
         assert missions == {told["mission"]} or (told["mission"] is None and len(missions) > 1)
 
 
+_LAVA = {n: f"MiniGrid-LavaGapS{n}-v0" for n in (5, 6, 7)}
+
+
 @pytest.mark.parametrize(
-    ("trained", "first"),
+    ("trained", "first", "untrained"),
     [
-        ({}, "MiniGrid-LavaGapS6-v0"),
-        ({"MiniGrid-Fetch-5x5-N2-v0": "fetch"}, "MiniGrid-LavaGapS6-v0"),
-        ({"MiniGrid-LavaGapS7-v0": "lava_gap", "MiniGrid-LavaGapS6-v0": "lava_gap"}, "MiniGrid-LavaGapS6-v0"),
-        ({"MiniGrid-LavaGapS7-v0": "lava_gap", "MiniGrid-LavaGapS5-v0": "lava_gap"}, "MiniGrid-LavaGapS7-v0"),
-        ({"no_such:Module-v0": "lava_gap", "MiniGrid-Empty-5x5-v0": "lava_gap"}, "MiniGrid-Empty-5x5-v0"),
+        ({_LAVA[6]: 6, _LAVA[7]: 7}, _LAVA[6], {_LAVA[5]}),
+        ({_LAVA[7]: 7, _LAVA[5]: 5}, _LAVA[7], {_LAVA[6]}),
+        ({"no_such:Module-v0": 8, "MiniGrid-Empty-5x5-v0": 5}, "MiniGrid-Empty-5x5-v0", {_LAVA[6], _LAVA[7]}),
+        ({}, _LAVA[6], set(_LAVA.values())),
     ],
 )
-def test_the_page_begins_where_the_checkpoint_was_trained(trained: dict[str, str], first: str) -> None:
-    record = {"environments": {env_id: {"task": task} for env_id, task in trained.items()}}
-    found = places("lava_gap", {"trained_on": record} if trained else {})
-    assert found.first == first
-    assert set(found.env_ids) == {*ALL_TASKS["lava_gap"].env_ids, first}
-    assert all(trained[env_id] == "lava_gap" for env_id in found.trained)
+def test_the_page_begins_where_the_checkpoint_was_trained(
+    trained: dict[str, int], first: str, untrained: set[str]
+) -> None:
+    grids = {env: TrainedGrids(task="lava_gap", sizes=((n, n),)) for env, n in trained.items()}
+    grids["MiniGrid-Fetch-5x5-N2-v0"] = TrainedGrids(task="fetch", sizes=((5, 5),))
+    record = TrainedOn(prompts="compact", prompts_digest="", environments=grids)
+    found = places("lava_gap", {"trained_on": record.model_dump(mode="json")})
+    assert (found.first, set(found.untrained)) == (first, untrained)
+    assert set(found.env_ids) == {*_LAVA.values(), first}
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)

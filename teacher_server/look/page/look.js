@@ -44,8 +44,8 @@ async function onTeacher() {
 }
 
 async function onTask() {
-  const { env_ids: ids, trained, first, objective } = task();
-  const never = (id) => (trained.length && !trained.includes(id) ? " · never trained on" : "");
+  const { env_ids: ids, untrained, first, objective } = task();
+  const never = (id) => (untrained.includes(id) ? " · never trained on" : "");
   const shorter = (id) => id.replace(/^MiniGrid-/, "").replace(/-v0$/, "") + never(id);
   find("objective").textContent = objective ?? "";
   find("env").replaceChildren(...ids.map((id) => element("option", { value: id }, shorter(id))));
