@@ -39,3 +39,9 @@ def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
         if match and all(f'{label}="{value}"' in (match[1] or "") for label, value in labels.items()):
             total += float(match[2])
     return total
+
+
+def without_waiting(stderr: str) -> list[str]:
+    """A command's lines but for those on the teacher that it waits for: any may be slow on a busy machine."""
+    on_waiting = re.compile(r"waiting for the teacher|the teacher.* answers after")
+    return [line for line in stderr.splitlines() if not on_waiting.search(line)]

@@ -17,7 +17,7 @@ from tests.chaos.bodies import Bodies
 from tests.chaos.stored import Ledger
 from tests.conftest import TeacherProcess, environment_without
 from tests.student.ends import assert_same_end
-from tests.waiting import LONG_S, wait_for
+from tests.waiting import LONG_S, wait_for, without_waiting
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 _LESSON = (
@@ -168,7 +168,7 @@ class School:
             self._begin_lesson()
             return
         if not self._killed:
-            (line,) = err.splitlines()
+            *_, line = without_waiting(err)
             assert line.startswith("student train: error: "), line
             self.said.append(f"{self.student.returncode}: {line}")
         self._start_student()

@@ -9,7 +9,7 @@ import pytest
 
 from gridworld.tasks import ALL_TASKS
 from tests.conftest import TeacherProcess
-from tests.waiting import LONG_S
+from tests.waiting import LONG_S, without_waiting
 
 pytestmark = pytest.mark.integration
 
@@ -24,7 +24,7 @@ def _fails(*arguments: str | Path, code: int = 2) -> str:
         [_STUDENT, *map(str, arguments)], capture_output=True, text=True, timeout=LONG_S, check=False
     )
     assert result.returncode == code, result.stderr
-    lines = result.stderr.splitlines()
+    lines = without_waiting(result.stderr)
     assert len(lines) == 1, result.stderr
     return lines[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from student.cli import main
 from tests.conftest import StartTeacher, TeacherProcess
-from tests.waiting import LONG_S
+from tests.waiting import LONG_S, without_waiting
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +60,7 @@ def _student_process(*arguments: str | Path) -> tuple[int, list[str]]:
     command = [_STUDENT, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert _KEY not in done.stdout + done.stderr
-    return done.returncode, done.stderr.splitlines()
+    return done.returncode, without_waiting(done.stderr)
 
 
 def _refused(*arguments: str | Path, code: int) -> str:

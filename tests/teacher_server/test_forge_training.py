@@ -70,9 +70,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
     capsys.readouterr()
     assert command.main(["--out", str(out), "--resume", "--progress"]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert [line.split(" (")[0] for line in said if "tile" not in line.split("; ")[-1]][-3:] == [
-        f"conversations: {done} of 10 samples" for done in (6, 8, 10)
-    ]
+    told = dict.fromkeys(line.split(" (")[0] for line in said if " samples (" in line)
+    assert [line.rpartition(": ")[2] for line in told] == [f"{done} of 10 samples" for done in (6, 8, 10)]
+    assert all("conversations: " in line for line in told)
     expected, got = _state(made), _state(out)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
