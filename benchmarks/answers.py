@@ -76,7 +76,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:36} {value:10.2f}")
     if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def _questions() -> Iterator[Question]:
@@ -107,7 +107,7 @@ def _cores() -> tuple[int | None, int | None]:
 def _teacher(folder: Path, core: int | None) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("teacher")), "serve", "--port", "0"]
     command += ["--store", str(folder / "answers.sqlite3")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     assert process.stdout is not None
     try:
         if core is not None:

@@ -103,7 +103,7 @@ def _teacher(store: Path, flags: tuple[str, ...]) -> Iterator[str]:
     """A teacher's address while it is served by a process of its own, on any free port."""
     command = [sys.executable, "-m", "teacher_server", "serve", "--port", "0", "--store", str(store), *flags]
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEACHER_")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, encoding="utf-8") as process:
         try:
             assert process.stdout is not None
             match = re.search(r"http://\S+", process.stdout.readline())
@@ -126,7 +126,11 @@ def _warm_up(url: str, env_id: str) -> None:
 def _in_a_process(way: str, url: str, folder: Path, env_id: str, frames: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--frames", str(frames), "--env", env_id]
     done = subprocess.run(
-        [*command, "--only", way, url, str(folder)], stdout=subprocess.PIPE, text=True, check=False
+        [*command, "--only", way, url, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     if done.returncode:
         sys.exit(f"benchmarks/asking.py: error: {way} failed; what it said stands above")

@@ -65,7 +65,7 @@ def main() -> None:
                 print(f"{concurrency} at once: round {number + 1} of {arguments.rounds}", file=sys.stderr)
             figures[str(concurrency)] = _compare(found, concurrency)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
 
 
@@ -101,7 +101,7 @@ def _by_bench(url: str, folder: Path, concurrency: int, seconds: float, seed: in
     command = [sys.executable, "-m", "teacher_server", "bench", url, "--concurrency", str(concurrency)]
     command += ["--seconds", str(seconds), "--questions", "300", "--no-warm", "--seed", str(seed)]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
-    (point,) = json.loads((out / "bench.json").read_text())["points"]
+    (point,) = json.loads((out / "bench.json").read_text(encoding="utf-8"))["points"]
     latencies = [each["latency_ms"] / 1000 for each in point["samples"] if each["status"] == "200"]
     return Window([Sample(i, 0, 0, Reply("200", s)) for i, s in enumerate(latencies)], point["seconds"])
 

@@ -67,7 +67,7 @@ def main() -> None:
         print(_line(figures[-1]))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     told = {"service_ms": service_ms, "alone_ms": alone_ms, "points": figures}
-    arguments.out.write_text(json.dumps(told, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     print(f"\nwritten to {arguments.out}")
 
 

@@ -61,7 +61,7 @@ def main() -> None:
                         flush=True,
                     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
 
 
@@ -119,10 +119,10 @@ def _prompt_set(folder: Path, tokens: int) -> Path:
         "required": ["analysis"],
         "additionalProperties": False,
     }
-    (copy / "analysis.schema.json").write_text(json.dumps(schema))
-    told = (copy / "set.toml").read_text()
+    (copy / "analysis.schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    told = (copy / "set.toml").read_text(encoding="utf-8")
     told = re.sub(r"analysis_max_tokens = \d+", f"analysis_max_tokens = {5 * tokens}", told)
-    (copy / "set.toml").write_text(told)
+    (copy / "set.toml").write_text(told, encoding="utf-8")
     return copy
 
 

@@ -112,7 +112,7 @@ def main() -> None:
 
 def _in_a_process(key: str, frames: int) -> float:
     command = [sys.executable, __file__, "--only", key, "--frames", str(frames)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, encoding="utf-8")
     if done.returncode:
         sys.exit(f"benchmarks/training.py: error: {key} failed; what it said stands above")
     return float(done.stdout)
@@ -299,7 +299,7 @@ def _report(frames: int, speeds: dict[str, list[float]]) -> dict[str, Any]:
 def _cpu() -> str:
     """The processor's name, where the system tells it."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
     match = re.search(r"model name\s*: (.+)", text)

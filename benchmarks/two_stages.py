@@ -81,7 +81,7 @@ def main() -> None:
             "batch": _batches(arguments, prompts),
         }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
 
 

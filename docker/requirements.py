@@ -17,9 +17,9 @@ from pathlib import Path
 def main(arguments: list[str]) -> None:
     """Prints one requirement or constraint a line."""
     if arguments == ["--constraints"]:
-        lines = _constraints(Path("constraints.txt").read_text().splitlines())
+        lines = _constraints(Path("constraints.txt").read_text(encoding="utf-8").splitlines())
     else:
-        project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+        project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
         extras = project["optional-dependencies"]
         lines = [*project["dependencies"], *(line for extra in arguments for line in extras[extra])]
     print("\n".join(lines))

@@ -20,6 +20,17 @@ commands:
 """
 
 
+SETTINGS = (
+    "student.settings:TrainSettings",
+    "student.settings:EvaluateSettings",
+    "student.settings:ExportSettings",
+    "student.plans:SweepSettings",
+    "student.report:ReportSettings",
+    "student.demo:DemoSettings",
+)
+"""All commands' settings, loaded only where a variable is to be told from theirs."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -27,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 runs of a sweep failed, 2 could not start, 3 the teacher cannot be used or
         was lost, 4 the run's folder takes no more, 130 interrupted.
     """
-    return dispatch("student", _USAGE, _COMMANDS, arguments)
+    return dispatch("student", _USAGE, _COMMANDS, arguments, SETTINGS)
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -8,7 +8,13 @@ from student.workers import Outcome, Task, attempt
 from teacher_server.command_line import CannotStart
 
 _ANSWER_S = 15
-_PROBE = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+_PROBE = """
+import sys, ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+"""
 
 
 class RayWorkers:
@@ -79,6 +85,7 @@ def _check_answers(address: str) -> None:
             capture_output=True,
             text=True,
             check=False,
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired as error:
         raise CannotStart(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
 from student.animation import animate
 from student.runs import Run, write_json
@@ -23,7 +23,7 @@ from student.statistics import samples_to
 from student.teachers import COMPACT, COMPACT_FLAGS, served_teacher
 from student.trainer import Stopped, train
 from teacher_server.client import TeacherError
-from teacher_server.command_line import CannotStart, fail, parse
+from teacher_server.command_line import CannotStart, Folder, fail, flags_and_variables, parse
 from teacher_server.terminal import speak_as
 
 mpl.use("Agg")
@@ -41,9 +41,7 @@ _THRESHOLD = 0.9
 class DemoSettings(BaseSettings):
     """Trains a student alone and with a teacher, and compares them."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, cli_prog_name="python -m student.demo", cli_kebab_case=True, cli_exit_on_error=False
-    )
+    model_config = flags_and_variables("python -m student.demo", "STUDENT_DEMO_")
 
     teacher: Literal["compact", "planner"] = Field(
         default="compact",
@@ -53,7 +51,7 @@ class DemoSettings(BaseSettings):
     env: EnvId = Field(default="MiniGrid-LavaGapS6-v0", description="a registered MiniGrid id")
     frames: int = Field(default=81_920, ge=1, description="steps that each student trains for")
     seed: int = Field(default=1, ge=0, description="of everything random")
-    out: Path = Field(
+    out: Folder = Field(
         default=Path("runs/demo"), description="where all results go; answers there are re-used"
     )
 

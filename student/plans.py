@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 from gridworld.tasks import task_key
 from student.settings import AlgorithmName, EnvId, TrainSettings, preset_for
 from teacher_server.client import checked_url
-from teacher_server.command_line import CannotStart, flags_and_variables, mistakes
+from teacher_server.command_line import CannotStart, File, Folder, ValueName, flags_and_variables, mistakes
 
 VERSION = 2
 """Of sweep.json; raised when older ones can no longer be read."""
@@ -65,11 +65,11 @@ class SweepSettings(BaseSettings):
     model_config = flags_and_variables("student sweep", "STUDENT_")
 
     plan: CliPositionalArg[Path] = Field(description="the plan, a TOML file: see docs/sweeps.md")
-    out: Path = Field(description="the sweep's folder; made if it is not there, gone on with if it is")
-    teacher: Annotated[str, AfterValidator(checked_url)] | None = Field(
+    out: Folder = Field(description="the sweep's folder; made if it is not there, gone on with if it is")
+    teacher: Annotated[str, AfterValidator(checked_url), ValueName("URL")] | None = Field(
         default=None, description=f'address of the teacher that arms with teacher = "{GIVEN}" learn from'
     )
-    teacher_key_file: Path | None = Field(
+    teacher_key_file: File | None = Field(
         default=None, description="a file that holds the key which the teacher at --teacher asks for"
     )
     teacher_wait_s: float = Field(
@@ -81,7 +81,7 @@ class SweepSettings(BaseSettings):
         default=None, ge=1, description="runs at once; default: one for each core, here or in the Ray cluster"
     )
     threads: int = Field(default=1, ge=1, description="threads of the arithmetic of each run")
-    ray: str | None = Field(
+    ray: Annotated[str, ValueName("HOST:PORT")] | None = Field(
         default=None,
         description="run on this Ray cluster: HOST:PORT, ray://HOST:PORT or auto; needs the extra `ray`",
     )
@@ -299,7 +299,7 @@ def read_plan(path: Path) -> Plan:
         BadPlan: it cannot be read, or says something that cannot be done.
     """
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadPlan(f"cannot read the plan {path}: {error.strerror}") from error
     except ValueError as error:

@@ -123,7 +123,7 @@ class Progress:
             print(f"{self.count}/{len(self._standings)} {what}; {self._left()}", flush=True)
 
     def _finish(self, name: str) -> _Standing:
-        summary = json.loads((self._folder / name / "summary.json").read_text())
+        summary = json.loads((self._folder / name / "summary.json").read_text(encoding="utf-8"))
         standing = self._standings[name]
         standing.state, standing.frames = "done", summary["frames"]
         standing.success, standing.frames_per_second = summary["success"], summary["frames_per_second"]

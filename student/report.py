@@ -30,7 +30,7 @@ from student.tables import (
     speed_ups_csv,
     teachers_table,
 )
-from teacher_server.command_line import flags_and_variables
+from teacher_server.command_line import Folder, flags_and_variables
 
 _PAGES = {"report.html", "report.md"}
 _FIGURES = ("success.png", "samples.png", "ablations.png")
@@ -50,7 +50,7 @@ class ReportSettings(BaseSettings):
         min_length=1,
         description="a sweep's folder, or folders of runs, or folders that have such in them",
     )
-    out: Path | None = Field(
+    out: Folder | None = Field(
         default=None,
         description="the report's folder; by default `report` in the folder that is named, or in the one that"
         " holds all that are named. An old one is replaced",

@@ -273,7 +273,7 @@ def _how_far(run: Path) -> str:
 def _evaluations(path: Path) -> Iterator[dict[str, Any]]:
     """The rows that hold an evaluation; other lines are not parsed: a run has thousands of them."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _Unusable(f"its metrics.jsonl cannot be read: {type(error).__name__}") from error
     *lines, rest = text.split("\n")

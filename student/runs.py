@@ -149,7 +149,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         with self._writing():
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-            self._metrics = path.open("a", buffering=1)
+            self._metrics = path.open("a", buffering=1, encoding="utf-8")
             self._board = SummaryWriter(
                 str(self.folder / "tensorboard"), purge_step=frames + 1 if frames else None
             )
@@ -282,7 +282,7 @@ class Run:
         """A JSON file of the run, with at least one key that is needed."""
         path = self.folder / name
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             content[needed]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadRun(f"{path} cannot be read as a run's {what}: {error}") from error

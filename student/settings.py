@@ -2,9 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from gridworld.tasks import family_of, task_key
 from student.algorithms import ALGORITHMS
 from teacher_server.client import checked_url
-from teacher_server.command_line import flag_of
+from teacher_server.command_line import File, Folder, ValueName, flag_of
 
 
 def _known(env_id: str) -> str:
@@ -48,7 +48,7 @@ def _algorithm(name: str) -> str:
     return name
 
 
-AlgorithmName = Annotated[str, AfterValidator(_algorithm)]
+AlgorithmName = Annotated[str, AfterValidator(_algorithm), ValueName(f"{{{','.join(ALGORITHMS)}}}")]
 
 
 Preset = Literal["fast", "alone", "paper"]
@@ -79,14 +79,15 @@ def _only(algorithms: str) -> dict[str, Any]:
     return {"algorithms": algorithms}
 
 
-EnvId = Annotated[str, AfterValidator(_known)]
+Address = Annotated[str, AfterValidator(_address), ValueName("URL")]
+EnvId = Annotated[str, AfterValidator(_known), ValueName("ID")]
 _TASK = (
     "the task's key that the teacher is asked with; needed with environments of no known family;"
     " one of a family is asked with its key"
 )
 
 _KeyFile = Annotated[
-    Path | None,
+    File | None,
     Field(description="a file that holds the key which the teacher asks for (its --api-key-file)"),
 ]
 _WaitS = Annotated[
@@ -112,6 +113,12 @@ class TrainSettings(BaseSettings):
     """Trains a student, alone or with a teacher. Each flag is a variable too: --seed is STUDENT_SEED."""
 
     model_config = _config("train")
+    help_groups: ClassVar[Mapping[str, str]] = {
+        "env": "the run",
+        "teacher_lambda": "learning from the teacher",
+        "environments": "learning from rewards",
+        "evaluate_every": "evaluations, the log, checkpoints",
+    }
 
     env: EnvId = Field(
         default="MiniGrid-LavaGapS6-v0",
@@ -120,7 +127,7 @@ class TrainSettings(BaseSettings):
     algo: AlgorithmName = Field(
         default="ppo", description=f"the algorithm to learn by: {' or '.join(ALGORITHMS)}"
     )
-    teacher: Annotated[str, AfterValidator(_address)] = Field(
+    teacher: Address = Field(
         default="none", description="the teacher's address, such as http://127.0.0.1:8000; none: learn alone"
     )
     task: str | None = Field(default=None, description=_TASK)
@@ -131,8 +138,8 @@ class TrainSettings(BaseSettings):
         " paper's Algorithm 1 as printed, with the hyper-parameters of its code. A setting that is given wins"
         " over all of them; add --help to see the defaults of a preset, an algorithm and a teacher",
     )
-    out: Path = Field(default=Path("runs/student"), description="the run's folder; made if it is not there")
-    resume: Path | None = Field(
+    out: Folder = Field(default=Path("runs/student"), description="the run's folder; made if it is not there")
+    resume: Folder | None = Field(
         default=None,
         description="go on with the run in this folder; --teacher, --teacher-key-file, --teacher-wait-s,"
         " --allow-teacher-change, --frames, --threads and --progress may be told anew",
@@ -388,8 +395,8 @@ class EvaluateSettings(BaseSettings):
     task: str | None = Field(default=None, description=f"with a teacher: {_TASK}")
     episodes: int = Field(default=200, ge=1, description="held-out episodes")
     seed: int = Field(default=1, ge=0, description="of the sampled actions")
-    gif: Path | None = Field(default=None, description="write an animation of the first episodes here")
-    out: Path | None = Field(default=None, description="write the report here as JSON as well")
+    gif: File | None = Field(default=None, description="write an animation of the first episodes here")
+    out: File | None = Field(default=None, description="write the report here as JSON as well")
     teacher_key_file: _KeyFile = None
     teacher_wait_s: _WaitS = 60.0
 
@@ -406,11 +413,11 @@ class ExportSettings(BaseSettings):
     model_config = _config("export")
 
     run: CliPositionalArg[Path] = Field(description="a run's folder")
-    out: Annotated[Path, AfterValidator(_onnx_file)] | None = Field(
+    out: Annotated[File, AfterValidator(_onnx_file)] | None = Field(
         default=None, description="the file to write; student.onnx in the run's folder by default"
     )
     overwrite: bool = Field(default=False, description="replace the file where there is one already")
-    teacher: Annotated[str, AfterValidator(_address)] = Field(
+    teacher: Address = Field(
         default="none", description="a teacher's address: measure its answers too, beside the student's"
     )
     task: str | None = Field(default=None, description=f"with a teacher, the run's own by default: {_TASK}")

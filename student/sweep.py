@@ -190,7 +190,7 @@ def _start_teachers(
 
 def _check_identity(teacher: _Teacher, folder: Path) -> None:
     for played in (folder / "teachers" / teacher.name).glob("*.json"):
-        before = json.loads(played.read_text())["teacher"]
+        before = json.loads(played.read_text(encoding="utf-8"))["teacher"]
         if before != teacher.identity:
             raise CannotStart(
                 f"the sweep in {folder} learns from the teacher {before}, and {teacher.name} at"

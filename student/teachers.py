@@ -60,6 +60,7 @@ def served_teacher(
             text=True,
             env=env,
             start_new_session=True,  # Ctrl-C is for the students: they still need it to stop in good order
+            encoding="utf-8",
         ) as process,
     ):
         assert process.stdin is not None
@@ -69,7 +70,7 @@ def served_teacher(
             with starting.for_it(slow=True):
                 address = re.search(r"http://\S+", process.stdout.readline())
             if address is None:
-                said = log.read_text().splitlines() if log else []
+                said = log.read_text(encoding="utf-8").splitlines() if log else []
                 raise TeacherDidNotStart(said[-1] if said else "the teacher did not start")
             starting.came()
             yield address.group()

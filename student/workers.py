@@ -130,7 +130,7 @@ def attempt(task: Task) -> Outcome:
     except Exception as error:
         with suppress(OSError):
             task.folder.mkdir(parents=True, exist_ok=True)
-            (task.folder / "error.txt").write_text(traceback.format_exc())
+            (task.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return Outcome("failed", f"{type(error).__name__}: {in_a_line(error)}")
     (task.folder / "error.txt").unlink(missing_ok=True)
     return Outcome("done")

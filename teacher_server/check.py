@@ -18,7 +18,7 @@ from teacher_server.checkpoint import (
 )
 from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problems
 from teacher_server.checkpoint.templates import TODAY
-from teacher_server.command_line import BadSetting, flags_and_variables, parse
+from teacher_server.command_line import BadSetting, PromptSetName, flags_and_variables, parse
 from teacher_server.settings import EngineSettings, Readout
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class CheckSettings(EngineSettings, BaseSettings):
 
     model: CliPositionalArg[Path | None] = Field(default=None, description="the checkpoint, a local folder")
     engine: Engine = Field(default="vllm", description="what will run the checkpoint")
-    prompts: str | None = Field(
+    prompts: PromptSetName | None = Field(
         default=None,
         description="a prompt set, by name or folder, whose conversations the checkpoint has to take;"
         " default: the one that teacher forge trained it with, or else minigrid",

@@ -20,9 +20,29 @@ commands:
 """
 
 
+SETTINGS = (
+    "teacher_server.settings:Settings",
+    "teacher_server.check:CheckSettings",
+    "teacher_server.swap:SwapSettings",
+    "teacher_server.show:ListSettings",
+    "teacher_server.show:ShowSettings",
+    "teacher_server.answers.settings:ShowSettings",
+    "teacher_server.answers.settings:ExportSettings",
+    "teacher_server.answers.settings:ImportSettings",
+    "teacher_server.answers.settings:StatsSettings",
+    "teacher_server.answers.settings:PruneSettings",
+    "teacher_server.forge.settings:ForgeSettings",
+    "teacher_server.bench.settings:BenchSettings",
+    "teacher_server.score.settings:ScoreSettings",
+    "teacher_server.score.settings:CompareSettings",
+    "teacher_server.score.settings:ReplaySettings",
+)
+"""All commands' settings, loaded only where a variable is to be told from theirs."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0 done, 1 failed while running, 2 could not start."""
-    return dispatch("teacher", _USAGE, _COMMANDS, arguments)
+    return dispatch("teacher", _USAGE, _COMMANDS, arguments, SETTINGS)
 
 
 def _serve(arguments: Sequence[str]) -> int:

@@ -1,12 +1,13 @@
 """Every setting of `teacher serve`, once: its flag, TEACHER_* variable, default and meaning."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings
 
-from teacher_server.command_line import flags_and_variables
+from teacher_server.command_line import File, Folder, PromptSetName, flags_and_variables
 from teacher_server.logs import LogFormat
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -22,7 +23,7 @@ LogRequests = Annotated[
 class EngineSettings(BaseModel):
     """Of the engine that runs a checkpoint."""
 
-    model: Path | None = Field(
+    model: Folder | None = Field(
         default=None, description="prompted: the checkpoint, a local folder; `teacher check DIR` examines one"
     )
     dtype: Dtype = Field(default="auto", description="prompted: of the weights; auto: the checkpoint's own")
@@ -71,6 +72,18 @@ class Settings(EngineSettings, BaseSettings):
     """Serves a teacher over HTTP. Each flag is a variable too: --delay-ms is TEACHER_DELAY_MS."""
 
     model_config = flags_and_variables("teacher serve", "TEACHER_")
+    help_groups: ClassVar[Mapping[str, str]] = {
+        "teacher": "the teacher",
+        "engine": "what runs the model (--teacher prompted)",
+        "model": "the checkpoint and its engine (--teacher prompted)",
+        "prompts": "prompts and read-out (--teacher prompted)",
+        "store": "the answer store",
+        "host": "address and keys",
+        "concurrency": "limits",
+        "stall_s": "the watchdog of the engine (--teacher prompted)",
+        "max_batch": "limits",
+        "log_format": "the log",
+    }
 
     teacher: Literal["planner", "uniform", "prompted"] = Field(
         default="planner",
@@ -94,7 +107,7 @@ class Settings(EngineSettings, BaseSettings):
     openai_model: str | None = Field(
         default=None, description="prompted, openai: the name that the server serves the model by"
     )
-    openai_key_file: Path | None = Field(
+    openai_key_file: File | None = Field(
         default=None, description="prompted, openai: a file with the key that the server asks for"
     )
     allow_host: str | None = Field(
@@ -102,7 +115,7 @@ class Settings(EngineSettings, BaseSettings):
         description="prompted, openai: a host that pictures and missions may be sent to though it is not on"
         " the local network",
     )
-    prompts: str | None = Field(
+    prompts: PromptSetName | None = Field(
         default=None,
         description="prompted: a prompt set, by name (`teacher prompts list`) or folder; default: the one"
         " that teacher forge trained the checkpoint with, or else minigrid",
@@ -134,7 +147,7 @@ class Settings(EngineSettings, BaseSettings):
         le=1,
         description="prompted, numbers: how far from 1 the sum may be; default: the prompt set's",
     )
-    store: Path | None = Field(
+    store: File | None = Field(
         default=Path("answers.sqlite3"),
         description="the answer store, an SQLite file on a local disk, made if it is not there;"
         " none: remember nothing",
@@ -152,13 +165,13 @@ class Settings(EngineSettings, BaseSettings):
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0: any free one")
-    api_key_file: Path | None = Field(
+    api_key_file: File | None = Field(
         default=None,
         description="a file of keys, one a line, one of which requests to /policy, /policy/batch and"
         " /teacher have to bear, as Authorization: Bearer KEY; read again when it changes; an empty file asks"
         " for none",
     )
-    admin_key_file: Path | None = Field(
+    admin_key_file: File | None = Field(
         default=None,
         description="a file of keys of which requests to /admin have to bear one, as `teacher swap` does;"
         " without it, or where it is empty, there is no /admin",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
@@ -10,7 +11,7 @@ from gridworld.environments import make
 from gridworld.pictures import draw
 from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, task_key
 from gridworld.views import view_of
-from teacher_server.command_line import CannotStart, dispatch, flags_and_variables, parse
+from teacher_server.command_line import CannotStart, File, ValueName, dispatch, flags_and_variables, parse
 from teacher_server.engines import PreparedPicture
 from teacher_server.prompts import BadPromptSet, Message, PromptSet, load_prompt_set, prompt_set_names
 from teacher_server.settings import Readout
@@ -36,7 +37,7 @@ class ShowSettings(BaseSettings):
 
     prompts: CliPositionalArg[str] = Field(description="a prompt set, by name or folder")
     task: str = Field(description="one of the set's tasks")
-    env: str | None = Field(
+    env: Annotated[str, ValueName("ID")] | None = Field(
         default=None,
         description=f"a registered id of MiniGrid's kind; the smallest of {', '.join(ALL_TASKS)} by default",
     )
@@ -44,7 +45,7 @@ class ShowSettings(BaseSettings):
     readout: Readout | None = Field(
         default=None, description="labels or numbers; by default, what the prompt set says"
     )
-    out: Path | None = Field(
+    out: File | None = Field(
         default=None, description="write the picture, as the model sees it, here; default: SET-TASK-SEED.png"
     )
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from teacher_server.client import checked_url
-from teacher_server.command_line import BadSetting, CannotStart, fail, flags_and_variables, parse
+from teacher_server.command_line import BadSetting, CannotStart, File, fail, flags_and_variables, parse
 from teacher_server.keys import read_key
 from teacher_server.schemas import ErrorAnswer, Hosted, Swap, Swapped
 from teacher_server.terminal import Waiting
@@ -30,7 +30,7 @@ class SwapSettings(BaseSettings):
         default=None, description="the checkpoint, a folder on the teacher's machine"
     )
     url: str = Field(default="http://127.0.0.1:8000", description="the teacher's address")
-    admin_key_file: Path | None = Field(
+    admin_key_file: File | None = Field(
         default=None, description="a file that holds what the teacher's --admin-key-file holds"
     )
     digest: str | None = Field(

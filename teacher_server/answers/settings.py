@@ -4,19 +4,22 @@ import math
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg
 
-from teacher_server.command_line import flags_and_variables
+from teacher_server.command_line import File, Folder, ValueName, flags_and_variables
 
 _DURATION = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+Identity = Annotated[str, ValueName("IDENTITY")]
+
+
 class _OfAStore(BaseModel):
-    store: Path = Field(default=Path("answers.sqlite3"), description="the answer store, a file")
+    store: File = Field(default=Path("answers.sqlite3"), description="the answer store, a file")
 
 
 _OF_A_TEACHER = (
@@ -30,7 +33,7 @@ class ShowSettings(_OfAStore, BaseSettings):
     model_config = flags_and_variables("teacher answers show", "TEACHER_")
 
     # By an alias, which no TEACHER_TEACHER (who is served) fills
-    identity: str | None = Field(default=None, alias="teacher", description=_OF_A_TEACHER)
+    identity: Identity | None = Field(default=None, alias="teacher", description=_OF_A_TEACHER)
     task: str | None = Field(default=None, description="about this task alone")
     limit: int = Field(default=20, ge=1, description="answers of each teacher, at most")
 
@@ -41,14 +44,14 @@ class ExportSettings(_OfAStore, BaseSettings):
     model_config = flags_and_variables("teacher answers export", "TEACHER_")
 
     file: CliPositionalArg[str] = Field(description="compressed if it ends in .gz; -: stdout")
-    identity: str | None = Field(default=None, alias="teacher", description=_OF_A_TEACHER)
+    identity: Identity | None = Field(default=None, alias="teacher", description=_OF_A_TEACHER)
     as_csv: bool = Field(
         default=False,
         alias="csv",
         description="as a table for spreadsheets and pandas, which `import` does not read",
     )
     task: str | None = Field(default=None, description="with --csv: about this task alone")
-    pictures: Path | None = Field(
+    pictures: Folder | None = Field(
         default=None,
         description="with --csv: a folder for the pictures that `teacher serve --keep-pictures` kept",
     )
@@ -82,10 +85,10 @@ class PruneSettings(_OfAStore, BaseSettings):
 
     model_config = flags_and_variables("teacher answers prune", "TEACHER_")
 
-    identities: list[str] = Field(
+    identities: list[Identity] = Field(
         default=[], alias="teacher", description="of this teacher; may be given more than once"
     )
-    before: str | None = Field(
+    before: Annotated[str, ValueName("TIME")] | None = Field(
         default=None,
         description="given before this day or moment, 2026-11-21 or 2026-11-21T22:00 (UTC), or longer ago"
         " than this: 90m, 12h, 30d, 8w",

@@ -125,7 +125,7 @@ def _finish(report: Report, out: Path | None) -> int:
 
 def _write(report: Report, out: Path, *, plots: bool) -> list[Path]:
     files = [out / "bench.json", out / "bench.md"]
-    files[0].write_text(json.dumps(as_json(report), indent=1) + "\n")
+    files[0].write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
     text = as_markdown(report)
     if plots:
         from teacher_server.bench.plots import draw_distribution, draw_latency  # noqa: PLC0415 - seconds
@@ -135,5 +135,5 @@ def _write(report: Report, out: Path, *, plots: bool) -> list[Path]:
             draw(report, out / name)
             text += f"\n![{name.removesuffix('.png')}]({name})\n"
             files.append(out / name)
-    files[1].write_text(text)
+    files[1].write_text(text, encoding="utf-8")
     return files

@@ -34,7 +34,12 @@ def served(flags: Sequence[str]) -> Iterator[Callable[[], str]]:
         tempfile.TemporaryFile("w+") as log,
         # A session of its own: Ctrl-C ends the questions first, then us, then the teacher
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            encoding="utf-8",
         ) as process,
     ):
 

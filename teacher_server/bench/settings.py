@@ -1,13 +1,13 @@
 """Every setting of `teacher bench`, once: its flag, TEACHER_BENCH_* variable, default and meaning."""
 
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode
 
 from gridworld.tasks import ALL_TASKS
-from teacher_server.command_line import flags_and_variables
+from teacher_server.command_line import File, Folder, PromptSetName, ValueName, flags_and_variables
 
 _Item = TypeVar("_Item")
 
@@ -36,14 +36,19 @@ class BenchSettings(BaseSettings):
     """
 
     model_config = flags_and_variables("teacher bench", "TEACHER_BENCH_")
+    help_groups: ClassVar[Mapping[str, str]] = {
+        "teacher": "what is measured",
+        "concurrency": "the load",
+        "target_ms": "the measurement",
+    }
 
     teacher: CliPositionalArg[str] = Field(
         default="http://127.0.0.1:8000", description="the teacher's address, or a checkpoint's folder"
     )
-    vs: str | None = Field(
+    vs: Annotated[str, ValueName("URL|DIR")] | None = Field(
         default=None, description="another teacher's address or folder, asked in turn with the first"
     )
-    vs_openai: str | None = Field(
+    vs_openai: Annotated[str, ValueName("URL")] | None = Field(
         default=None,
         description="the address of an OpenAI-compatible vision server, such as `vllm serve`, asked the same"
         " two stages in turn with the first",
@@ -53,7 +58,7 @@ class BenchSettings(BaseSettings):
         description="--vs-openai: a host that pictures and missions may be sent to though it is not on the"
         " local network",
     )
-    prompts: str = Field(
+    prompts: PromptSetName = Field(
         default="minigrid", description="--vs-openai: the prompt set to ask with, by name or folder"
     )
     concurrency: _Listed[Annotated[int, Field(ge=1)]] = Field(
@@ -118,10 +123,10 @@ class BenchSettings(BaseSettings):
         allow_inf_nan=False,
         description="seconds to wait for a teacher that is not ready yet",
     )
-    teacher_key_file: Path | None = Field(
+    teacher_key_file: File | None = Field(
         default=None, description="a file that holds the key that the teachers ask for"
     )
-    out: Path | None = Field(
+    out: Folder | None = Field(
         default=None, description="a folder for bench.json, bench.md and plots, made if it is not there"
     )
 

@@ -231,7 +231,9 @@ def _device_problems(settings: EngineSettings, hardware: Hardware) -> list[str]:
 def machine_memory(root: Path = Path("/")) -> Place:
     """This machine's memory, or what the control group lets this process have of it."""
     try:
-        table = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
+        table = dict(
+            line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        )
         total, free = (int(table[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
         return Place("this machine", None, None)
@@ -243,7 +245,7 @@ def machine_memory(root: Path = Path("/")) -> Place:
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
     """Limit and use, in bytes, of each control group of memory that this process is in (version 2 or 1)."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
@@ -264,8 +266,13 @@ def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
 
 def _group_limit(folder: Path, limit: str, used: str, cache: str) -> tuple[int, int] | None:
     try:
-        most, now = int((folder / limit).read_text()), int((folder / used).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        most, now = (
+            int((folder / limit).read_text(encoding="utf-8")),
+            int((folder / used).read_text(encoding="utf-8")),
+        )
+        stat = dict(
+            line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
         # Files that were read and can be dropped are no use
         return most, now - int(stat.get(cache, 0))
     except (OSError, ValueError):
@@ -296,7 +303,9 @@ def gpu_memory() -> tuple[Place, ...] | None:
     # In a process of its own: looking takes memory of each GPU, and an engine cannot fork after it
     command = [sys.executable, "-c", _LOOK]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=True, encoding="utf-8"
+        )
     except subprocess.SubprocessError:
         return ()
     return tuple(Place(*place) for place in json.loads(done.stdout.splitlines()[-1]))

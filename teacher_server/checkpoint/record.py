@@ -26,4 +26,4 @@ def read_record(folder: Path) -> TrainedOn | None:
 
 def write_record(folder: Path, record: TrainedOn) -> None:
     """Writes it down."""
-    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
+    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")

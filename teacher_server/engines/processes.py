@@ -72,11 +72,11 @@ def _trees(numbers: Iterable[int]) -> Iterator[int]:
         yield number
         for children in Path(f"/proc/{number}/task").glob("*/children"):
             with suppress(OSError):
-                yield from _trees(map(int, children.read_text().split()))
+                yield from _trees(map(int, children.read_text(encoding="utf-8").split()))
 
 
 def _segments(number: int) -> set[str]:
     """The names of the shared memory that Python's `SharedMemory` has made and a process holds."""
-    lines = Path(f"/proc/{number}/maps").read_text().splitlines()
+    lines = Path(f"/proc/{number}/maps").read_text(encoding="utf-8").splitlines()
     places = (line.split(maxsplit=5)[5] for line in lines if "/dev/shm/psm_" in line)
     return {place.removeprefix("/dev/shm/") for place in places if not place.endswith(" (deleted)")}

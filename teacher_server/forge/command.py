@@ -1,7 +1,9 @@
 """`teacher forge`: makes a run's folder or finds it again, teaches, and leaves a checkpoint to be served."""
 
 import json
+import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +56,25 @@ def main(arguments: Sequence[str]) -> int:
         steps = f"{run.step} of {sum(settings.steps)} steps"
         return fail("teacher forge", f"interrupted after {steps}; {again}", INTERRUPTED)
     _write_card(settings, checkpoint.folder, run.device)
-    print(
-        f"{checkpoint.folder}: teacher serve --teacher prompted --model {checkpoint.folder}"
-        f" --prompts {settings.prompts}"
-    )
+    print(f"{checkpoint.folder}: {serve_command(checkpoint.folder, settings.prompts)}")
     return 0
+
+
+def serve_command(folder: Path, prompts: str) -> str:
+    """The command that serves a checkpoint in this environment."""
+    engine = [] if find_spec("vllm") else ["--engine", "transformers"]
+    words = [
+        "teacher",
+        "serve",
+        "--teacher",
+        "prompted",
+        *engine,
+        "--model",
+        str(folder),
+        "--prompts",
+        prompts,
+    ]
+    return shlex.join(words)
 
 
 def _refuse_untold(settings: ForgeSettings, prompts: PromptSet) -> None:
@@ -74,7 +90,7 @@ def _kept(asked: ForgeSettings) -> ForgeSettings:
     """The settings of the run in a folder, on this machine."""
     path = asked.out / _SETTINGS
     try:
-        return asked.on_this_machine(json.loads(path.read_text()))
+        return asked.on_this_machine(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CannotForge(f"--resume: {asked.out} holds no run; leave --resume out to begin one") from None
     except (OSError, ValueError, ValidationError) as error:
@@ -97,7 +113,9 @@ def _folder(settings: ForgeSettings, prompts: PromptSet, base: Checkpoint | None
             copy_folder(base, folder)
         else:
             write_folder(folder, prompts)
-        (settings.out / _SETTINGS).write_text(json.dumps(settings.of_the_result(), indent=2) + "\n")
+        (settings.out / _SETTINGS).write_text(
+            json.dumps(settings.of_the_result(), indent=2) + "\n", encoding="utf-8"
+        )
     write_record(folder, trained_on(settings.prompts, prompts, settings.env))
     return read_checkpoint(folder, weights=False)
 
@@ -130,7 +148,7 @@ def _write_card(settings: ForgeSettings, folder: Path, device: Any) -> None:
     digest = read_checkpoint(folder).digest()
     lines = read_metrics(settings.out)
     told = card(settings, lines, digest, str(device), REPORT_EVERY * settings.batch_size)
-    (folder / "README.md").write_text(told)
+    (folder / "README.md").write_text(told, encoding="utf-8")
 
 
 def _device(name: str, *, cuda: bool) -> str:

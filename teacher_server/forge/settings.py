@@ -1,13 +1,14 @@
 """Every setting of `teacher forge`, once: its flag, TEACHER_FORGE_* variable, default and meaning."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode
 
 from gridworld.tasks import TASKS, UnknownEnvironment, task_of
-from teacher_server.command_line import flags_and_variables
+from teacher_server.command_line import Folder, PromptSetName, ValueName, flags_and_variables
 
 _OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device", "workers", "compile"}
 
@@ -34,22 +35,28 @@ class ForgeSettings(BaseSettings):
     """
 
     model_config = flags_and_variables("teacher forge", "TEACHER_FORGE_")
+    help_groups: ClassVar[Mapping[str, str]] = {
+        "out": "the run",
+        "base": "adapters for a checkpoint that is there",
+        "prompts": "what is learned, and how",
+        "device": "the machine",
+    }
 
-    out: Path = Field(default=Path("forged"), description="the run's folder; made if it is not there")
+    out: Folder = Field(default=Path("forged"), description="the run's folder; made if it is not there")
     resume: bool = Field(
         default=False,
         description="go on with the run in --out, with its settings but for those of the machine: --device,"
         " --workers, --compile, --save-s, --progress",
     )
-    base: Path | None = Field(
+    base: Folder | None = Field(
         default=None, description="train adapters for this checkpoint, a local folder, and merge them into it"
     )
     lora_rank: int = Field(default=16, ge=1, description="--base: of the adapters")
-    prompts: str = Field(
+    prompts: PromptSetName = Field(
         default="compact", description="the prompt set that it is to be served with, by name or folder"
     )
     env: Annotated[
-        tuple[Annotated[str, AfterValidator(_known)], ...],
+        tuple[Annotated[str, AfterValidator(_known), ValueName("ID")], ...],
         NoDecode,
         BeforeValidator(_split),
         Field(min_length=1),

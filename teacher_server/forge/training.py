@@ -33,7 +33,7 @@ _LARGEST_GRADIENT = 1.0
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, but for a last one that was cut off in the writing."""
     path = folder / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
@@ -143,7 +143,9 @@ class Run:
         self._trainee.load(state["trainee"])
         self._optimizer.load_state_dict(state["optimizer"])
         kept = [line for line in read_metrics(self._folder) if line["step"] <= self.step]
-        (self._folder / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+        (self._folder / METRICS).write_text(
+            "".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8"
+        )
 
     def _batches(self) -> Iterator[Batch]:
         """Those of the steps that are left: each block of samples follows from its number alone."""
@@ -185,7 +187,7 @@ class Run:
 
     def _report(self, means: dict[str, float]) -> None:
         told = {"step": self.step, "samples": self.step * self._settings.batch_size, "seconds": self.seconds}
-        with (self._folder / METRICS).open("a") as file:
+        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(told | means) + "\n")
 
 

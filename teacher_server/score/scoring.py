@@ -99,7 +99,7 @@ def _keep(out: Path, score: Score) -> None:
     part = out / f".{_FILE}.{os.getpid()}"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        part.write_text(score.model_dump_json(indent=1) + "\n")
+        part.write_text(score.model_dump_json(indent=1) + "\n", encoding="utf-8")
         part.replace(out / _FILE)
     except OSError as error:
         raise BadScore(f"--out: cannot write to {out}: {error.strerror}") from error

@@ -9,14 +9,14 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 from gridworld.environments import make
 from gridworld.tasks import ALL_TASKS, TASKS, UnknownEnvironment, UnknownTask, task_key
 from teacher_server.client import checked_url
-from teacher_server.command_line import BadSetting, flags_and_variables
+from teacher_server.command_line import BadSetting, File, Folder, ValueName, flags_and_variables
 
 
 class Scoring(BaseModel):
     """How a teacher is scored: what of it changes a figure, and how it is asked."""
 
     task: str | None = Field(default=None, description=f"score it on this task: {', '.join(ALL_TASKS)}")
-    env: str | None = Field(
+    env: Annotated[str, ValueName("ID")] | None = Field(
         default=None, description="score it in this environment, a registered id of MiniGrid's kind"
     )
     all: bool = Field(default=False, description="score it on the paper's four tasks")
@@ -28,7 +28,7 @@ class Scoring(BaseModel):
     )
     seed: int = Field(default=1, ge=0, description="of the states and of the sampled actions")
     parallel: int = Field(default=64, ge=1, le=1024, description="questions asked at once")
-    teacher_key_file: Path | None = Field(
+    teacher_key_file: File | None = Field(
         default=None, description="a file that holds the key which the teacher asks for"
     )
     teacher_wait_s: float = Field(
@@ -78,7 +78,7 @@ class ScoreSettings(Scoring, BaseSettings):
     url: CliPositionalArg[Annotated[str, AfterValidator(checked_url)]] = Field(
         default="http://127.0.0.1:8000", description="the teacher's address"
     )
-    out: Path | None = Field(
+    out: Folder | None = Field(
         default=None,
         description="a folder for the score, its diagrams and the worst mistakes; one with a part of the same"
         " score in it is gone on with",
@@ -97,7 +97,7 @@ class CompareSettings(Scoring, BaseSettings):
     teachers: CliPositionalArg[list[Annotated[str, AfterValidator(_folder_or_address)]]] = Field(
         description="folders that `teacher score --out` made, and addresses of teachers to be scored now"
     )
-    out: Path = Field(
+    out: Folder = Field(
         default=Path("comparison"),
         description="the folder for the table and the page, and for the scores of teachers given by address",
     )
@@ -121,12 +121,14 @@ class ReplaySettings(BaseSettings):
         default="http://127.0.0.1:8000", description="the address of the teacher whose score it is"
     )
     seed: int | None = Field(default=None, description="the episode to play again; without it all are listed")
-    env: str | None = Field(default=None, description="where the seed failed in several environments")
+    env: Annotated[str, ValueName("ID")] | None = Field(
+        default=None, description="where the seed failed in several environments"
+    )
     policy: Literal["argmax", "sampled"] | None = Field(
         default=None, description="the one that it failed with, where it did with both; default: argmax"
     )
-    gif: Path | None = Field(default=None, description="an animation of it, to be written too")
-    teacher_key_file: Path | None = Field(
+    gif: File | None = Field(default=None, description="an animation of it, to be written too")
+    teacher_key_file: File | None = Field(
         default=None, description="a file that holds the key which the teacher asks for"
     )
     teacher_wait_s: float = Field(
