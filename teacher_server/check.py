@@ -17,6 +17,7 @@ from teacher_server.checkpoint import (
     read_checkpoint,
 )
 from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problems
+from teacher_server.checkpoint.pictures import processor_problems
 from teacher_server.checkpoint.templates import TODAY
 from teacher_server.command_line import BadSetting, PromptSetName, flags_and_variables, parse
 from teacher_server.settings import EngineSettings, Readout
@@ -82,7 +83,8 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet
         print(_row("memory there", f"{known}, {place.name}"))
     # Last, since it reads all weights
     print(_row("digest", checkpoint.digest()))
-    found = quantisation_problems(checkpoint, settings, settings.engine)
+    found = processor_problems(checkpoint.own_bounds, settings.engine)
+    found += quantisation_problems(checkpoint, settings, settings.engine)
     found += need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware)
     if prompts is None:
         return found

@@ -14,15 +14,22 @@ _RESCALE = 1 / 255
 _SIZES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 _BOUNDS = {"min_pixels": ("shortest_edge", 56 * 56), "max_pixels": ("longest_edge", 28 * 28 * 1280)}
 _FAMILY = "Qwen2"
+_KIND = "Qwen2VLImageProcessor"
+_LOADED = (_KIND, f"{_KIND}Fast", f"{_KIND}Pil")
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The pixels of a picture that a processor by itself would scale smaller and larger ones to."""
+    """The pixels of a picture that a processor by itself would scale smaller and larger ones to.
+
+    Attributes:
+        kind: the processor's class, as the folder names it.
+    """
 
     least: int
     most: int
+    kind: str = _KIND
 
     def cut_into(self, least: int, most: int) -> bool:
         """Whether pictures of so many pixels may lie outside of these bounds."""
@@ -60,7 +67,18 @@ def own_bounds(
     for key, (edge, usual) in _BOUNDS.items():
         given = [content.get(key), size.get(edge), size.get(key)]
         found[key] = next((value for value in given if value is not None), usual)
-    return Bounds(found["min_pixels"], found["max_pixels"])
+    kind = content.get("image_processor_type", _KIND)
+    return Bounds(found["min_pixels"], found["max_pixels"], kind)
+
+
+def processor_problems(bounds: Bounds | None, engine: str) -> list[str]:
+    """Why an engine cannot load a picture processor: vLLM goes by its name, and transformers is told ours."""
+    if engine != "vllm" or bounds is None or bounds.kind in _LOADED:
+        return []
+    return [
+        f"image_processor_type in the picture processor's file is {bounds.kind!r}, which transformers, and so"
+        f" vLLM, does not load: write {_KIND!r} there"
+    ]
 
 
 def _problems(content: Mapping[str, Any], dimensions: Dimensions | None) -> Iterator[str]:

@@ -16,6 +16,7 @@ from teacher_server.checkpoint import (
 )
 from teacher_server.checkpoint.folders import Unusable
 from teacher_server.checkpoint.memory import Hardware, MemoryNeed
+from teacher_server.checkpoint.pictures import processor_problems
 from teacher_server.checkpoint.record import read_record
 from teacher_server.engines import ChatEngine
 from teacher_server.engines.openai import CannotAttach
@@ -96,6 +97,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
     problems = label_problems(checkpoint, prompts.labels)
+    problems += processor_problems(checkpoint.own_bounds, settings.engine)
     problems += quantisation_problems(checkpoint, settings, settings.engine)
     problems += conversation_problems(checkpoint, prompts, reading.readout, settings.max_model_len)
     if check_memory:

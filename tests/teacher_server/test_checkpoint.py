@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from teacher_server.checkpoint import BadCheckpoint, label_problems, read_checkpoint
+from teacher_server.checkpoint.pictures import processor_problems
 from tests.checkpoints import CHAT_TEMPLATE, SPECIAL_TOKENS, make_checkpoint
 from tests.teacher_server.breaking import (
     INDEX,
@@ -267,6 +268,14 @@ def test_a_checkpoints_own_pixel_bounds_are_read(folder: Path, name: str, nested
     assert bounds is not None
     assert (bounds.least, bounds.most) == expected
     assert bounds.cut_into(3136, 1003520) == (name != "none")
+
+
+def test_a_processor_that_vllm_cannot_load_by_its_name_is_told(folder: Path) -> None:
+    for kind in ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2_5_VLImageProcessor"):
+        set_fields("preprocessor_config.json", image_processor_type=kind)(folder)
+        bounds = read_checkpoint(folder).own_bounds
+        assert processor_problems(bounds, "transformers") == []
+        assert len(processor_problems(bounds, "vllm")) == (kind == "Qwen2_5_VLImageProcessor")
 
 
 def test_a_smaller_vocabulary_than_the_tokenizers_is_told(folder: Path) -> None:
