@@ -5,10 +5,9 @@ VENV := .venv
 BENCH_VENV := .bench-venv
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
-PIP_INSTALL := install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-operate test-chaos test-docker lint format bench-student bench-answers bench-vllm bench-gpu clean
+.PHONY: help setup demo test test-vllm test-operate test-chaos test-docker resolve lock lint format bench-student bench-answers bench-vllm bench-gpu clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,9 +15,7 @@ help: ## list the commands
 setup: $(VENV)/.installed ## make .venv with everything but vLLM in it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip $(PIP_INSTALL) --editable '.[teacher,forge,student,export,dev]'
+	@$(PYTHON) tools/install.py $(VENV) '.[teacher,forge,student,export,dev]'
 	@touch $@
 
 demo: setup ## a served vision-language model teaches a student; results in runs/demo
@@ -38,6 +35,15 @@ test-chaos: $(VLLM_VENV)/.installed ## load, faults, hostile input and audits, w
 
 test-docker: setup ## docker compose up, without a GPU and with vLLM on the CPU (VLLM_IMAGE), and all around it
 	$(BIN)/pytest -m docker tests/docker
+
+resolve: | $(BIN)/uv ## can every extra be installed from PyPI, on each platform and Python? A table
+	$(BIN)/python tools/resolve.py
+
+lock: | $(BIN)/uv ## write constraints.txt again after a change of the dependencies in pyproject.toml
+	$(BIN)/python tools/resolve.py --lock
+
+$(BIN)/uv:
+	$(MAKE) setup
 
 lint: setup ## format, lint and type checks
 	$(BIN)/ruff format --check .
@@ -62,13 +68,11 @@ bench-gpu: $(VLLM_VENV)/.installed ## both engines at the dimensions of the 3B a
 
 # Where vLLM's CPU build is used, this environment is made beforehand: .ci/run does
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip $(PIP_INSTALL) --editable '.[vllm,transformers,student,operate,chaos,dev]'
+	@$(PYTHON) tools/install.py $(VLLM_VENV) '.[vllm,transformers,student,operate,chaos,dev]'
 	@touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_VENV)/bin/pip $(PIP_INSTALL) --editable '.[teacher,student,bench]'
+	@$(PYTHON) tools/install.py $(BENCH_VENV) '.[teacher,student,bench]'
 	@touch $@
 
 clean: ## remove the environments and caches; runs stay

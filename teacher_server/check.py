@@ -20,6 +20,7 @@ from teacher_server.checkpoint.memory import Engine, Hardware, gib, need_problem
 from teacher_server.checkpoint.pictures import processor_problems
 from teacher_server.checkpoint.templates import TODAY
 from teacher_server.command_line import BadSetting, PromptSetName, flags_and_variables, parse
+from teacher_server.engines import how_to_install
 from teacher_server.settings import EngineSettings, Readout
 
 if TYPE_CHECKING:
@@ -158,5 +159,4 @@ def _library_problems(engine: Engine) -> list[str]:
     print(_row("engine", f"{engine}, {'not installed' if missing else 'installed'}"))
     if not missing:
         return []
-    other = ", or choose --engine transformers" if engine == "vllm" else ""
-    return [f"{' and '.join(missing)} not installed here: pip install 'lvlm2p[{engine}]'{other}"]
+    return [f"{' and '.join(missing)} not installed here: {how_to_install(engine)}"]

@@ -1,6 +1,7 @@
 """What an engine is: it runs a checkpoint, and turns a prompt into text or into scores of tokens."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,15 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
     DO_NOT_TRACK="1",
 )
+
+
+def how_to_install(engine: str, system: str = sys.platform) -> str:
+    """What to do where `vllm` or `transformers` is not installed, to end a sentence with."""
+    if engine != "vllm":
+        return f"pip install 'lvlm2p[{engine}]'"
+    if system != "linux":
+        return "vLLM has packages for Linux alone; choose --engine transformers"
+    return "pip install 'lvlm2p[vllm]', or choose --engine transformers"
 
 
 @dataclass(frozen=True, eq=False)

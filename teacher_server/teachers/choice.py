@@ -18,7 +18,7 @@ from teacher_server.checkpoint.folders import Unusable
 from teacher_server.checkpoint.memory import Hardware, MemoryNeed
 from teacher_server.checkpoint.pictures import processor_problems
 from teacher_server.checkpoint.record import read_record
-from teacher_server.engines import ChatEngine
+from teacher_server.engines import ChatEngine, how_to_install
 from teacher_server.engines.openai import CannotAttach
 from teacher_server.interviews.token_ids import TokenInterviewer
 from teacher_server.preparation import visual_tokens
@@ -108,9 +108,8 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     try:
         engine = _ENGINES[settings.engine](checkpoint, settings, prompts)
     except ImportError as error:
-        other = ", or choose --engine transformers" if settings.engine == "vllm" else ""
         raise CannotTeach(
-            f"{settings.engine} cannot be used here ({error}): pip install 'lvlm2p[{settings.engine}]'{other}"
+            f"{settings.engine} cannot be used here ({error}): {how_to_install(settings.engine)}"
         ) from error
     told = {
         "digest": checkpoint.digest(),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from teacher_server.checkpoint import read_checkpoint
+from teacher_server.engines import how_to_install
 from tests.checkpoints import make_checkpoint
 from tests.waiting import LONG_S
 
@@ -100,12 +101,17 @@ def test_variables(made: Path) -> None:
     assert str(made) in done.stdout
 
 
+def test_vllm_is_not_recommended_where_it_has_no_packages() -> None:
+    assert "pip install" not in how_to_install("vllm", "darwin")
+    assert "pip install 'lvlm2p[vllm]'" in how_to_install("vllm", "linux")
+
+
 def test_an_engine_that_is_not_installed(made: Path) -> None:
     """Said where it is not, and not where it is."""
     from importlib.util import find_spec  # noqa: PLC0415
 
     done = _check(made)
-    missing = "vllm not installed here: pip install 'lvlm2p[vllm]'" in done.stdout
+    missing = f"vllm not installed here: {how_to_install('vllm')}" in done.stdout
     assert missing == (find_spec("vllm") is None)
     assert (done.returncode == 1) == missing
 
