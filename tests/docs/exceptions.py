@@ -79,7 +79,7 @@ def not_run(text: str) -> str | None:
 def as_typed(text: str) -> str:
     """A command with its placeholders replaced and its sizes made small."""
     for word, instead in PLACEHOLDERS.items():
-        text = re.sub(rf"(?<![\w/.-]){word}(?![\w.-])", instead, text)
+        text = re.sub(rf"(?<![\w.-]){word}(?![\w.-])", instead, text)
     for part, instead in SHORTER.items():
         text = text.replace(part, instead)
     return text

@@ -1,16 +1,49 @@
-"""What the commands of the README and the docs name is there."""
+"""Every command of the README and the docs works, in the order of its page."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from tests.docs import exceptions
 from tests.docs.exceptions import NOT_RUN, PLACEHOLDERS, SHORTER, not_run
 from tests.docs.lookup import look_up
-from tests.docs.pages import PAGES, Command, inline_commands, steps
+from tests.docs.pages import PAGES, Command, Stop, inline_commands, steps
+from tests.docs.reader import Reader
+
+_ONE_AFTER_ANOTHER = ("README.md", "docs/answers.md", "docs/export.md", "docs/sweeps.md", "docs/reports.md")
+"""Read in one folder: what the README makes, the others go on with."""
 
 
 def _commands(page: str) -> list[Command]:
     return [step for step in steps(page) if isinstance(step, Command)]
+
+
+def _is_run(page: str) -> bool:
+    return any(not_run(command.text) is None for command in _commands(page))
+
+
+_READINGS = [
+    _ONE_AFTER_ANOTHER,
+    *((page,) for page in PAGES if page not in _ONE_AFTER_ANOTHER and _is_run(page)),
+]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("pages", _READINGS, ids=lambda pages: Path(pages[0]).stem)
+def test_the_commands_of_a_page_work_in_their_order(pages: tuple[str, ...], tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    if any("models/A" in exceptions.as_typed(command.text) for page in pages for command in _commands(page)):
+        reader.bring_checkpoints()
+    for page in pages:
+        try:
+            for step in steps(page):
+                if isinstance(step, Stop):
+                    reader.stop_newest()
+                elif not_run(step.text) is None:
+                    reader.type(step)
+        finally:
+            reader.leave()
 
 
 @pytest.mark.unit

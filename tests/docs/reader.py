@@ -1,0 +1,171 @@
+"""A reader who types a page's commands into shells, beside the servers that earlier ones started."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from safetensors.torch import load_file, save_file
+
+from tests.docs.exceptions import VARIABLES, as_typed
+from tests.docs.pages import ROOT, Command
+from tests.waiting import LONG_S
+
+_SERVERS = r"(teacher serve|tensorboard) "
+_HELP = """\
+A reader of the page meets this: mend the page or the command. A command that cannot be run here (a GPU, the
+network, minutes) gets an entry in tests/docs/exceptions.py: in SHORTER or PLACEHOLDERS if a part of it can be
+replaced, else in NOT_RUN, with the reason. `pytest tests/docs -k NAME` tries the page docs/NAME.md alone."""
+
+
+class DoesNotWork(AssertionError):
+    """What a page has its reader type does not do what it should."""
+
+    def __init__(self, command: Command, why: str, output: str) -> None:
+        super().__init__(f"{command}\n{why}\n{output.strip()[-3000:]}\n\n{_HELP}")
+
+
+@dataclass
+class _Server:
+    command: Command
+    process: subprocess.Popen[bytes]
+    output: Path
+
+
+class Reader:
+    """Has a copy of the repository, and ports of its own wherever the page names one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ports: defaultdict[str, int] = defaultdict(_free_port)
+        self._servers: list[_Server] = []
+        for name in ("checkpoints", "prompts", "sweeps"):
+            shutil.copytree(ROOT / name, folder / name)
+        smoke = folder / "sweeps/smoke.toml"
+        plan = smoke.read_text(encoding="utf-8")
+        for setting, value in (("frames", 640), ("evaluation-episodes", 2), ("evaluate-every", 320)):
+            plan = re.sub(rf"^{setting} = \d+$", f"{setting} = {value}", plan, flags=re.MULTILINE)
+        smoke.write_text(plan, encoding="utf-8")
+
+    def bring_checkpoints(self) -> None:
+        """Puts those in place that a page calls models/A and models/B."""
+        for name in "AB":
+            shutil.copytree(ROOT / "checkpoints/compact", self._folder / "models" / name)
+        weights = self._folder / "models/B/model.safetensors"
+        tensors = load_file(weights)
+        save_file({name: tensor * 1.001 for name, tensor in tensors.items()}, weights, {"format": "pt"})
+
+    def type(self, command: Command) -> None:
+        """Runs a command to its end, or starts a server and waits until it answers.
+
+        Raises:
+            DoesNotWork: it fails, or the server ends.
+        """
+        text = re.sub(
+            r"(\w:|port )(\d{4,5})\b",
+            lambda found: f"{found[1]}{self._ports[found[2]]}",
+            as_typed(command.text),
+        )
+        if re.match(_SERVERS, text) and "--help" not in text:
+            self._serve(command, text.removesuffix("&"))
+            return
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", text],
+            cwd=self._folder,
+            env=self._variables(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LONG_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise DoesNotWork(command, f"exit code {done.returncode}", _text(done.stdout))
+
+    def stop_newest(self) -> None:
+        """Ends the newest server."""
+        server = self._servers.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGTERM)
+        try:
+            code = server.process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.process.pid, signal.SIGKILL)
+        if code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
+            raise DoesNotWork(
+                server.command, f"exit code {code} when it was ended", _text(server.output.read_bytes())
+            )
+
+    def leave(self) -> None:
+        """Ends all servers."""
+        while self._servers:
+            self.stop_newest()
+
+    def _serve(self, command: Command, text: str) -> None:
+        output = self._folder / f"server-{len(self._servers)}.txt"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {text}"],
+                cwd=self._folder,
+                env=self._variables(),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._servers.append(_Server(command, process, output))
+        end = time.monotonic() + LONG_S
+        while not self._answers(text, output):
+            if process.poll() is not None or time.monotonic() > end:
+                said = _text(output.read_bytes())
+                raise DoesNotWork(command, f"it does not serve; exit code {process.poll()}", said)
+            time.sleep(0.05)
+
+    @staticmethod
+    def _answers(text: str, output: Path) -> bool:
+        address = re.search(r"(?:listening on|TensorBoard \S+ at) (\S+)", _text(output.read_bytes()))
+        if address is None:
+            return False
+        url = address[1].replace("0.0.0.0", "127.0.0.1").rstrip("/")
+        ready = f"{url}/readyz" if text.startswith("teacher") else url
+        with suppress(httpx.HTTPError):
+            return httpx.get(ready, timeout=10).status_code == httpx.codes.OK
+        return False
+
+    def _variables(self) -> dict[str, str]:
+        ours = {
+            name: value for name, value in os.environ.items() if not name.startswith(("TEACHER_", "STUDENT_"))
+        }
+        teacher = f"http://127.0.0.1:{self._ports['8000']}"
+        defaults = {
+            "TEACHER_PORT": str(self._ports["8000"]),
+            "TEACHER_URL": teacher,
+            "TEACHER_SCORE_URL": teacher,
+        }
+        return {
+            **ours,
+            **VARIABLES,
+            **defaults,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        }
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _text(output: bytes) -> str:
+    return output.decode(errors="replace")
