@@ -13,10 +13,7 @@ from tests.docs.reader import Reader
 
 _ONE_AFTER_ANOTHER = ("README.md", "docs/answers.md")
 """Read in one folder: what the README makes, the other goes on with."""
-_NAMES_ALONE = {
-    *("docs/export.md", "docs/sweeps.md", "docs/reports.md", "docs/score.md", "docs/bench.md"),
-    "docs/prompts.md",
-}
+_NAMES_ALONE = {"docs/export.md", "docs/sweeps.md", "docs/reports.md"}
 """Pages whose commands are looked up and not yet run."""
 
 
