@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,17 @@ class Stack:
     def __init__(self, name: str, files: str, folder: Path, **variables: str) -> None:
         self._name, self._files, self._env_file = name, files, folder / "env"
         self.teacher_port, self.tensorboard_port = _free_port(), _free_port()
-        self.variables = {
+        self._variables = {
             "TEACHER_PORT": str(self.teacher_port),
             "TENSORBOARD_PORT": str(self.tensorboard_port),
             "STUDENT_PROGRESS": "false",
             **variables,
         }
+        self.variables = dict(self._variables)
+
+    def reset(self) -> None:
+        """Takes all changes of `variables` back."""
+        self.variables = dict(self._variables)
 
     @property
     def url(self) -> str:
@@ -119,11 +125,12 @@ def _free_port() -> int:
         return port
 
 
-def stack(name: str, files: str, folder: Path, **variables: str) -> Iterator[Stack]:
-    """A stack whose images are built from this checkout, and of which nothing is left in the end."""
+@contextmanager
+def stack(name: str, files: str, folder: Path, build: str = "", **variables: str) -> Iterator[Stack]:
+    """A stack whose images, or the one named, are built from this checkout; nothing else is left over."""
     made = Stack(name, files, folder, **variables)
     made.do("down", "--volumes", "--remove-orphans")
-    made.do("build", timeout=1500)
+    made.do("build", *build.split(), timeout=1500)
     try:
         yield made
     finally:

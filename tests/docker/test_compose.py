@@ -1,4 +1,4 @@
-"""`docker compose up` without a GPU and without weights: the tests are a user's day, in this order."""
+"""`docker compose up` without a GPU and without weights: a user's day. Each test can be run alone."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +39,8 @@ print("user", os.getuid())
 
 
 @pytest.fixture(scope="module")
-def cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose student has ended the run `first`."""
     folder = tmp_path_factory.mktemp("cpu")
     key, admin_key = folder / "key", folder / "admin-key"
     key.write_text(f"{_KEY}\n")
@@ -48,11 +49,21 @@ def cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         path.chmod(0o755)  # the containers' user reads it
     variables = {"STUDENT_FRAMES": "8192", "STUDENT_RUN": "first"}
     variables |= {"API_KEY_FILE": str(key), "ADMIN_KEY_FILE": str(admin_key)}
-    yield from stack("lvlm2p-test-cpu", CPU, folder, **variables)
+    with stack("lvlm2p-test-cpu", CPU, folder, **variables) as made:
+        made.up()
+        assert made.run_ended() == 0
+        yield made
+
+
+@pytest.fixture
+def cpu(trained: Stack) -> Stack:
+    """The same, as it was started, whatever other tests made of it."""
+    trained.reset()
+    trained.up("--wait", "--scale", "teacher=1", "teacher", "gateway", "tensorboard")
+    return trained
 
 
 def test_up_trains_a_student_and_publishes_the_teacher_and_tensorboard(cpu: Stack) -> None:
-    cpu.up()
     for service in ("teacher", "gateway"):
         assert cpu.state(service)["Health"] == "healthy"
     assert httpx.get(f"{cpu.url}/teacher").status_code == 401
@@ -61,7 +72,6 @@ def test_up_trains_a_student_and_publishes_the_teacher_and_tensorboard(cpu: Stac
     question = distinct_questions(1)[0].model_dump(mode="json")
     answer = httpx.post(f"{cpu.url}/policy", json=question, headers=_HEADERS, timeout=30).json()
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
-    assert cpu.run_ended() == 0
     summary = cpu.summary("first")
     assert summary["success"] >= 0.9
     assert summary["questions"] > 0
@@ -103,7 +113,7 @@ def test_the_keys_are_secrets_and_the_admin_s_is_asked_for_inside(cpu: Stack) ->
 
 
 def test_a_second_up_asks_nothing_new(cpu: Stack) -> None:
-    cpu.do("down")
+    cpu.do("down")  # volumes stay
     cpu.variables["STUDENT_RUN"] = "second"
     cpu.up()
     assert cpu.run_ended() == 0
@@ -114,10 +124,10 @@ def test_a_second_up_asks_nothing_new(cpu: Stack) -> None:
 
 
 def test_a_run_that_is_complete_is_left_as_it_is(cpu: Stack) -> None:
-    before = cpu.summary("second")
-    cpu.up()
+    before = cpu.summary("first")
+    cpu.up("--force-recreate", "student")
     assert cpu.run_ended() == 0
-    assert cpu.summary("second") == before
+    assert cpu.summary("first") == before
 
 
 def test_a_stop_saves_the_run_and_the_next_up_goes_on(cpu: Stack) -> None:
@@ -135,14 +145,18 @@ def test_a_stop_saves_the_run_and_the_next_up_goes_on(cpu: Stack) -> None:
 
 
 def test_several_teachers_share_the_questions(cpu: Stack) -> None:
+    def asked(index: int) -> float:
+        page = cpu.do("exec", "-T", "--index", str(index), "teacher", "python3", "-c", _METRICS)
+        (count,) = (line for line in page.splitlines() if line.startswith(_ASKED))
+        return float(count.removeprefix(_ASKED))
+
     cpu.up("--wait", "--scale", "teacher=2", "teacher", "gateway")
+    before = [asked(1), asked(2)]
     with httpx.Client(headers=_HEADERS, timeout=30) as http:
         for question in distinct_questions(40, seed=4):
             http.post(f"{cpu.url}/policy", json=question.model_dump(mode="json"))
-    for index in ("1", "2"):
-        page = cpu.do("exec", "-T", "--index", index, "teacher", "python3", "-c", _METRICS)
-        (asked,) = (line for line in page.splitlines() if line.startswith(_ASKED))
-        assert 10 <= float(asked.removeprefix(_ASKED)) <= 30
+    for index in (1, 2):
+        assert 10 <= asked(index) - before[index - 1] <= 30
 
 
 def test_a_teacher_that_stops_answers_what_it_has_begun(cpu: Stack) -> None:
@@ -159,6 +173,6 @@ def test_a_teacher_that_stops_answers_what_it_has_begun(cpu: Stack) -> None:
 
 
 def test_without_a_key_all_may_ask(cpu: Stack) -> None:
-    del cpu.variables["API_KEY_FILE"], cpu.variables["TEACHER_DELAY_MS"]
+    del cpu.variables["API_KEY_FILE"]
     cpu.up("--wait", "teacher", "gateway")
     assert httpx.get(f"{cpu.url}/teacher").status_code == 200

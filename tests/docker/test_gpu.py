@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.conftest import GPU, VLLM_CPU, Stack, docker_info
+from tests.docker.conftest import GPU, VLLM_CPU, Stack, docker_info, stack
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
@@ -20,10 +20,17 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gpu(models: Path) -> Iterator[Stack]:
-    image = "lvlm2p-teacher-vllm-cpu"
-    made = Stack("lvlm2p-test-gpu", GPU, models.parent, MODELS_DIR=str(models), TEACHER_IMAGE=image)
-    yield made
-    made.do("down", "--volumes")
+    """The teacher's image without vLLM in it: that Docker does not start it has other reasons."""
+    image = {"VLLM_IMAGE": "python:3.11-slim-bookworm", "TEACHER_IMAGE": "lvlm2p-teacher-cpu"}
+    with stack("lvlm2p-test-gpu", GPU, models.parent, "teacher", MODELS_DIR=str(models), **image) as made:
+        yield made
+
+
+@pytest.fixture
+def vllm_cpu(models: Path) -> Iterator[Stack]:
+    variables = {"VLLM_IMAGE": "vllm/vllm-openai:v0.32.0", "TEACHER_MODEL": "Qwen2.5-VL-3B-Instruct"}
+    with stack("lvlm2p-test-none", VLLM_CPU, models.parent, MODELS_DIR=str(models), **variables) as made:
+        yield made
 
 
 def test_the_teacher_asks_for_the_gpu_as_docker_documents_it(gpu: Stack) -> None:
@@ -53,20 +60,9 @@ def test_without_the_models_folder_docker_says_so(gpu: Stack, models: Path) -> N
     assert str(models) in done.stderr
 
 
-def test_without_the_checkpoint_the_teacher_says_so_once(models: Path) -> None:
-    made = Stack(
-        "lvlm2p-test-none",
-        VLLM_CPU,
-        models.parent,
-        MODELS_DIR=str(models),
-        VLLM_IMAGE="vllm/vllm-openai:v0.32.0",
-        TEACHER_MODEL="Qwen2.5-VL-3B-Instruct",
-    )
-    try:
-        assert made("up", "--detach", "--no-build", "teacher", "student").returncode != 0
-        assert made.state("teacher")["ExitCode"] == 2
-        assert made.state("teacher")["State"] == "exited"
-        (line,) = made.do("logs", "--no-log-prefix", "teacher").splitlines()
-        assert "teacher serve: error: --model /models/Qwen2.5-VL-3B-Instruct: " in line
-    finally:
-        made.do("down", "--volumes")
+def test_without_the_checkpoint_the_teacher_says_so_once(vllm_cpu: Stack) -> None:
+    assert vllm_cpu("up", "--detach", "--no-build", "teacher", "student").returncode != 0
+    assert vllm_cpu.state("teacher")["ExitCode"] == 2
+    assert vllm_cpu.state("teacher")["State"] == "exited"
+    (line,) = vllm_cpu.do("logs", "--no-log-prefix", "teacher").splitlines()
+    assert "teacher serve: error: --model /models/Qwen2.5-VL-3B-Instruct: " in line

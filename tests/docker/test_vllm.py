@@ -30,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm(models: Path) -> Iterator[Stack]:
-    yield from stack(
+    with stack(
         "lvlm2p-test-vllm",
         VLLM_CPU,
         models,
@@ -49,7 +49,8 @@ def vllm(models: Path) -> Iterator[Stack]:
         STUDENT_ROLLOUT_STEPS="4",
         STUDENT_EVALUATION_EPISODES="1",
         STUDENT_ALLOW_TEACHER_CHANGE="true",
-    )
+    ) as made:
+        yield made
 
 
 def _identity(stack: Stack) -> str:
@@ -58,6 +59,7 @@ def _identity(stack: Stack) -> str:
 
 
 def test_the_checkpoint_answers_through_the_gateway(vllm: Stack) -> None:
+    vllm.reset()
     vllm.up("--wait", "teacher", "gateway")
     question = distinct_questions(1)[0].model_dump(mode="json")
     reply = httpx.post(f"{vllm.url}/policy", json=question, timeout=120)
@@ -69,6 +71,8 @@ def test_the_checkpoint_answers_through_the_gateway(vllm: Stack) -> None:
 
 
 def test_a_swapped_checkpoint_goes_on_teaching_the_student_that_waits(vllm: Stack) -> None:
+    vllm.reset()
+    vllm.up("--wait", "teacher", "gateway")
     first = _identity(vllm)
     vllm.up("student")
     begun = ("exec", "-T", "student", "test", "-s", "/runs/student/metrics.jsonl")
@@ -82,6 +86,8 @@ def test_a_swapped_checkpoint_goes_on_teaching_the_student_that_waits(vllm: Stac
 
 
 def test_a_checkpoint_is_swapped_in_the_running_container(vllm: Stack) -> None:
+    vllm.variables["TEACHER_MODEL"] = "two"
+    vllm.up("--wait", "teacher", "gateway")
     before = _identity(vllm)
     said = vllm.do("exec", "-T", "teacher", "teacher", "swap", "/models/one")
     assert "new engine" in said
