@@ -2,18 +2,15 @@
 
 import io
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from minigrid.core.constants import COLOR_NAMES
-from minigrid.core.grid import Grid
-from minigrid.core.world_object import WorldObj
 from numpy.typing import NDArray
 from PIL import Image
 
-from gridworld.views import EMPTY, View, code, uncode
-
-Picture = NDArray[np.uint8]
-"""uint8 [height, width, 3], RGB."""
+from gridworld.tiles import Picture as Picture
+from gridworld.tiles import tile_picture
+from gridworld.views import COLOURS, EMPTY, View, code, names_of
 
 TILE = 28
 """Pixels a tile, unless said otherwise: the size of one visual token of Qwen2.5-VL."""
@@ -30,36 +27,40 @@ _LARGEST_RATIO = 0.8
 _MOST_TILES = 50
 """Tiles a side: MiniGrid's largest grid has 25."""
 
-_Look = tuple[int, int | None]
-"""What a tile can show: a cell code, and the heading of the agent on it or None."""
 
-_AGENT_CAN_STAND_ON = [
+class _Look(NamedTuple):
+    """What a tile can show: a cell code, the heading of the agent on it if it is there, and a highlight."""
+
+    cell: int
+    heading: int | None = None
+    highlighted: bool = False
+
+
+_BESIDE = [
     EMPTY,
-    code("goal", "green"),
-    code("lava", "red"),
-    *(code("floor", colour) for colour in COLOR_NAMES),
-    *(code("door", colour, 0) for colour in COLOR_NAMES),
+    # A wall in another colour than grey is left out: it is the same picture as the goal of that colour
+    code("wall", "grey"),
+    *(code("goal", colour) for colour in COLOURS if colour != "grey"),
+    code("lava"),
+    *(code(kind, colour) for kind in ("floor", "ball", "key", "box") for colour in COLOURS),
+    *(code("door", colour, state) for state in range(3) for colour in COLOURS),
 ]
-_LOOKS: list[_Look] = [
-    # A wall in another colour than grey is left out: in green it is the same picture as the goal
-    (code("wall", "grey"), None),
-    *((EMPTY, heading) for heading in (None, 0, 1, 2, 3)),
-    *((cell, None) for cell in _AGENT_CAN_STAND_ON if cell != EMPTY),
-    *((code(kind, colour), None) for kind in ("ball", "key", "box") for colour in COLOR_NAMES),
-    *((code("door", colour, state), None) for state in (1, 2) for colour in COLOR_NAMES),
-    *((cell, heading) for cell in _AGENT_CAN_STAND_ON if cell != EMPTY for heading in range(4)),
+"""What can be seen in a cell without the agent..."""
+_UNDER = [cell for cell in _BESIDE if cell != code("wall", "grey")] + [code("goal", "grey")]
+"""... and beneath it."""
+_LOOKS = [
+    _Look(cell, heading, highlighted)
+    for highlighted in (False, True)
+    for cells, headings in ((_BESIDE, (None,)), (_UNDER, range(4)))
+    for cell in cells
+    for heading in headings
 ]
-"""All looks, common ones first: MiniGrid takes long to draw one for the first time."""
+_FREE = [look for look in _LOOKS if look.heading is None and names_of(look.cell)[0] in ("empty", "floor")]
+"""Every grid shows one of these somewhere: their lines tell the size of a tile."""
 
 
 class UnreadablePicture(ValueError):
     """A picture that is no full view of a grid; the message says which tile."""
-
-
-@lru_cache(maxsize=4096)
-def _tile(cell: int, heading: int | None, tile: int) -> Picture:
-    drawn = Grid.render_tile(WorldObj.decode(*uncode(cell)), agent_dir=heading, tile_size=tile)
-    return np.asarray(drawn).astype(np.uint8)  # floats, which MiniGrid too cuts off
 
 
 def draw(view: View, tile: int = TILE) -> Picture:
@@ -69,7 +70,7 @@ def draw(view: View, tile: int = TILE) -> Picture:
     for y in range(height):
         for x in range(width):
             heading = view.heading if (x, y) == (view.x, view.y) else None
-            picture[y * tile : (y + 1) * tile, x * tile : (x + 1) * tile] = _tile(
+            picture[y * tile : (y + 1) * tile, x * tile : (x + 1) * tile] = tile_picture(
                 int(view.cells_HW[y, x]), heading, tile
             )
     return picture
@@ -85,17 +86,39 @@ def encode_png(picture: Picture) -> bytes:
 def read(picture: Picture) -> View:
     """The view that a picture shows, its tile size found out from the picture.
 
-    Reads MiniGrid's drawing exactly. A lossy copy (JPEG) is read where each tile is clearly nearest to one
-    drawing: at quality 75 and more, and 16, 20, 24, 28 or 32 px a tile, all of them are.
+    Reads MiniGrid's drawing exactly, whether or not the cells that the agent sees are highlighted. A lossy
+    copy (JPEG) is read where each tile is clearly nearest to one drawing: at quality 75 and more, and 16, 20,
+    24, 28 or 32 px a tile, all of them are.
+
+    MiniGrid draws a wall as it draws a goal of the same colour: a grey one is read as a wall, another one as
+    a goal.
 
     Args:
-        picture: uint8 [height, width, 3], a full view drawn without highlighting, 8 to 64 px a tile.
+        picture: uint8 [height, width, 3], a full view, 8 to 64 px a tile.
 
     Raises:
-        UnreadablePicture: no tile size fits, a tile is unknown, or there is not exactly one agent.
+        UnreadablePicture: no tile size fits, a tile is unknown, there is not exactly one agent, or it is the
+            agent's own view.
     """
-    tile, looks = _find_tile(picture)
-    return _view(looks or _nearest_looks(picture, tile), picture.shape[1] // tile, tile)
+    tile, looks = _looks_in(picture)
+    return _view(looks, picture.shape[1] // tile, tile)
+
+
+def without_highlights(picture: Picture) -> Picture:
+    """The picture as MiniGrid draws it with highlight=False; one that shows no highlighted grid, as it is.
+
+    Gymnasium's `rgb_array` of a MiniGrid environment highlights the cells that the agent sees.
+    """
+    red, green, blue = (picture[..., channel] for channel in range(3))
+    like_agent = (red > 230) & (green > 50) & (green < 102) & (blue > 50) & (blue < 102)
+    if not like_agent.any():  # its own cell is highlighted always
+        return picture
+    try:
+        tile, looks = _looks_in(picture)
+        view = _view(looks, picture.shape[1] // tile, tile)
+    except UnreadablePicture:
+        return picture
+    return draw(view, tile) if any(look is not None and look.highlighted for look in looks) else picture
 
 
 def tile_size(picture: Picture) -> int:
@@ -105,6 +128,12 @@ def tile_size(picture: Picture) -> int:
         UnreadablePicture: no tile size fits.
     """
     return _find_tile(picture)[0]
+
+
+def _looks_in(picture: Picture) -> tuple[int, list[_Look | None]]:
+    """Pixels a tile, and what each tile shows, row by row; None: nothing that is known."""
+    tile, looks = _find_tile(picture)
+    return tile, looks or _nearest_looks(picture, tile)
 
 
 def _find_tile(picture: Picture) -> tuple[int, list[_Look | None]]:
@@ -119,16 +148,32 @@ def _find_tile(picture: Picture) -> tuple[int, list[_Look | None]]:
         )
     closest: tuple[float, list[_Look | None], int] = (0.5, [], 0)
     for tile in sizes:
-        tiles_TP = _cut(picture, tile)
-        # Every grid has an empty cell, whose lines tell the size: few tiles of other sizes need be drawn
-        if (tiles_TP == _tile(EMPTY, None, tile).ravel()).all(1).any():
-            looks = [_recognise(pixels_P.tobytes(), tile) for pixels_P in tiles_TP]
+        tiles = [pixels_P.tobytes() for pixels_P in _cut(picture, tile)]
+        # Few tiles of other sizes need be drawn
+        if not _free(tile).isdisjoint(tiles):
+            looks = [_drawn(tile).get(pixels) for pixels in tiles]
             known = sum(look is not None for look in looks) / len(looks)
             if known == 1:
                 return tile, looks
             closest = max(closest, (known, looks, tile), key=lambda c: c[0])
     _, looks, tile = closest
     return (tile, looks) if looks else (_nearest_tile(picture, sizes), [])
+
+
+@lru_cache(maxsize=len(TILE_SIZES))
+def _free(tile: int) -> frozenset[bytes]:
+    """The pixels of cells with nothing in them."""
+    return frozenset(_pixels(look, tile).tobytes() for look in _FREE)
+
+
+@lru_cache(maxsize=8)
+def _drawn(tile: int) -> dict[bytes, _Look]:
+    """All looks by their pixels."""
+    return {_pixels(look, tile).tobytes(): look for look in _LOOKS}
+
+
+def _pixels(look: _Look, tile: int) -> Picture:
+    return tile_picture(look.cell, look.heading, tile, look.highlighted)
 
 
 def _divides(tile: int, side: int) -> bool:
@@ -142,12 +187,6 @@ def _cut(picture: Picture, tile: int) -> Picture:
     return np.ascontiguousarray(tiles).reshape(rows * columns, tile * tile * 3)
 
 
-@lru_cache(maxsize=4096)
-def _recognise(pixels: bytes, tile: int) -> _Look | None:
-    """Compares with one look after the other, so that only those up to it are ever drawn."""
-    return next((look for look in _LOOKS if _tile(*look, tile).tobytes() == pixels), None)
-
-
 def _average(tiles_TP: Picture, tile: int) -> NDArray[np.float32]:
     """The tiles at half the resolution, at which JPEG keeps colours."""
     half = tile // 2
@@ -158,20 +197,22 @@ def _average(tiles_TP: Picture, tile: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=8)
 def _average_looks(tile: int) -> NDArray[np.float32]:
-    return _average(np.stack([_tile(cell, heading, tile).ravel() for cell, heading in _LOOKS]), tile)
+    return _average_of(_LOOKS, tile)
+
+
+def _average_of(looks: list[_Look], tile: int) -> NDArray[np.float32]:
+    return _average(np.stack([_pixels(look, tile).ravel() for look in looks]), tile)
 
 
 def _nearest_tile(picture: Picture, sizes: list[int]) -> int:
-    """The tile size at which an empty cell is nearest to a tile."""
-    empty = {
-        tile: _errors(
-            _average(_cut(picture, tile), tile), _average(_tile(EMPTY, None, tile).reshape(1, -1), tile)
-        ).min()
+    """The tile size at which a free cell is nearest to a tile."""
+    nearest = {
+        tile: _errors(_average(_cut(picture, tile), tile), _average_of(_FREE, tile)).min()
         for tile in sizes
         if tile >= _LOSSY_FROM
     }
-    tile = min(empty, key=lambda tile: empty[tile], default=0)
-    if not tile or empty[tile] > _LARGEST_ERROR:
+    tile = min(nearest, key=lambda tile: nearest[tile], default=0)
+    if not tile or nearest[tile] > _LARGEST_ERROR:
         raise UnreadablePicture(
             "no tile of the picture shows an empty cell as MiniGrid draws it, whatever the size of a tile"
         )
@@ -202,11 +243,17 @@ def _view(looks: list[_Look | None], columns: int, tile: int) -> View:
                 f"the tile in column {i % columns}, row {i // columns} (counted from 0, {tile} pixels a tile)"
                 " shows nothing that MiniGrid draws"
             )
-    cells = [look[0] for look in looks if look is not None]
-    agents = [(i, look[1]) for i, look in enumerate(looks) if look is not None and look[1] is not None]
+    known = [look for look in looks if look is not None]
+    agents = [(i, look.heading) for i, look in enumerate(known) if look.heading is not None]
     if len(agents) != 1:
         where = ", ".join(f"column {i % columns}, row {i // columns}" for i, _ in agents)
         found = f"{len(agents)} agents ({where})" if agents else "no agent"
         raise UnreadablePicture(f"the picture shows {found}; it must show one")
     at, heading = agents[0]
-    return View(np.array(cells, np.uint8).reshape(-1, columns), at % columns, at // columns, heading)
+    cells_HW = np.array([look.cell for look in known], np.uint8).reshape(-1, columns)
+    view = View(cells_HW, at % columns, at // columns, heading)
+    if known[at].highlighted and view.y == len(cells_HW) - 1:
+        raise UnreadablePicture(
+            "the picture is the agent's own view (agent_pov): a full view of the grid is needed"
+        )
+    return view

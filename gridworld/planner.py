@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from minigrid.core.constants import COLOR_NAMES
 from numpy.typing import NDArray
 
+from gridworld.scenes import goal_colour
 from gridworld.tasks import ALL_TASKS
-from gridworld.views import EMPTY, HEADINGS, STEPS, View, code, uncode
+from gridworld.views import COLOURS, EMPTY, HEADINGS, STEPS, View, code, uncode
 
-PLANNER_VERSION = "1"
+PLANNER_VERSION = "2"
 """Part of the planner teacher's identity: raise it when any answer changes."""
 
 TEMPERATURE = 1 / 3
 """Of the softmax over steps: an action that costs one step more than the best gets 0.05 of its weight."""
 
-_GOAL = code("goal", "green")
+_GOALS = {colour: code("goal", colour) for colour in COLOURS}
 _LAVA = code("lava", "red")
 _WALL = code("wall", "grey")
-_FREE = (EMPTY, _GOAL)
+_FREE = (EMPTY, *(code("floor", colour) for colour in COLOURS))
 _WAIT = 0.25
 """Steps that a ball on the way is expected to cost: little, since it moves at every step."""
 
@@ -164,25 +164,54 @@ def _cost(problem: _Problem, to_go: dict[Pose, float], view: View, action: str) 
 
 
 def _lava_gap(view: View, mission: str) -> _Problem:
-    cells_HW = view.cells_HW
-    enter_HW = np.where(np.isin(cells_HW, _FREE), 1.0, math.inf)
-    return _to_goal(view, enter_HW, cells_HW == _LAVA)
+    cells_HW, goal = view.cells_HW, _goal(view, mission)
+    enter_HW = np.where(np.isin(cells_HW, (*_FREE, _GOALS[goal])), 1.0, math.inf)
+    others = [cell for colour, cell in _GOALS.items() if colour != goal]
+    # On the edge they are walls
+    deadly_HW = (cells_HW == _LAVA) | (np.isin(cells_HW, others) & ~_edge(cells_HW))
+    return _to_goal(view, goal, enter_HW, deadly_HW)
 
 
 def _dynamic_obstacles(view: View, mission: str) -> _Problem:
-    # MiniGrid judges a step by what is in front before the balls move: free now is safe
-    free_HW = np.isin(view.cells_HW, _FREE)
+    # MiniGrid judges a step by what is in front before the balls move: free now is safe. A floor tile is not
+    goal = _goal(view, mission)
+    free_HW = np.isin(view.cells_HW, (EMPTY, _GOALS[goal]))
     balls_HW = view.cells_HW == code("ball", "blue")
     enter_HW = np.select([free_HW, balls_HW], [1.0, 1.0 + _WAIT], math.inf)
-    return _to_goal(view, enter_HW, ~free_HW)
+    return _to_goal(view, goal, enter_HW, ~free_HW)
 
 
-def _to_goal(view: View, enter_HW: NDArray[np.float64], deadly_HW: NDArray[np.bool_]) -> _Problem:
-    goals = _places(view, _GOAL)
-    if not goals:
-        raise NoPlan("image", "the picture shows no green goal square")
+def _goal(view: View, mission: str) -> str:
+    """The colour of the goal to go to."""
+    colour = goal_colour(view, mission)
+    if colour is None:
+        there = " and ".join(each for each, cell in _GOALS.items() if (view.cells_HW == cell).any())
+        raise NoPlan("mission", f"the mission {mission!r} does not say which goal: the picture shows {there}")
+    goals_HW = view.cells_HW == _GOALS[colour]
+    if not goals_HW.any():
+        raise NoPlan("image", f"the picture shows no {colour} goal square")
+    if (goals_HW & _edge(view.cells_HW)).any():
+        raise NoPlan(
+            "image",
+            f"the picture shows {colour} squares on the edge of the grid: MiniGrid draws walls and goals of"
+            " one colour alike, so that the goal cannot be told from the walls",
+        )
+    return colour
+
+
+def _edge(cells_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether a cell is one of the outermost: bool [H, W]."""
+    edge_HW = np.ones(cells_HW.shape, np.bool_)
+    edge_HW[1:-1, 1:-1] = False
+    return edge_HW
+
+
+def _to_goal(
+    view: View, colour: str, enter_HW: NDArray[np.float64], deadly_HW: NDArray[np.bool_]
+) -> _Problem:
+    goals = _places(view, _GOALS[colour])
     poses = frozenset((x, y, heading) for x, y in goals for heading in range(4))
-    return _Problem(enter_HW, deadly_HW, poses, None, False, "the green goal square", goals)
+    return _Problem(enter_HW, deadly_HW, poses, None, False, f"the {colour} goal square", goals)
 
 
 def _fetch(view: View, mission: str) -> _Problem:
@@ -211,15 +240,15 @@ def _beside(places: tuple[Place, ...]) -> frozenset[Pose]:
 def _to_object(
     view: View, poses: frozenset[Pose], finish: str, misfires: bool, target: str, places: tuple[Place, ...]
 ) -> _Problem:
-    empty_HW = view.cells_HW == EMPTY
-    standable = frozenset((*place, heading) for place in _places(view, EMPTY) for heading in range(4))
-    enter_HW = np.where(empty_HW, 1.0, math.inf)
-    return _Problem(enter_HW, np.zeros_like(empty_HW), poses & standable, finish, misfires, target, places)
+    free_HW = np.isin(view.cells_HW, _FREE)
+    standable = frozenset((*place, heading) for place in _places(view, *_FREE) for heading in range(4))
+    enter_HW = np.where(free_HW, 1.0, math.inf)
+    return _Problem(enter_HW, np.zeros_like(free_HW), poses & standable, finish, misfires, target, places)
 
 
 def _named(view: View, mission: str, kinds: dict[str, tuple[int, ...]]) -> tuple[str, tuple[Place, ...]]:
     """What the mission names, and where it is; `kinds`: the states that each kind of object can be in."""
-    match = re.search(rf"\b({'|'.join(COLOR_NAMES)}) ({'|'.join(kinds)})\b", mission)
+    match = re.search(rf"\b({'|'.join(COLOURS)}) ({'|'.join(kinds)})\b", mission)
     if match is None:
         raise NoPlan("mission", f"the mission {mission!r} names no coloured {' or '.join(kinds)}")
     colour, kind = match.groups()
@@ -249,9 +278,9 @@ def _at(cells_HW: NDArray[np.uint8], x: int, y: int) -> int:
     return int(cells_HW[y, x]) if 0 <= x < width and 0 <= y < height else EMPTY
 
 
-def _places(view: View, cell: int) -> tuple[Place, ...]:
-    """(x, y) of every cell with this code."""
-    return tuple((int(x), int(y)) for y, x in np.argwhere(view.cells_HW == cell))
+def _places(view: View, *codes: int) -> tuple[Place, ...]:
+    """(x, y) of every cell with one of these codes."""
+    return tuple((int(x), int(y)) for y, x in np.argwhere(np.isin(view.cells_HW, codes)))
 
 
 def _describe(view: View, problem: _Problem, steps: float) -> str:

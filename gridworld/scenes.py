@@ -8,15 +8,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gridworld.views import HEADINGS, N_CELL_CODES, STEPS, View, names_of
+from gridworld.views import COLOURS, HEADINGS, N_CELL_CODES, STEPS, View, code, names_of
 
 Cell = tuple[int, int]
 """Row, column."""
 
-_OWN_NAMES = {"empty": "free floor", "goal": "green goal square", "lava": "lava", "wall": "wall"}
-_NAMES = tuple(
-    _OWN_NAMES.get(kind, f"{colour} {kind}") for kind, colour in map(names_of, range(N_CELL_CODES))
-)
+
+def _name(kind: str, colour: str) -> str:
+    if kind in ("empty", "lava"):
+        return "free floor" if kind == "empty" else "lava"
+    if kind == "goal":
+        return f"{colour} goal square"
+    return "wall" if (kind, colour) == ("wall", "grey") else f"{colour} {kind}"
+
+
+_NAMES = tuple(_name(*names_of(cell)) for cell in range(N_CELL_CODES))
 """Of what is in a cell, by its code: the words of the mission and of the rules."""
 _HAZARDS = {
     "lava_gap": ("lava",),
@@ -38,6 +44,19 @@ _DIRECTIONS = {
     (0, 0): "here",
 }
 """By the signs of how far the target lies ahead and to the right."""
+
+
+def goal_colour(view: View, mission: str) -> str | None:
+    """The colour of the goal that a mission is about: as it says, else green, else of the only one there is.
+
+    None: it names goals of several colours; or there are several, none is green, and it names none.
+    """
+    colours = set(re.findall(rf"\b({'|'.join(COLOURS)}) (?:goal|square)\b", mission.lower()))
+    if not colours:
+        colours = {colour for colour in COLOURS if (view.cells_HW == code("goal", colour)).any()}
+        if "green" in colours or not colours:
+            return "green"
+    return colours.pop() if len(colours) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -90,8 +109,9 @@ class Scene:
     @property
     def sought(self) -> str:
         """The name of what the mission asks for."""
-        named = re.search(r"\w+ (?:key|ball|box|door)$", self.mission)
-        return named.group() if named else "green goal square"
+        if named := re.search(r"\w+ (?:key|ball|box|door)$", self.mission):
+            return named.group()
+        return f"{goal_colour(self.view, self.mission) or 'green'} goal square"
 
     @property
     def targets(self) -> list[Cell]:

@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from minigrid.core.grid import Grid
-from minigrid.core.world_object import WorldObj
+from minigrid.core.world_object import Ball, Box, Door, Floor, Goal, Key, Lava, Wall, WorldObj
 from numpy.typing import NDArray
 
-N_KINDS, N_COLOURS, N_STATES = len(OBJECT_TO_IDX), len(COLOR_TO_IDX), 3
+KINDS = ("unseen", "empty", "wall", "floor", "door", "key", "ball", "box", "goal", "lava", "agent")
+COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
+"""MiniGrid's own, by their numbers: its tables are not asked, since other packages add to them."""
+NAMES = (*KINDS, *COLOURS)
+"""The words for what a cell can hold, as missions use them."""
+N_KINDS, N_COLOURS, N_STATES = len(KINDS), len(COLOURS), 3
 N_CELL_CODES = N_KINDS * N_COLOURS * N_STATES
 """Cell codes are 0 .. N_CELL_CODES - 1, one for each (object, colour, state) of MiniGrid's encoding."""
 
@@ -17,10 +21,26 @@ HEADINGS = ("right", "down", "left", "up")
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 """(dx, dy) of one step forward, by heading; y grows downwards."""
 
+CLASSES: dict[str, type[WorldObj]] = {
+    "wall": Wall,
+    "floor": Floor,
+    "door": Door,
+    "key": Key,
+    "ball": Ball,
+    "box": Box,
+    "goal": Goal,
+    "lava": Lava,
+}
+"""MiniGrid's classes of what can stand in a cell."""
+
+
+class Unobservable(ValueError):
+    """A state that a view cannot show: a thing in the grid is none of MiniGrid's, or its size is another."""
+
 
 def code(kind: str, colour: str = "red", state: int = 0) -> int:
     """The cell code of an object by MiniGrid's names; state is 0 open, 1 closed, 2 locked for doors."""
-    return (OBJECT_TO_IDX[kind] * N_COLOURS + COLOR_TO_IDX[colour]) * N_STATES + state
+    return (KINDS.index(kind) * N_COLOURS + COLOURS.index(colour)) * N_STATES + state
 
 
 def uncode(cell: int) -> tuple[int, int, int]:
@@ -33,25 +53,48 @@ def uncode(cell: int) -> tuple[int, int, int]:
 def names_of(cell: int) -> tuple[str, str]:
     """MiniGrid's names of a cell's kind and colour."""
     kind, colour, _ = uncode(cell)
-    return _KINDS[kind], _COLOURS[colour]
+    return KINDS[kind], COLOURS[colour]
 
-
-_KINDS, _COLOURS = tuple(OBJECT_TO_IDX), tuple(COLOR_TO_IDX)
-NAMES = (*_KINDS, *_COLOURS)
-"""The words for what a cell can hold, as missions use them."""
 
 EMPTY = code("empty")
 
-_STATELESS = {(kind, colour): code(kind, colour) for kind in OBJECT_TO_IDX for colour in COLOR_TO_IDX}
+_codes: dict[tuple[type[WorldObj], str, str], int] = {}
+"""Of all that was met: its class, type and colour, and its code in state 0."""
 
 
 def _code_of(thing: WorldObj) -> int:
-    cell = _STATELESS[thing.type, thing.color]
-    return cell + int(thing.encode()[2]) if thing.type == "door" else cell
+    try:
+        cell = _codes[type(thing), thing.type, thing.color]
+    except KeyError:
+        cell = _codes[type(thing), thing.type, thing.color] = _new_code(thing)
+    if thing.type != "door":
+        return cell
+    # As the door is drawn: a subclass may encode more states
+    return cell + (0 if thing.is_open else 2 if thing.is_locked else 1)  # type: ignore[attr-defined]
+
+
+def _new_code(thing: WorldObj) -> int:
+    kind, colour = thing.type, thing.color
+    if kind not in CLASSES or colour not in COLOURS:
+        a = "an" if colour[:1] in "aeiou" else "a"
+        raise Unobservable(
+            f"{a} {colour} {kind} is none of MiniGrid's; it has {', '.join(CLASSES)} in"
+            f" {', '.join(COLOURS[:-1])} and {COLOURS[-1]}"
+        )
+    if type(thing).render is not CLASSES[kind].render:
+        raise Unobservable(
+            f"{type(thing).__name__}, a {colour} {kind}, draws itself in its own render(): its picture is"
+            f" none of MiniGrid's; leave render() as {CLASSES[kind].__name__} has it"
+        )
+    return code(kind, "red" if kind == "lava" else colour)  # lava looks the same in all colours
 
 
 def encode_cells(grid: Grid) -> bytes:
-    """One cell code a byte, row by row from the top left: height x width bytes."""
+    """One cell code a byte, row by row from the top left: height x width bytes.
+
+    Raises:
+        Unobservable: something in the grid is not drawn as one of MiniGrid's things is.
+    """
     return bytes([EMPTY if thing is None else _code_of(thing) for thing in grid.grid])
 
 
@@ -80,7 +123,11 @@ class View:
 
 
 def view_of(env: Any) -> View:
-    """The full view of a (possibly wrapped) MiniGrid environment in its present state."""
+    """The full view of a (possibly wrapped) MiniGrid environment in its present state.
+
+    Raises:
+        Unobservable: see `encode_cells`.
+    """
     world = env.unwrapped
     cells_C = np.frombuffer(encode_cells(world.grid), np.uint8)
     x, y = world.agent_pos

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 runs of a sweep failed, 2 could not start, 3 the teacher cannot be used or
-        was lost, 4 the run's folder takes no more, 130 interrupted.
+        was lost, 4 the run's folder takes no more, 5 the environment failed, 130 interrupted.
     """
     return dispatch("student", _USAGE, _COMMANDS, arguments, SETTINGS)
 

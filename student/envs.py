@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld import environments
-from gridworld.environments import in_a_line
+from gridworld.environments import actions_of, failure, in_full
 from gridworld.tasks import ACTIONS, EVALUATION_SEEDS, UnknownEnvironment, family_of
-from gridworld.views import NAMES, View, encode_cells
+from gridworld.views import NAMES, Unobservable, View, encode_cells
 from teacher_server.command_line import CannotStart
 
 WORDS = 16
@@ -21,7 +21,11 @@ Row = NDArray[np.uint8]
 
 
 _TOGGLE = ACTIONS.index("toggle")
-"""The one action that changes things in place in MiniGrid: it opens and closes doors."""
+"""The one action that changes things in place in MiniGrid's families: it opens and closes doors."""
+
+
+class EnvironmentFailed(CannotStart):
+    """What an environment raised in an episode, or how it is not as it was before."""
 
 
 class UnknownWord(CannotStart, ValueError):
@@ -96,13 +100,18 @@ class Layout:
 
 
 def make(env_id: str) -> Any:
-    """A MiniGrid environment without wrappers and without the 7x7 partial view, which nobody looks at.
+    """A MiniGrid environment without wrappers.
+
+    MiniGrid's own come without the 7x7 partial view, which takes most of a step's time and which nobody looks
+    at. An environment of another package keeps it: its code may read its own observation.
 
     Raises:
         UnknownEnvironment: see `gridworld.environments.make`.
     """
     env = environments.make(env_id)
-    env.gen_obs = dict  # type: ignore[method-assign]
+    packages = {kind.__module__.partition(".")[0] for kind in type(env).__mro__}
+    if packages <= {"minigrid", "gymnasium", "typing", "builtins"}:
+        env.gen_obs = dict  # type: ignore[method-assign]
     return env
 
 
@@ -115,16 +124,15 @@ def check(env_id: str) -> None:
     layout = layout_of(env_id)
     try:
         Environment(layout, Vocabulary(), lambda episode: episode).reset()
-    except Exception as error:  # an environment can raise anything
-        raise UnknownEnvironment(
-            f"the environment {env_id!r} cannot be observed: {type(error).__name__}: {in_a_line(error)}"
-        ) from error
+    except EnvironmentFailed as failed:
+        why = in_full(failed.__cause__ or failed)
+        raise UnknownEnvironment(f"the environment {env_id!r} cannot be observed: {why}") from failed
 
 
 def layout_of(env_id: str) -> Layout:
     """The layout of an environment's observations, without making an episode."""
     env = make(env_id)
-    return Layout(env_id, env.height, env.width, ACTIONS[: env.action_space.n])
+    return Layout(env_id, env.height, env.width, actions_of(env))
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class Environment:
     """One environment; `seed_of` gives the seed of each of its episodes."""
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary, seed_of: Callable[[int], int]) -> None:
-        self._env = make(layout.env_id)
+        self._env, self._layout = make(layout.env_id), layout
         self._vocabulary = vocabulary
         self._seed_of = seed_of
         self._episode = -1
@@ -151,24 +159,38 @@ class Environment:
         self.total = 0.0
 
     def reset(self) -> bytes:
-        """Starts the next episode."""
+        """Starts the next episode.
+
+        Raises:
+            EnvironmentFailed: the environment raised an error, or cannot be observed there.
+        """
         self._episode += 1
         self._actions = []
         self.total = 0.0
-        self._env.reset(seed=self._seed_of(self._episode))
-        return self._observe(changed=True)
+        try:
+            self._env.reset(seed=self._seed_of(self._episode))
+            return self._observe(changed=True)
+        except Exception as error:  # an environment can raise anything
+            raise self._failed(error) from error
 
     def step(self, action: int) -> tuple[bytes, float, bool, bool]:
-        """Next observation, reward, terminated, truncated."""
+        """Next observation, reward, terminated, truncated.
+
+        Raises:
+            EnvironmentFailed: the environment raised an error, or cannot be observed there.
+        """
         self._actions.append(action)
-        _, reward, terminated, truncated, _ = self._env.step(action)
-        self.total += reward
-        return (
-            self._observe(changed=self._in_place or action == _TOGGLE),
-            float(reward),
-            terminated,
-            truncated,
-        )
+        try:
+            _, reward, terminated, truncated, _ = self._env.step(action)
+            self.total += reward
+            row = self._observe(changed=self._in_place or action == _TOGGLE)
+            return row, float(reward), terminated, truncated
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> EnvironmentFailed:
+        seed = self._seed_of(self._episode)
+        return EnvironmentFailed(failure(self._layout.env_id, seed, len(self._actions), error))
 
     @property
     def length(self) -> int:
@@ -194,10 +216,19 @@ class Environment:
         """
         env = self._env
         if changed or env.grid.grid != self._things:
+            self._check_size(env.grid.height, env.grid.width)
             self._things, self._cells = env.grid.grid.copy(), encode_cells(env.grid)
         x, y = env.agent_pos
         mission = self._vocabulary.encode(env.mission)
         return self._cells + bytes((int(x), int(y), int(env.agent_dir))) + mission
+
+    def _check_size(self, height: int, width: int) -> None:
+        layout = self._layout
+        if (height, width) != (layout.height, layout.width):
+            raise Unobservable(
+                f"its grid has {width} x {height} cells, and had {layout.width} x {layout.height} when it was"
+                " made; a student learns one size: give each size an environment id of its own"
+            )
 
 
 @dataclass(frozen=True)

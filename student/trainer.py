@@ -25,7 +25,7 @@ from student.distillation import (
     targets,
     taught_frames,
 )
-from student.envs import Environments, EpisodeState, Vocabulary, layout_of
+from student.envs import EnvironmentFailed, Environments, EpisodeState, Vocabulary, layout_of
 from student.evaluate import evaluate
 from student.labels import LabelTable
 from student.networks import ActorCritic
@@ -59,8 +59,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         BadRun: the folder cannot be used, or another process trains in it.
         BadKeyFile: the file of the teacher's key holds none.
         TeacherError: the teacher cannot be used from the start.
-        Stopped: interrupted, or the teacher was lost, after a checkpoint was written; or the folder takes
-            no more.
+        EnvironmentFailed: the environment cannot be reset.
+        Stopped: interrupted, the teacher was lost, or the environment failed, after a checkpoint was written;
+            or the folder takes no more.
     """
     if settings.resume is not None:
         run = Run.open(settings.resume)
@@ -109,11 +110,11 @@ class _Trainer:
         self._figures: dict[str, str] = {}
         state = run.load_checkpoint() if run else None
         self.labels = self._label_table(state)
-        self.run = run or Run.create(settings.out, self._config())
         if state is None:
             self.obs_NK = self.envs.reset()
         else:
             self._restore(state)
+        self.run = run or Run.create(settings.out, self._config())
         self._mark_boundary()
 
     def run_to_end(self) -> dict[str, Any]:
@@ -149,9 +150,11 @@ class _Trainer:
                     self._tell_of_failures()
                 self.bar.update(figures={"evaluating": "", **self._figures})
                 return self._finish()
-        except (TeacherError, _Interrupt) as error:
+        except (TeacherError, EnvironmentFailed, _Interrupt) as error:
             self._save()
             again = f"go on with: student train --resume {self.run.folder}"
+            if isinstance(error, EnvironmentFailed):
+                raise Stopped(f"{error}; saved after {self.frames} frames; mend it and {again}", 5) from error
             if isinstance(error, _Interrupt):
                 raise Stopped(f"interrupted after {self.frames} frames; {again}", 130) from error
             raise Stopped(f"{error}; saved after {self.frames} frames; {again}", 3) from error

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from gridworld.pictures import without_highlights
 from teacher_server.picture_colours import to_srgb
 from teacher_server.picture_files import NotOnePicture, essence
 
@@ -54,6 +55,9 @@ def from_base64(text: str) -> bytes:
 def decode(file: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """The pixels of a PNG or JPEG file as they look on a screen: uint8 [height, width, 3], RGB, upright.
 
+    A grid whose cells are highlighted where the agent sees them (gymnasium's rgb_array) comes without that:
+    what is asked, answered and stored is the same picture.
+
     Raises:
         BadPicture: it is neither, is broken, is no one opaque picture in colours that are known here, or has
             more than `max_pixels` pixels; the size is read from the header, so that a small file of a huge
@@ -71,7 +75,7 @@ def decode(file: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
             picture.load()
             depth = file[_DEPTH_AT] if picture.format == "PNG" else 8
             _check_palette(picture)
-            return np.asarray(_upright(to_srgb(picture, depth), picture))
+            return without_highlights(np.asarray(_upright(to_srgb(picture, depth), picture)))
     except BadPicture:
         raise
     except NotOnePicture as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 
-from gridworld.environments import make
+from gridworld.environments import failure, make
 from gridworld.pictures import draw
 from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, task_key
 from gridworld.views import view_of
@@ -113,8 +113,12 @@ def _smallest(task: str) -> str:
 def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:
     """The mission and the prepared picture of an environment's first state."""
     env = make(env_id)
-    env.reset(seed=seed)
-    return env.mission, prompts.preparation.prepare(draw(view_of(env)))
+    try:
+        env.reset(seed=seed)
+        view = view_of(env)
+    except Exception as error:  # an environment can raise anything
+        raise UnknownEnvironment(failure(env_id, seed, 0, error)) from error
+    return env.mission, prompts.preparation.prepare(draw(view))
 
 
 def _lines(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from gridworld.tasks import task_of
 from teacher_server.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
 from teacher_server.checkpoint.record import write_record
 from teacher_server.command_line import INTERRUPTED, CannotStart, fail, parse
@@ -78,8 +77,8 @@ def serve_command(folder: Path, prompts: str) -> str:
 
 
 def _refuse_untold(settings: ForgeSettings, prompts: PromptSet) -> None:
-    for env_id in settings.env:
-        if (task := task_of(env_id).key) not in prompts.tasks:
+    for env_id, task in settings.tasks.items():
+        if task not in prompts.tasks:
             raise CannotForge(
                 f"--env: {env_id} is of the task {task}, of which the prompt set {settings.prompts} says"
                 f" nothing; it knows {', '.join(prompts.tasks)}"

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from gridworld.environments import make
+from gridworld.environments import actions_of, in_full, make
 from gridworld.planner import NoPlan, Plan, plan
 from gridworld.scenes import Cell, Scene
-from gridworld.tasks import ACTIONS, ALL_TASKS, EVALUATION_SEEDS, task_of
+from gridworld.tasks import ALL_TASKS, EVALUATION_SEEDS, family_of, task_key
 from gridworld.views import EMPTY, STEPS, View, view_of
+from teacher_server.command_line import CannotStart
 
 _FROM_ONE_EPISODE = 6
 """Samples, at most: more would be much alike."""
@@ -23,6 +24,10 @@ _PLACED = 0.5
 """The share of states whose agent is put into another free cell, facing anywhere..."""
 _HIDDEN = 0.4
 """... and of these the share that is put, if it can be, where a hazard stands between it and the target."""
+_HOPELESS = 100
+"""Episodes in a row in which the planner knows nothing to do, after which there is nothing to teach."""
+_STARTS = 1000
+"""Starts, at most, among which one with several targets is looked for."""
 _SEVERAL = {"fetch": 0.4}
 """The share of a task's episodes that start with more than one target: by chance, one in twelve has."""
 
@@ -43,45 +48,63 @@ class Sampler:
     among them. A state that both happen to meet is not left out.
 
     Args:
-        env_ids: registered environments of the families, taken in turn.
+        env_ids: registered environments, taken in turn.
+        task: the task's key, for those that are of no family.
 
     Raises:
-        UnknownEnvironment: an id is none of theirs.
+        UnknownEnvironment: there is none of an id.
+        UnknownTask: one is of no family, and there is no `task`.
     """
 
-    def __init__(self, env_ids: Sequence[str], seed: int) -> None:
-        self._worlds = [(task_of(env_id).key, make(env_id)) for env_id in env_ids]
+    def __init__(self, env_ids: Sequence[str], seed: int, task: str | None = None) -> None:
+        self._worlds = [
+            (task_key(env_id, None if family_of(env_id) else task), env_id, make(env_id))
+            for env_id in env_ids
+        ]
         self._seed = seed
 
     def block(self, number: int, size: int) -> list[Sample]:
-        """Samples of all environments in turn, as many of each as of the others but for one."""
+        """Samples of all environments in turn, as many of each as of the others but for one.
+
+        Raises:
+            CannotStart: an environment fails, or has nothing for the planner to do.
+        """
         rng = np.random.default_rng([self._seed, number])
-        streams = [_states(env, task, rng) for task, env in self._worlds]
+        streams = [_states(env_id, env, task, rng) for task, env_id, env in self._worlds]
         return [next(streams[i % len(streams)]) for i in range(size)]
 
 
-def _states(env: Any, task: str, rng: np.random.Generator) -> Iterator[Sample]:
+def _states(env_id: str, env: Any, task: str, rng: np.random.Generator) -> Iterator[Sample]:
     """Labelled states of one episode after the other."""
+    hopeless = 0
     while True:
-        scenes = _episode(env, task, rng)
+        try:
+            scenes = _episode(env, task, rng)
+        except Exception as error:  # an environment can raise anything
+            raise CannotStart(f"--env: the environment {env_id!r} failed: {in_full(error)}") from error
+        hopeless += 1
         for at in rng.permutation(len(scenes))[:_FROM_ONE_EPISODE]:
             scene = scenes[at]
             if rng.random() < _PLACED:
                 scene = replace(scene, view=_placed(scene, rng))
             if (told := _planned(scene)) is not None:
+                hopeless = 0
                 yield Sample(scene, told.probabilities, told.best)
+        if hopeless == _HOPELESS:
+            raise CannotStart(f"--env: the planner knows nothing to do in {env_id} as the task {task}")
 
 
 def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
     """The scenes of an episode in which some of the steps are the planner's."""
     scene = _start(env, task, rng)
     share = rng.choice(_PLANNER_SHARES)
-    useful, scenes = ALL_TASKS[task].useful, []
+    names = actions_of(env)
+    useful, scenes = [action for action in ALL_TASKS[task].useful if action in names], []
     for _ in range(_LONGEST):
         scenes.append(scene)
         told = _planned(scene) if rng.random() < share else None
         action = str(rng.choice(told.best if told is not None else useful))
-        _, _, terminated, truncated, _ = env.step(ACTIONS.index(action))
+        _, _, terminated, truncated, _ = env.step(names.index(action))
         if terminated or truncated:
             break
         scene = Scene(task, env.mission, view_of(env))
@@ -91,11 +114,12 @@ def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
 def _start(env: Any, task: str, rng: np.random.Generator) -> Scene:
     """An episode's first scene."""
     several = rng.random() < _SEVERAL.get(task, 0)
-    while True:
+    for _ in range(_STARTS):
         env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
         scene = Scene(task, env.mission, view_of(env))
         if len(scene.targets) > 1 or not several:
-            return scene
+            break
+    return scene
 
 
 def _placed(scene: Scene, rng: np.random.Generator) -> View:

@@ -26,13 +26,14 @@ class School:
     Attributes:
         checkpoint: the folder whose tokenizer and chat template they are written with.
         prompts: the prompt set's name or folder.
-        env_ids, seed: of the samples.
+        env_ids, task, seed: of the samples.
         size: lessons in a block.
     """
 
     checkpoint: Path
     prompts: str
     env_ids: tuple[str, ...]
+    task: str | None
     seed: int
     size: int
 
@@ -67,7 +68,7 @@ class School:
 def _desk(school: School) -> tuple[Sampler, LessonWriter]:
     checkpoint = read_checkpoint(school.checkpoint, weights=False)
     writer = LessonWriter(checkpoint, load_prompt_set(school.prompts))
-    return Sampler(school.env_ids, school.seed), writer
+    return Sampler(school.env_ids, school.seed, school.task), writer
 
 
 def _leave_signals_alone() -> None:

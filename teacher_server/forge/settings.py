@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-from gridworld.tasks import TASKS, UnknownEnvironment, task_of
+from gridworld.environments import make
+from gridworld.tasks import ALL_TASKS, TASKS, UnknownEnvironment, UnknownTask, family_of, task_key
 from teacher_server.command_line import Folder, PromptSetName, ValueName, flags_and_variables
 
 _OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device", "workers", "compile"}
@@ -21,7 +22,7 @@ def _split(value: Any) -> Any:
 
 def _known(env_id: str) -> str:
     try:
-        task_of(env_id)
+        make(env_id)
     except UnknownEnvironment as error:
         raise ValueError(str(error)) from error
     return env_id
@@ -65,6 +66,11 @@ class ForgeSettings(BaseSettings):
         description="environments whose states it is taught, a list: ID,ID; the prompt set has to know"
         " their tasks",
     )
+    task: str | None = Field(
+        default=None,
+        description=f"which of {', '.join(ALL_TASKS)} the environments in --env are that are of none of these"
+        " families; MiniGrid's empty room is a lava_gap without lava",
+    )
     pictures: int = Field(
         default=8_000,
         ge=0,
@@ -95,6 +101,23 @@ class ForgeSettings(BaseSettings):
         default=300, gt=0, allow_inf_nan=False, description="seconds between savings of run and checkpoint"
     )
     progress: bool = Field(default=True, description="tell on stderr how far it is")
+
+    @model_validator(mode="after")
+    def _tasks_known(self) -> Self:
+        if self.task is not None and self.task not in ALL_TASKS:
+            raise ValueError(
+                f"--task: the planner, who teaches, knows {', '.join(ALL_TASKS)}, not {self.task}"
+            )
+        _ = self.tasks
+        return self
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The environments, each with its task's key."""
+        try:
+            return {env_id: task_key(env_id, None if family_of(env_id) else self.task) for env_id in self.env}
+        except UnknownTask as error:
+            raise ValueError(str(error)) from error
 
     def of_the_result(self) -> dict[str, Any]:
         """The settings that change what comes of a run, for JSON."""

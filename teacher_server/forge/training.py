@@ -58,7 +58,9 @@ class Run:
         self._trainee, self.device = trainee, device
         self._patches = Patches(processor)
         size = settings.batch_size * _BATCHES_IN_A_BLOCK
-        self._school = School(checkpoint.folder, settings.prompts, settings.env, settings.seed, size)
+        self._school = School(
+            checkpoint.folder, settings.prompts, settings.env, settings.task, settings.seed, size
+        )
         self._optimizer = trainee.optimizer(settings.learning_rate)
         if settings.compile:
             compile_layers(trainee.model)

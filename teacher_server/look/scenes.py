@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import gymnasium
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from gridworld.environments import in_a_line, make
+from gridworld.environments import actions_of, in_full, make
 from gridworld.pictures import Picture, draw
 from gridworld.tasks import ACTIONS, ALL_TASKS, UnknownEnvironment
 from gridworld.views import view_of
@@ -69,7 +69,7 @@ def replay(moment: Moment) -> tuple[Scene, Picture]:
         env = make(moment.env_id)
     except UnknownEnvironment as error:
         raise BadMoment("env_id", str(error)) from error
-    has = ACTIONS[: int(env.action_space.n)]  # type: ignore[attr-defined]
+    has = actions_of(env)
     total, end = 0.0, None
     try:
         env.reset(seed=moment.seed)
@@ -78,7 +78,7 @@ def replay(moment: Moment) -> tuple[Scene, Picture]:
                 raise BadMoment("actions", f"the episode ended after {step} actions; leave the others out")
             if action not in has:
                 raise BadMoment("actions", f"{moment.env_id} has no action {action}; it has {', '.join(has)}")
-            _, reward, terminated, truncated, _ = env.step(ACTIONS.index(action))
+            _, reward, terminated, truncated, _ = env.step(has.index(action))
             total += float(reward)
             end = _end(total, terminated, truncated)
         scene = Scene(
@@ -93,7 +93,7 @@ def replay(moment: Moment) -> tuple[Scene, Picture]:
     except BadMoment:
         raise
     except Exception as error:  # an environment can raise anything
-        raise BadMoment("env_id", f"{moment.env_id} fails: {in_a_line(error)}") from error
+        raise BadMoment("env_id", f"{moment.env_id} fails: {in_full(error)}") from error
 
 
 def sizes(task: str) -> tuple[str, ...]:

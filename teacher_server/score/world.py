@@ -6,11 +6,13 @@ from typing import Literal
 
 import numpy as np
 
-from gridworld.environments import make
+from gridworld import environments
+from gridworld.environments import failure, make
 from gridworld.planner import NoPlan, plan
 from gridworld.scenes import Scene
 from gridworld.tasks import ACTIONS, ALL_TASKS, EVALUATION_SEEDS
 from gridworld.views import view_of
+from teacher_server.command_line import CannotStart
 from teacher_server.score.figures import Failure
 
 _FIRST_SEED = EVALUATION_SEEDS + 2**29
@@ -29,7 +31,8 @@ class World:
     def __init__(
         self, env_id: str, task: str, seed_of: Callable[[int], int], failures: list[Failure] | None = None
     ) -> None:
-        self._env, self._task, self._seed_of = make(env_id), task, seed_of
+        self._env_id, self._env, self._task, self._seed_of = env_id, make(env_id), task, seed_of
+        self._numbers = {ACTIONS.index(name): i for i, name in enumerate(environments.actions_of(self._env))}
         self._failures = failures
         self._episode, self._seed = -1, 0
         self._actions: list[str] = []
@@ -37,25 +40,46 @@ class World:
         self.length = 0
 
     def reset(self) -> Scene:
-        """Starts the next episode."""
+        """Starts the next episode.
+
+        Raises:
+            CannotStart: the environment fails there.
+        """
         self._episode += 1
         self.total, self.length = 0.0, 0
         self._seed, self._actions = self._seed_of(self._episode), []
-        self._env.reset(seed=self._seed)
-        return self._scene()
+        try:
+            self._env.reset(seed=self._seed)
+            return self._scene()
+        except Exception as error:  # an environment can raise anything
+            raise self._failed(error) from error
 
     def step(self, action: int) -> tuple[Scene, float, bool, bool]:
-        """What is seen next, reward, terminated, truncated."""
-        _, reward, terminated, truncated, _ = self._env.step(action)
-        self.total += float(reward)
+        """What is seen next, reward, terminated, truncated.
+
+        Args:
+            action: by its number among MiniGrid's.
+
+        Raises:
+            CannotStart: the environment fails there.
+        """
         self.length += 1
         self._actions.append(ACTIONS[action])
+        try:
+            _, reward, terminated, truncated, _ = self._env.step(self._numbers[action])
+            self.total += float(reward)
+            scene = self._scene()
+        except Exception as error:
+            raise self._failed(error) from error
         if (terminated or truncated) and self.total <= 0 and self._failures is not None:
             end: Literal["failure", "time_out"] = "failure" if terminated else "time_out"
             self._failures.append(
                 Failure(seed=self._seed, actions=self._actions, episode_return=self.total, end=end)
             )
-        return self._scene(), float(reward), terminated, truncated
+        return scene, float(reward), terminated, truncated
+
+    def _failed(self, error: Exception) -> CannotStart:
+        return CannotStart(failure(self._env_id, self._seed, self.length, error))
 
     def _scene(self) -> Scene:
         return Scene(self._task, self._env.mission, view_of(self._env))
@@ -71,7 +95,7 @@ class State:
 
 def actions_of(env_id: str) -> tuple[str, ...]:
     """The names of an environment's actions."""
-    return ACTIONS[: int(make(env_id).action_space.n)]  # type: ignore[attr-defined]
+    return environments.actions_of(make(env_id))
 
 
 def held_out_states(env_id: str, task: str, count: int, seed: int) -> list[State]:
