@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gridworld.tiles import Picture as Picture
 from gridworld.tiles import tile_picture
 from gridworld.views import COLOURS, EMPTY, View, code, names_of
+
+Picture = NDArray[np.uint8]
+"""uint8 [height, width, 3], RGB."""
 
 TILE = 28
 """Pixels a tile, unless said otherwise: the size of one visual token of Qwen2.5-VL."""
@@ -46,15 +48,19 @@ _BESIDE = [
     *(code("door", colour, state) for state in range(3) for colour in COLOURS),
 ]
 """What can be seen in a cell without the agent..."""
-_UNDER = [cell for cell in _BESIDE if cell != code("wall", "grey")] + [code("goal", "grey")]
-"""... and beneath it."""
-_LOOKS = [
-    _Look(cell, heading, highlighted)
+_UNDER = [cell for cell in _BESIDE if cell not in (code("wall", "grey"), code("goal", "red"))]
+_UNDER.append(code("goal", "grey"))
+"""... and beneath it. On a red goal the agent, as red, cannot be seen."""
+_GROUPS = [
+    [_Look(cell, heading, highlighted) for cells, headings in group for cell in cells for heading in headings]
     for highlighted in (False, True)
-    for cells, headings in ((_BESIDE, (None,)), (_UNDER, range(4)))
-    for cell in cells
-    for heading in headings
+    for group in (
+        [(_BESIDE, (None,)), ([EMPTY], range(4))],
+        [([cell for cell in _UNDER if cell != EMPTY], range(4))],
+    )
 ]
+"""All looks, common ones first: drawing them for the first time takes a while."""
+_LOOKS = [look for group in _GROUPS for look in group]
 _FREE = [look for look in _LOOKS if look.heading is None and names_of(look.cell)[0] in ("empty", "floor")]
 """Every grid shows one of these somewhere: their lines tell the size of a tile."""
 
@@ -151,7 +157,7 @@ def _find_tile(picture: Picture) -> tuple[int, list[_Look | None]]:
         tiles = [pixels_P.tobytes() for pixels_P in _cut(picture, tile)]
         # Few tiles of other sizes need be drawn
         if not _free(tile).isdisjoint(tiles):
-            looks = [_drawn(tile).get(pixels) for pixels in tiles]
+            looks = [_recognise(pixels, tile) for pixels in tiles]
             known = sum(look is not None for look in looks) / len(looks)
             if known == 1:
                 return tile, looks
@@ -166,10 +172,15 @@ def _free(tile: int) -> frozenset[bytes]:
     return frozenset(_pixels(look, tile).tobytes() for look in _FREE)
 
 
-@lru_cache(maxsize=8)
-def _drawn(tile: int) -> dict[bytes, _Look]:
-    """All looks by their pixels."""
-    return {_pixels(look, tile).tobytes(): look for look in _LOOKS}
+def _recognise(pixels: bytes, tile: int) -> _Look | None:
+    looks = (_drawn(tile, group).get(pixels) for group in range(len(_GROUPS)))
+    return next((look for look in looks if look is not None), None)
+
+
+@lru_cache(maxsize=32)
+def _drawn(tile: int, group: int) -> dict[bytes, _Look]:
+    """The looks of a group by their pixels."""
+    return {_pixels(look, tile).tobytes(): look for look in _GROUPS[group]}
 
 
 def _pixels(look: _Look, tile: int) -> Picture:

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 
 from gridworld.views import CLASSES, COLOURS, KINDS, uncode
 
-Picture = NDArray[np.uint8]
-"""uint8 [height, width, 3], RGB."""
 Floats = NDArray[np.float64]
 Inside = Callable[[Floats, Floats], NDArray[np.bool_]]
 """Which of the points (x, y) lie inside of a shape; a tile's sides go from 0 to 1."""
 
 
 @lru_cache(maxsize=8192)
-def tile_picture(cell: int, heading: int | None, tile: int, highlighted: bool = False) -> Picture:
+def tile_picture(cell: int, heading: int | None, tile: int, highlighted: bool = False) -> NDArray[np.uint8]:
     """What MiniGrid draws of a cell: uint8 [tile, tile, 3].
 
     Args:
@@ -44,7 +42,7 @@ def _thing(cell: int) -> WorldObj | None:
     return thing
 
 
-def _fill_coords(img: Picture, inside: Inside, color: Any) -> Picture:
+def _fill_coords(img: NDArray[np.uint8], inside: Inside, color: Any) -> NDArray[np.uint8]:
     height, width = img.shape[:2]
     x_1W, y_H1 = (np.arange(width)[None] + 0.5) / width, (np.arange(height)[:, None] + 0.5) / height
     img[np.broadcast_to(inside(x_1W, y_H1), (height, width))] = color

@@ -8,12 +8,24 @@ import numpy as np
 import pytest
 from minigrid.core.constants import COLOR_NAMES
 from minigrid.core.grid import Grid
-from minigrid.core.world_object import WorldObj
+from minigrid.core.world_object import Ball, Box, Door, Floor, Goal, Key, Lava, Wall, WorldObj
 from PIL import Image
 
-from gridworld.pictures import TILE, TILE_SIZES, Picture, UnreadablePicture, draw, encode_png, read, tile_size
+from gridworld.pictures import (
+    TILE,
+    TILE_SIZES,
+    Picture,
+    UnreadablePicture,
+    draw,
+    encode_png,
+    read,
+    tile_size,
+    without_highlights,
+)
 from gridworld.tasks import ALL_TASKS
-from gridworld.views import EMPTY, View, code, uncode, view_of
+from gridworld.tiles import tile_picture
+from gridworld.views import EMPTY, View, code, encode_cells, view_of
+from tests.student.odd_rooms import Star
 
 pytestmark = pytest.mark.unit
 
@@ -46,22 +58,38 @@ def _random_episode(env_id: str, seed: int) -> list[View]:
     return views
 
 
-def _gallery() -> View:
-    """Every object of the families in every colour and state, 5 rows of 15, the agent not among them."""
-    things = [code("goal", "green"), code("lava", "red")]
+def _things() -> dict[int, WorldObj | None]:
+    """Everything that MiniGrid's grids can hold, made by its own classes, by cell code."""
+    things: dict[int, WorldObj | None] = {EMPTY: None, code("lava"): Lava()}  # type: ignore[no-untyped-call]
     for colour in COLOR_NAMES:
-        things += [code(kind, colour) for kind in ("ball", "key", "box", "floor")]
-        things += [code("door", colour, state) for state in range(3)]
-    wall = code("wall", "grey")
-    cells_C = np.array([*things, *[wall] * 29, *[EMPTY] * 2], np.uint8)
-    return View(cells_C.reshape(5, 15), 14, 4, 0)
+        for made_of in (Wall, Floor, Goal, Ball, Key):
+            things[code(made_of.__name__.lower(), colour)] = made_of(colour)
+        things[code("box", colour)] = Box(colour, contains=Ball("red"))
+        for state in range(3):
+            things[code("door", colour, state)] = Door(colour, is_open=state == 0, is_locked=state == 2)
+    return things
+
+
+def _gallery(*without: int) -> tuple[View, Grid]:
+    """A view with all of these side by side, the agent in a free cell, and MiniGrid's grid of the same."""
+    cells = [cell for cell in _things() if cell not in without]
+    cells += [EMPTY] * (-len(cells) % 8 or 8)
+    grid = Grid(8, len(cells) // 8)
+    grid.grid = [_things()[cell] for cell in cells]
+    cells_HW = np.array(cells, np.uint8).reshape(grid.height, grid.width)
+    return View(cells_HW, 7, grid.height - 1, 0), grid
+
+
+def _alike() -> list[int]:
+    """Walls and goals of one colour are the same picture: those that are not read as what they are."""
+    return [code("wall", colour) for colour in COLOR_NAMES if colour != "grey"] + [code("goal", "grey")]
 
 
 def _rendered(view: View, tile: int) -> Picture:
     """MiniGrid's own picture of a view of any shape."""
     height, width = view.cells_HW.shape
     grid = Grid(width, height)
-    grid.grid = [WorldObj.decode(*uncode(cell)) for cell in view.cells_HW.ravel().tolist()]
+    grid.grid = [_things()[cell] for cell in view.cells_HW.ravel().tolist()]
     return grid.render(tile, agent_pos=(view.x, view.y), agent_dir=view.heading)
 
 
@@ -104,22 +132,56 @@ def test_oblong_views_are_drawn_and_read(height: int, width: int, tile: int) -> 
     assert read(picture) == view
 
 
-@pytest.mark.parametrize("tile", [8, 9, 13, 16])
+@pytest.mark.parametrize(("tile", "seen"), [(8, False), (9, True)])
+def test_all_that_minigrid_draws_is_drawn_pixel_for_pixel(tile: int, seen: bool) -> None:
+    for cell, thing in _things().items():
+        for heading in (None, 0, 1, 2, 3):
+            theirs = Grid.render_tile(thing, agent_dir=heading, highlight=seen, tile_size=tile)
+            np.testing.assert_array_equal(tile_picture(cell, heading, tile, seen), theirs.astype(np.uint8))
+
+
+def test_a_view_of_all_things_is_drawn_as_minigrid_does() -> None:
+    view, grid = _gallery()
+    assert encode_cells(grid) == view.cells_HW.tobytes()
+    np.testing.assert_array_equal(draw(view, 12), grid.render(12, (view.x, view.y), view.heading))
+
+
+def test_what_another_package_draws_of_its_own_is_not_drawn_for_minigrids() -> None:
+    """MiniGrid keeps tiles by type, colour and state alone."""
+    white = Star("purple")
+    Grid.render_tile(white, tile_size=10)
+    assert (Grid.render_tile(Ball("purple"), tile_size=10) == 255).any()
+    assert not (tile_picture(code("ball", "purple"), None, 10) == 255).any()
+
+
+@pytest.mark.parametrize("tile", [8, 9, 13, 28])
 def test_every_object_is_told_from_every_other(tile: int) -> None:
-    view = _gallery()
-    picture = draw(view, tile)
-    np.testing.assert_array_equal(picture, _rendered(view, tile))
-    assert read(picture) == view
+    view, _ = _gallery(*_alike())
+    assert read(draw(view, tile)) == view
 
 
-@pytest.mark.parametrize("heading", range(4))
-@pytest.mark.parametrize("kind", ["empty", "goal", "lava", "floor", "door"])
-def test_the_agent_is_read_with_what_it_stands_on(kind: str, heading: int) -> None:
-    for colour in {"empty": ["red"], "goal": ["green"], "lava": ["red"]}.get(kind, COLOR_NAMES):
+@pytest.mark.parametrize("colour", COLOR_NAMES)
+def test_a_square_of_one_colour_is_a_goal_or_a_grey_wall(colour: str) -> None:
+    for kind in ("wall", "goal"):
         cells_HW = np.full((3, 4), EMPTY, np.uint8)
-        cells_HW[1, 2] = code(kind, colour)
+        cells_HW[1, 1] = code(kind, colour)
+        read_as = read(draw(View(cells_HW, 3, 1, 0), 12)).cells_HW[1, 1]
+        assert read_as == code("wall" if colour == "grey" else "goal", colour)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("heading", range(4))
+def test_the_agent_is_read_with_what_it_stands_on(heading: int, seen: bool) -> None:
+    for cell, thing in _things().items():
+        if thing is not None and (thing.type == "wall" or cell == code("goal", "red")):
+            continue  # nobody stands in a wall, and on a red goal the red agent cannot be seen
+        cells_HW = np.full((3, 4), EMPTY, np.uint8)
+        cells_HW[1, 2] = cell
         view = View(cells_HW, 2, 1, heading)
-        assert read(_rendered(view, 10)) == view
+        picture = draw(view, 10)
+        if seen:
+            picture[10:20, 20:30] = tile_picture(cell, heading, 10, highlighted=True)
+        assert read(picture) == view
 
 
 @pytest.mark.parametrize("tile", [*range(8, 24), 27, 32, 64])
@@ -153,7 +215,8 @@ def test_a_jpeg_is_read(env_id: str, tile: int, quality: int) -> None:
 
 @pytest.mark.parametrize("quality", [75, 90])
 def test_every_object_is_read_from_a_jpeg(quality: int) -> None:
-    assert read(_jpeg(draw(_gallery(), 28), quality)) == _gallery()
+    view, _ = _gallery(*_alike())
+    assert read(_jpeg(draw(view, 28), quality)) == view
 
 
 @pytest.mark.parametrize(
@@ -211,30 +274,53 @@ def test_two_agents_are_both_named() -> None:
         read(picture)
 
 
-@pytest.mark.parametrize("tile", [8, 16, 28])
-@pytest.mark.parametrize("env_id", _ONE_OF_EACH)
-def test_minigrids_highlighted_frame_is_refused(env_id: str, tile: int) -> None:
+@pytest.mark.parametrize("tile", [8, 21, 28, 32])
+@pytest.mark.parametrize("env_id", [*_ONE_OF_EACH, "MiniGrid-FourRooms-v0", "MiniGrid-Empty-5x5-v0"])
+def test_gymnasiums_picture_is_read_and_loses_its_highlights(env_id: str, tile: int) -> None:
     rng = np.random.default_rng(tile)
+    env: Any = gymnasium.make(env_id, render_mode="rgb_array", tile_size=tile).unwrapped
     for seed in range(3):
-        env = _world(env_id, seed)
+        env.reset(seed=seed)
         for _ in range(3):
-            highlighted = env.get_frame(highlight=True, tile_size=tile)
-            assert (highlighted != draw(view_of(env), tile)).any()
-            with pytest.raises(UnreadablePicture):
-                read(highlighted)
+            shown, view = env.render(), view_of(env)
+            plain = env.get_frame(highlight=False, tile_size=tile)
+            assert (shown != plain).any()
+            assert read(shown) == view
+            np.testing.assert_array_equal(without_highlights(shown), plain)
+            if tile >= 21:
+                np.testing.assert_array_equal(without_highlights(_jpeg(shown, 75)), plain)
             env.step(rng.choice([0, 1, 2]))
+
+
+def test_a_picture_without_highlights_stays_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    plain = draw(view_of(_world("MiniGrid-Fetch-8x8-N3-v0")), 28)
+    pink = np.full_like(plain, 76)
+    pink[..., 0] = 255  # what a highlighted agent looks like
+    torn = _world("MiniGrid-Fetch-8x8-N3-v0").get_frame(tile_size=28)
+    torn[30:40, 30:40] = 77
+    for picture in (plain, _jpeg(plain, 75), rng.integers(0, 256, plain.shape, np.uint8), pink, torn):
+        assert without_highlights(picture) is picture
+
+
+@pytest.mark.parametrize("tile", [8, 28, 32])
+@pytest.mark.parametrize("env_id", [*_ONE_OF_EACH, "MiniGrid-FourRooms-v0"])
+def test_the_agents_own_view_is_refused_by_name(env_id: str, tile: int) -> None:
+    env = _world(env_id)
+    for seed in range(4):
+        env.reset(seed=seed)
+        with pytest.raises(UnreadablePicture, match=r"own view \(agent_pov\)"):
+            read(env.get_frame(tile_size=tile, agent_pov=True))
 
 
 @pytest.mark.parametrize("tile", [16, 28])
 @pytest.mark.parametrize("env_id", _ONE_OF_EACH)
 def test_the_tile_size_is_found_even_where_the_picture_is_no_view(env_id: str, tile: int) -> None:
-    world = _world(env_id)
-    view = view_of(world)
+    view = view_of(_world(env_id))
     spoilt = draw(view, tile)
     spoilt[tile : 2 * tile, : 2 * tile] = 255
     nobody = _rendered(View(view.cells_HW, -1, -1, 0), tile)
-    highlighted = world.get_frame(highlight=True, tile_size=tile)
-    for picture in (spoilt, nobody, highlighted):
+    for picture in (spoilt, nobody):
         assert tile_size(picture) == tile
         with pytest.raises(UnreadablePicture):
             read(picture)

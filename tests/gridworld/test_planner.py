@@ -398,3 +398,80 @@ def test_the_room_is_drawn_as_it_is_meant() -> None:
     assert plan(View(_room("A.G"), 1, 1, 0), "lava_gap", "", ["forward"]).probabilities == {"forward": 1.0}
     fetch = plan(View(_room("A.o"), 1, 1, 0), "fetch", "get a blue ball", ["forward", "pickup"])
     assert max(fetch.probabilities, key=fetch.probabilities.__getitem__) == "forward"
+
+
+def _walled(*things: tuple[int, int, int], walls: str = "grey") -> View:
+    """6 x 6 with the agent at (1, 1), facing right; things: x, y and cell code."""
+    cells_HW = np.full((6, 6), EMPTY, np.uint8)
+    cells_HW[[0, -1], :] = cells_HW[:, [0, -1]] = code("wall" if walls == "grey" else "goal", walls)
+    for x, y, cell in things:
+        cells_HW[y, x] = cell
+    return View(cells_HW, 1, 1, 0)
+
+
+_RED, _BLUE = (4, 1, code("goal", "red")), (1, 4, code("goal", "blue"))
+
+
+@pytest.mark.parametrize(
+    ("mission", "things", "walls", "best", "target"),
+    [
+        (
+            "get to the red goal square",
+            (_RED, _BLUE),
+            "grey",
+            "forward",
+            "the red goal square at column 4, row 1",
+        ),
+        (
+            "get to the blue goal square",
+            (_RED, _BLUE),
+            "grey",
+            "right",
+            "the blue goal square at column 1, row 4",
+        ),
+        ("go", ((1, 4, _GOAL), _RED), "grey", "right", "the green goal square at column 1, row 4"),
+        ("go", (_BLUE,), "grey", "right", "the blue goal square at column 1, row 4"),
+        ("go", (_BLUE, (4, 4, _GOAL)), "red", "forward", "the green goal square at column 4, row 4"),
+    ],
+)
+def test_the_goal_is_the_one_that_the_mission_names(
+    mission: str, things: tuple[tuple[int, int, int], ...], walls: str, best: str, target: str
+) -> None:
+    """Other goals end an episode: nobody steps on them on the way."""
+    for task in ("lava_gap", "dynamic_obstacles"):
+        told = plan(_walled(*things, walls=walls), task, mission, ("left", "right", "forward"))
+        assert told.best == (best,)
+        assert f"Target: {target}." in told.analysis
+
+
+def test_a_goal_of_another_colour_is_gone_round() -> None:
+    view = _walled((2, 1, code("goal", "blue")), (4, 1, code("goal", "red")))
+    told = plan(view, "lava_gap", "get to the red goal square", ("left", "right", "forward"))
+    assert told.probabilities["forward"] == 0
+    assert "Hazards: column 2, row 1." in told.analysis
+
+
+@pytest.mark.parametrize(
+    ("mission", "things", "walls", "field", "said"),
+    [
+        ("go", (_RED, _BLUE), "grey", "mission", "does not say which goal: the picture shows red and blue"),
+        ("not the red goal but the blue goal", (_RED, _BLUE), "grey", "mission", "does not say which goal"),
+        ("get to the red goal square", (_BLUE,), "grey", "image", "shows no red goal square"),
+        ("go", (), "grey", "image", "shows no green goal square"),
+        ("go", ((4, 4, _GOAL),), "green", "image", "green squares on the edge of the grid"),
+    ],
+)
+def test_no_goal_is_guessed(
+    mission: str, things: tuple[tuple[int, int, int], ...], walls: str, field: str, said: str
+) -> None:
+    with pytest.raises(NoPlan, match=said) as caught:
+        plan(_walled(*things, walls=walls), "lava_gap", mission, ("left", "right", "forward"))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("task", ["lava_gap", "go_to_object"])
+def test_floor_tiles_are_walked_over(task: str) -> None:
+    target = _RED if task == "lava_gap" else (4, 1, code("ball", "red"))
+    floors = [(x, y, code("floor", "blue")) for x in (2, 3) for y in range(1, 5)]
+    mission = "go to the red goal" if task == "lava_gap" else "go to the red ball"
+    assert plan(_walled(target, *floors), task, mission, ACTIONS).best == ("forward",)

@@ -90,3 +90,13 @@ def test_the_direction_is_where_steps_of_the_agents_own_lead(task: str) -> None:
 def test_scenes_have_the_same_key_when_they_are_the_same() -> None:
     (first, _), (again, _), (other, _) = (_scenes("fetch", range(n, n + 1))[0] for n in (3, 3, 4))
     assert first.key == again.key != other.key
+
+
+def test_the_goal_sought_has_its_colour() -> None:
+    env = gymnasium.make("tests.student.odd_rooms:Odd-TwoGoals-v0")
+    env.reset()
+    view = view_of(env)
+    scene = Scene("lava_gap", "get to the red goal square", view)
+    assert (scene.sought, scene.name((4, 4))) == ("red goal square", "red goal square")
+    assert scene.name((1, 4)) == "blue goal square"
+    assert scene.targets == [(4, 4)]

@@ -13,7 +13,21 @@ from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
 from gridworld.tasks import ALL_TASKS
-from gridworld.views import EMPTY, HEADINGS, N_CELL_CODES, STEPS, View, code, encode_cells, uncode, view_of
+from gridworld.views import (
+    COLOURS,
+    EMPTY,
+    HEADINGS,
+    KINDS,
+    N_CELL_CODES,
+    STEPS,
+    Unobservable,
+    View,
+    code,
+    encode_cells,
+    uncode,
+    view_of,
+)
+from tests.student.odd_rooms import Coin, Ice, Star
 
 pytestmark = pytest.mark.unit
 
@@ -76,6 +90,33 @@ def test_codes_are_one_for_each_encoding() -> None:
                 encoding = (OBJECT_TO_IDX[kind], COLOR_TO_IDX[colour], state)
                 assert uncode(code(kind, colour, state)) == encoding
     assert uncode(EMPTY) == (OBJECT_TO_IDX["empty"], 0, 0), "as Grid.encode writes a cell without an object"
+
+
+def test_kinds_and_colours_are_minigrids_and_stay_so_when_others_add_to_them() -> None:
+    assert dict(zip(KINDS, range(11), strict=True)).items() <= OBJECT_TO_IDX.items()
+    assert dict(zip(COLOURS, range(6), strict=True)).items() <= COLOR_TO_IDX.items()
+
+
+def test_what_is_none_of_minigrids_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECT_TO_IDX, "ice", 11)
+    monkeypatch.setitem(COLOR_TO_IDX, "orange", 6)
+    refused = {
+        "a blue ice is none of MiniGrid's": Ice(),
+        "an orange ball is none of MiniGrid's": Ball("orange"),
+        r"Star, a red ball, draws itself in its own render\(\)": Star("red"),
+    }
+    grid = Grid(3, 3)
+    for said, thing in refused.items():
+        grid.grid[4] = thing
+        with pytest.raises(Unobservable, match=said) as caught:
+            encode_cells(grid)
+        assert "\n" not in str(caught.value)
+    grid.grid[4] = Coin("red")  # of another class, and drawn as MiniGrid draws a ball
+    assert encode_cells(grid)[4] == code("ball", "red")
+    lava = Lava()  # type: ignore[no-untyped-call]
+    lava.color = "blue"
+    grid.grid[4] = lava
+    assert encode_cells(grid)[4] == code("lava", "red"), "it is the same picture"
 
 
 def test_headings_are_minigrids() -> None:

@@ -73,3 +73,20 @@ def test_a_sweeps_teacher_needs_to_be_told_the_task(tmp_path: Path) -> None:
     lines += [f'[env."{_ROOMS}"]', 'task = "lava_gap"']
     plan.write_text("\n".join(lines))
     assert read_plan(plan).settings_of("taught", "ppo", _ROOMS).task == "lava_gap"
+
+
+@pytest.mark.unit
+def test_a_run_whose_environment_fails_is_saved_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, flags = tmp_path / "run", ("--environments", "8", "--rollout-steps", "16", "--no-progress")
+    env = "tests.student.odd_rooms:Odd-Failing-v0"
+    assert main(["train", "--env", env, *flags, "--frames", "600", "--out", str(run)]) == 5
+    said = capsys.readouterr().err
+    assert "failed in step 21 of the episode with seed " in said
+    assert "RecursionError: rejection sampling failed; saved after 128 frames; mend it and go on with" in said
+    assert "Traceback" not in said
+    assert Run.open(run).load_checkpoint()["frames"] == 128
+    assert main(["train", "--resume", str(run)]) == 5
+    assert main(["evaluate", str(run), "--episodes", "2"]) == 2
+    assert f"the environment '{env}' failed in step 21 of" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import pytest
 from minigrid.minigrid_env import MiniGridEnv
 
 from gridworld.planner import plan
-from gridworld.tasks import EVALUATION_SEEDS, TASKS
+from gridworld.tasks import EVALUATION_SEEDS, TASKS, UnknownTask
+from teacher_server.command_line import CannotStart
 from teacher_server.forge import samples
 from teacher_server.forge.conversation import analysis_of
 from teacher_server.forge.samples import Sample, Sampler
@@ -110,3 +111,18 @@ def test_an_agent_is_put_where_it_can_go() -> None:
         row, column = sample.scene.here
         assert top < row < bottom
         assert left < column < right
+
+
+def test_an_environment_of_no_family_is_taught_as_the_task_that_is_named() -> None:
+    samples = Sampler(["MiniGrid-Empty-6x6-v0"], seed=0, task="lava_gap").block(0, 12)
+    for sample in samples:
+        scene = sample.scene
+        assert scene.task == "lava_gap"
+        assert sample.optimal == plan(scene.view, "lava_gap", scene.mission, tuple(sample.probabilities)).best
+    with pytest.raises(UnknownTask, match="--task is missing: MiniGrid-Empty-6x6-v0"):
+        Sampler(["MiniGrid-Empty-6x6-v0"], seed=0)
+
+
+def test_where_the_planner_has_nothing_to_do_there_is_nothing_to_teach() -> None:
+    with pytest.raises(CannotStart, match="nothing to do in tests"):
+        Sampler(["tests.student.odd_rooms:Odd-Coins-v0"], seed=0, task="go_to_door").block(0, 1)

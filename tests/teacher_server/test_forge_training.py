@@ -200,7 +200,9 @@ def test_a_process_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (["--env", "MiniGrid-DoorKey-6x6-v0"], "unknown environment 'MiniGrid-DoorKey-6x6-v0'"),
+        (["--env", "MiniGrid-Nowhere-v0"], "unknown environment 'MiniGrid-Nowhere-v0'"),
+        (["--env", "MiniGrid-Empty-6x6-v0"], "--task is missing: MiniGrid-Empty-6x6-v0 is none of"),
+        (["--task", "maze"], "--task: the planner, who teaches, knows lava_gap"),
         (["--env", "MiniGrid-GoToObject-6x6-N2-v0"], "of which the prompt set compact says nothing"),
         (["--samples", "0"], "--samples"),
         (["--prompts", "nothing"], "no prompt set 'nothing'"),

@@ -5,12 +5,16 @@ import io
 import struct
 import tracemalloc
 import zlib
+from typing import Any
 
+import gymnasium
+import minigrid  # noqa: F401  (registers the environments)
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
+from gridworld.pictures import encode_png
 from teacher_server.images import BadPicture, decode, from_base64
 
 pytestmark = pytest.mark.unit
@@ -51,6 +55,15 @@ def test_png_and_jpeg_become_rgb(kind: str, mode: str) -> None:
     assert picture.dtype == np.uint8
     assert picture[0, 0, 0] > 250
     assert picture[0, 0, 1] < 5
+
+
+def test_a_picture_of_gymnasiums_own_is_the_plain_picture() -> None:
+    """MiniGrid's `rgb_array` highlights what the agent sees."""
+    env: Any = gymnasium.make("MiniGrid-Fetch-6x6-N2-v0", render_mode="rgb_array").unwrapped
+    env.reset(seed=3)
+    shown, plain = env.render(), env.get_frame(highlight=False)
+    assert (shown != plain).any()
+    np.testing.assert_array_equal(decode(encode_png(shown), max_pixels=MAX_PIXELS), plain)
 
 
 def test_base64_is_taken_literally() -> None:
