@@ -205,6 +205,29 @@ def test_the_planner_is_shown_the_picture_as_it_comes(http: httpx.Client, ask_ab
     assert http.post("/look/prepared", json={"image": black}).json()["grid"] is None
 
 
+def test_a_picture_as_gymnasium_draws_it_is_shown_and_answered_without_its_highlights(
+    http: httpx.Client,
+) -> None:
+    env = gymnasium.make("MiniGrid-LavaGapS6-v0", render_mode="rgb_array")
+    env.reset(seed=3)
+    scene = http.post("/look/scene", json={"env_id": "MiniGrid-LavaGapS6-v0", "seed": 3}).json()
+    highlighted, plain = _png(env.render()), scene["image"]
+    answers = {}
+    for image in (highlighted, plain):
+        shown = http.post("/look/prepared", json={"image": image}).json()
+        question = {
+            "image": image,
+            "mission": scene["mission"],
+            "task": "lava_gap",
+            "actions": ALL_TASKS["lava_gap"].useful,
+        }
+        planned, asked = (http.post(path, json=question).json() for path in ("/look/planner", "/policy"))
+        size = shown["grid"]["columns"], shown["grid"]["rows"]
+        answers[image] = size, planned["probabilities"], asked["probabilities"]
+        assert (_pixels(shown["image"]) == draw(view_of(env.unwrapped), shown["width"] // 6)).all()
+    assert answers[highlighted] == answers[plain]
+
+
 @pytest.mark.parametrize("path", ["/look/prepared", "/look/planner"])
 def test_a_picture_that_cannot_be_used(http: httpx.Client, ask_about: AskAbout, path: str) -> None:
     rest = {} if path == "/look/prepared" else ask_about("MiniGrid-LavaGapS5-v0").model_dump()
