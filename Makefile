@@ -22,7 +22,7 @@ demo: setup ## a served vision-language model teaches a student; results in runs
 	$(BIN)/python -m student.demo
 
 test: lint ## lint, type-check and all tests that need no vLLM
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not docker and not operate and not chaos" --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not docker and not operate and not chaos" --numprocesses auto --dist worksteal --durations 15
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that need real vLLM, in an environment of their own
 	$(VLLM_VENV)/bin/pytest -m vllm
