@@ -34,8 +34,8 @@ _DOC = Path(__file__).parents[2] / "docs" / "export.md"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run whose weights were shaken, so that what it does varies from state to state."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    flags = ("--frames", "512", "--evaluation-episodes", "2", "--no-progress", "--out", str(folder))
-    assert main(["train", "--env", _ENV, *flags]) == 0
+    flags = ("--preset", "fast", "--frames", "512", "--evaluation-episodes", "2", "--no-progress")
+    assert main(["train", "--env", _ENV, "--out", str(folder), *flags]) == 0
     noise = torch.Generator().manual_seed(3)
 
     def shake(state: dict[str, Any]) -> None:

@@ -91,16 +91,16 @@ def test_a_task_of_ones_own_as_the_document_has_it(tmp_path: Path) -> None:
         env=os.environ | {"PATH": path},
     )
     assert done.returncode == 0, done.stderr
-    prompts = load_prompt_set(str(tmp_path / "my-prompts"))
+    prompts = load_prompt_set(str(tmp_path / "my-task"))
     assert prompts.tasks["empty"] == ("left", "right", "forward")
     assert "- There are no hazards. Going forward against a wall does nothing.\n" in done.stdout
     assert "get to the green goal square" in done.stdout
-    with Image.open(tmp_path / "my-prompts-empty-0.png") as image:
+    with Image.open(tmp_path / "my-task-empty-0.png") as image:
         assert image.size == (6 * 28, 6 * 28)
     summary = json.loads((tmp_path / "runs/empty-alone/summary.json").read_text())
     assert (summary["env"], summary["teacher"]) == ("MiniGrid-Empty-6x6-v0", None)
     assert summary["frames"] >= 1000
-    told = _run(tmp_path, "show", "./my-prompts", "--task", "empty")
+    told = _run(tmp_path, "show", "./my-task", "--task", "empty")
     assert told.returncode == 2
     assert "--env is missing: say in which environment to show the task empty" in told.stderr
 

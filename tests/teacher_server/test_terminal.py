@@ -75,6 +75,7 @@ def test_a_bar_fits_its_terminal_and_shows_the_most_important_figures(width: int
 def test_a_bar_without_a_terminal_is_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(terminal, "_speaker", "")  # as other commands in this process leave it
     with Bar(1000, "samples", name="pictures") as bar:
         bar.update(10, {"tile": "0.1"})
         assert capsys.readouterr().err == ""  # it has only begun
