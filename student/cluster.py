@@ -1,8 +1,11 @@
 """A sweep's tasks on a Ray cluster; the only file that imports ray."""
 
+import os
+import socket
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from student.workers import Outcome, Task, attempt
 from teacher_server.command_line import CannotStart
@@ -13,8 +16,12 @@ import sys, ray
 try:
     ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 except Exception as error:
-    sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    print(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    sys.exit(1)
 """
+_PORTS = (
+    "HOST:PORT is the head's (6379 unless it was started with --port), ray://HOST:PORT its clients' (10001)"
+)
 
 
 class RayWorkers:
@@ -28,8 +35,11 @@ class RayWorkers:
             jobs: tasks at once; None: as many as the cluster has CPUs for, now and later.
 
         Raises:
-            CannotStart: Ray is not installed, or no cluster answers.
+            CannotStart: Ray is not installed, the address is none, or no cluster takes this machine's tasks.
         """
+        address = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
+        if address != "auto":
+            check_listens(address)
         try:
             import ray  # noqa: PLC0415
         except ImportError as error:
@@ -76,8 +86,37 @@ class RayWorkers:
         self._ray.shutdown()
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Where HOST:PORT or ray://HOST:PORT is.
+
+    Raises:
+        CannotStart: the address has another form.
+    """
+    try:
+        place = urlsplit(f"//{address.removeprefix('ray://')}")
+        if place.hostname and place.port and place.netloc == address.removeprefix("ray://"):
+            return place.hostname, place.port
+    except ValueError:
+        pass
+    raise CannotStart(f"--ray {address!r} is no address: write HOST:PORT, ray://HOST:PORT or auto")
+
+
+def check_listens(address: str) -> None:
+    """Finds out why an address cannot be reached, which Ray does not say.
+
+    Raises:
+        CannotStart: it cannot.
+    """
+    try:
+        socket.create_connection(host_and_port(address), _ANSWER_S).close()
+    except OSError as error:
+        raise CannotStart(
+            f"no Ray cluster at {address}: {error.strerror or error}. `ray start --head` starts one. {_PORTS}"
+        ) from error
+
+
 def _check_answers(address: str) -> None:
-    """Ray itself waits minutes for an address that is not there, and cannot be interrupted while it does."""
+    """Ray itself waits minutes for an answer, and cannot be interrupted while it does."""
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE, address],
@@ -88,8 +127,18 @@ def _check_answers(address: str) -> None:
             encoding="utf-8",
         )
     except subprocess.TimeoutExpired as error:
-        raise CannotStart(
-            f"no Ray cluster answered at {address} for {_ANSWER_S} s; is it running? (`ray start --head`)"
-        ) from error
+        raise CannotStart(f"no Ray cluster answered at {address} for {_ANSWER_S} s. {_PORTS}") from error
     if probe.returncode != 0:
-        raise CannotStart(f"cannot use the Ray cluster at {address}: {probe.stderr.strip().splitlines()[-1]}")
+        lines = (probe.stdout.strip() or probe.stderr.strip()).splitlines()
+        raise CannotStart(refusal(address, lines[-1] if lines else f"it ended with {probe.returncode}"))
+
+
+def refusal(address: str, said: str) -> str:
+    """Why Ray does not connect and what to do, in a line, from the error that it raised."""
+    if "Could not find any running Ray" in said:  # Ray goes on with a flag that this command does not have
+        return (
+            f"--ray {address}: no Ray cluster runs on this machine: `ray start --head` starts one, `ray start"
+            " --address HOST:PORT` joins this machine to one. Elsewhere: --ray HOST:PORT"
+        )
+    advice = ". Install the cluster's versions here, or these there" if "Version mismatch" in said else ""
+    return f"cannot use the Ray cluster at {address}: {said.rstrip('. ')}{advice}"

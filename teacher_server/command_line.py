@@ -47,6 +47,7 @@ PromptSetName = Annotated[str, ValueName("NAME|DIR")]
 _UNITS = {"s": "SECONDS", "seconds": "SECONDS", "ms": "MILLISECONDS", "mib": "MIB", "gib": "GIB"}
 
 
+_OURS = frozenset({"gridworld", "student", "teacher_server"})
 _OF_COMPOSE = frozenset({"TEACHER_GPUS", "TEACHER_IMAGE", "TEACHER_RESTART", "STUDENT_IMAGE", "STUDENT_RUN"})
 """Variables of docker-compose.yml alone, which reach the containers with those of the commands."""
 
@@ -106,7 +107,7 @@ def dispatch(
     _warn_of_unknown_variables(program, settings)
     speak_as(f"{program} {name}")
     try:
-        return commands[name](rest)
+        return _run(program, commands[name], rest)
     except CannotStart as error:
         return fail(f"{program} {name}", error, 2)
     except KeyboardInterrupt:
@@ -114,6 +115,17 @@ def dispatch(
     except BrokenPipeError:  # `| head` has read enough; what is left to flush at the end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _run(program: str, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    try:
+        return command(arguments)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in _OURS:
+            raise
+        # The extras have the programs' names
+        raise CannotStart(f"it needs {package}: pip install 'lvlm2p[{program}]'") from error
 
 
 def fail(command: str, why: Exception | str, code: int) -> int:
@@ -169,10 +181,10 @@ def _warn_of_unknown_variables(program: str, settings: Sequence[str]) -> None:
     unknown = {
         name for name, value in given.items() if value and not names_a_service(name, value)
     } - _OF_COMPOSE
-    if not settings or not unknown:
-        return
     known: set[str] = set()
     for where in settings:
+        if unknown <= known:
+            return  # before the settings that load the most
         module, _, name = where.partition(":")
         known |= variables_of(getattr(importlib.import_module(module), name))
     for name in sorted(unknown - known):

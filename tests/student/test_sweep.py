@@ -425,8 +425,8 @@ def test_a_ray_cluster_that_does_not_answer(tmp_path: Path) -> None:
         process = _start(_write(tmp_path), tmp_path / "out", "--ray", address)
         said, errors = process.communicate(timeout=LONG_S)
     assert (process.returncode, said) == (2, "")
-    assert errors.splitlines() == [
-        f"student sweep: error: no Ray cluster answered at {address} for 15 s; is it running?"
-        " (`ray start --head`)"
-    ]
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith(
+        f"student sweep: error: no Ray cluster answered at {address} for 15 s. HOST:PORT is"
+    )
     assert time.monotonic() - began < 40
