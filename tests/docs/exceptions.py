@@ -8,20 +8,23 @@ import re
 
 VARIABLES = {
     "OMP_NUM_THREADS": "1",
-    "STUDENT_FRAMES": "640",
+    "STUDENT_FRAMES": "256",
     "STUDENT_EVALUATE_EVERY": "0",
     "STUDENT_EVALUATION_EPISODES": "2",
     "STUDENT_EPISODES": "2",
     "STUDENT_QUESTIONS": "2",
     "TEACHER_ENGINE": "transformers",
     "TEACHER_DEVICE": "cpu",
-    "TEACHER_PROMPTS": "compact",
     "TEACHER_SCORE_EPISODES": "2",
     "TEACHER_SCORE_STATES": "8",
-    "TEACHER_BENCH_QUESTIONS": "20",
+    "TEACHER_BENCH_QUESTIONS": "16",
+    "TEACHER_BENCH_ROUNDS": "2",
+    "TEACHER_BENCH_WARM_UP": "1",
     "TEACHER_FORGE_DEVICE": "cpu",
 }
 """Of every command: small sizes, and the engine that there is without vLLM. A page's flag wins over them."""
+
+_READERS = {"SCORE": "teacher (score|compare|replay)", "BENCH": "teacher bench", "FORGE": "teacher forge"}
 
 PLACEHOLDERS = {
     "DIR": "models/A",
@@ -34,6 +37,7 @@ PLACEHOLDERS = {
 SHORTER = {
     "--frames 120000": "--frames 1280",
     "--episodes 200": "--episodes 2",
+    "--rate 5,10": "--rate 20,40",
     "for t in ALL_TASKS.values() for e in t.env_ids": "for e in ALL_TASKS['lava_gap'].env_ids[:1]",
     "--max-mib 1024": "--max-mib 1",
     "tensorboard --logdir runs": "tensorboard --logdir runs --port 0",
@@ -41,41 +45,54 @@ SHORTER = {
 }
 """Parts of commands that take minutes, and what stands for them here."""
 
+SMOKE = {
+    "envs": '["MiniGrid-LavaGapS5-v0"]',
+    "seeds": "1",
+    "frames": "256",
+    "evaluate-every": "128",
+    "evaluation-episodes": "2",
+}
+"""What sweeps/smoke.toml says here instead: two short runs."""
+
 NOT_RUN = {
-    r"make .*": "the tests run within one of them",
+    r"([A-Z_]+=\S+ )*make .*": "the tests run within one of them",
     r"source .venv/bin/activate": "the tests' PATH begins with their environment",
-    r"(\S*/)?pip install .*": "the network: make setup installs all extras but vllm and ray",
+    r"(\S*/)?pip install .*": "the network; what can be installed: tools/resolve.py",
     r"(sudo )?apt-get .*": "the machine's own packages",
     r"git pull": "the network",
-    r"([A-Z_]+=\S+ )*docker .*": "a Docker engine: make test-docker",
-    r"vllm serve .*": "vLLM: make test-operate",
+    r"([A-Z_]+=\S+ )*docker .*": "a Docker engine: tests/docker/test_compose.py",
+    r"vllm serve .*": "vLLM: tests/operate/test_bench.py",
     r"teacher .* --openai-url .*": "a chat server: tests/teacher_server/test_attached.py",
-    r"teacher bench .* --vs-openai .*": "a chat server: tests/teacher_server/test_bench_command.py",
-    r"teacher (check|serve|bench) .*models/Qwen2.5-VL-3B-Instruct.*": "7 GiB of weights",
-    r"teacher serve .*--model DIR --prompts (compact|./my-\S+)": "a checkpoint that knows those labels",
-    r"student (train|evaluate) .*--task empty .*": "that checkpoint's answers",
-    r"student evaluate .*--task empty": "the same",
-    r"student train --seeds .*": "many runs: tests/student/test_control.py",
-    r"student report runs/alone runs/taught": "those runs: tests/student/test_report.py",
+    r"teacher bench .* --vs-openai .*": "vLLM: tests/operate/test_bench.py",
+    r"teacher (check|serve|bench) .*models/Qwen2.5-VL-3B-Instruct.*": "7 GiB; smaller ones: tests/vllm",
+    r"teacher serve .*DIR --prompts compact": "README.md serves such a folder with these flags",
+    r"teacher serve .*DIR --prompts ./my-\S+": "its labels: tests/teacher_server/test_prompted_service.py",
+    r"student (train|evaluate) .*--task empty\b.*": "the same: tests/teacher_server/test_prompted_service.py",
     r"teacher replay .* --seed SEED.*": "an episode that failed: tests/teacher_server/test_score.py",
-    r"teacher forge --base /models/.*": "7 GiB of weights",
+    r"teacher forge --base /models/.*": "the same; a small base: tests/teacher_server/test_forge_training.py",
     r"teacher forge --out runs/forge": "38 minutes: tests/teacher_server/test_forge_training.py",
-    r"teacher serve .*--model runs/forge/checkpoint .*": "what forge makes in 38 minutes",
-    r"teacher score --all --episodes 200": "a teacher that forge makes in 38 minutes",
-    r"student sweep sweeps/NAME.toml .*": "hours: README.md runs sweeps/smoke.toml",
-    r"student report runs/NAME": "the same",
+    r"teacher serve .* runs/forge/checkpoint .*": "the same: tests/teacher_server/test_forge_training.py",
+    r"teacher score --all --episodes 200": "a teacher of that: tests/operate/test_score.py",
+    r"student sweep sweeps/NAME.toml .*": "hours: tests/student/test_sweep.py",
+    r"student report runs/NAME": "what that leaves: tests/student/test_report.py",
     r"student sweep plan.toml .*--ray .*": "a Ray cluster: tests/student/test_sweep.py",
     r"python benchmarks/\S+.*": "minutes",
     r"(\S*/)?pytest .*": "the tests are running",
     r"\S*python -m student.demo.*": "a minute: tests/student/test_training.py",
 }
-"""Commands that cannot be run here, each by a pattern of the whole of it, with the reason and what runs it.
+"""Commands that cannot be run here, each by a pattern of the whole of it: the reason, and what runs the like.
 Their flags, files, services and targets are looked up all the same."""
 
 
 def not_run(text: str) -> str | None:
     """The pattern by which a command is not run; None where it is."""
     return next((pattern for pattern in NOT_RUN if re.fullmatch(pattern, text, re.DOTALL)), None)
+
+
+def may_read(text: str, variable: str) -> bool:
+    """Whether a command is one of those that a variable is for: others load all settings to know it."""
+    family = re.match(r"TEACHER_(SCORE|BENCH|FORGE)_", variable)
+    return family is None or re.search(_READERS[family[1]], text) is not None
 
 
 def as_typed(text: str) -> str:

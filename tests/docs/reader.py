@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 from safetensors.torch import load_file, save_file
 
-from tests.docs.exceptions import VARIABLES, as_typed
+from tests.docs.exceptions import SMOKE, VARIABLES, as_typed, may_read
 from tests.docs.pages import ROOT, Command
 from tests.waiting import LONG_S
 
@@ -48,12 +48,14 @@ class Reader:
         self._folder = folder
         self._ports: defaultdict[str, int] = defaultdict(_free_port)
         self._servers: list[_Server] = []
+        self._done: dict[str, str] = {}
         for name in ("checkpoints", "prompts", "sweeps"):
             shutil.copytree(ROOT / name, folder / name)
         smoke = folder / "sweeps/smoke.toml"
         plan = smoke.read_text(encoding="utf-8")
-        for setting, value in (("frames", 640), ("evaluation-episodes", 2), ("evaluate-every", 320)):
-            plan = re.sub(rf"^{setting} = \d+$", f"{setting} = {value}", plan, flags=re.MULTILINE)
+        for setting, value in SMOKE.items():
+            plan, found = re.subn(rf"^{setting} = .*$", f"{setting} = {value}", plan, flags=re.MULTILINE)
+            assert found == 1, f"sweeps/smoke.toml sets no {setting}"
         smoke.write_text(plan, encoding="utf-8")
 
     def bring_checkpoints(self) -> None:
@@ -65,7 +67,7 @@ class Reader:
         save_file({name: tensor * 1.001 for name, tensor in tensors.items()}, weights, {"format": "pt"})
 
     def type(self, command: Command) -> None:
-        """Runs a command to its end, or starts a server and waits until it answers.
+        """Runs a command to its end, unless an earlier page had it, or starts a server and waits for it.
 
         Raises:
             DoesNotWork: it fails, or the server ends.
@@ -78,10 +80,12 @@ class Reader:
         if re.match(_SERVERS, text) and "--help" not in text:
             self._serve(command, text.removesuffix("&"))
             return
+        if self._done.setdefault(command.text, command.page) != command.page:
+            return
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", text],
             cwd=self._folder,
-            env=self._variables(),
+            env=self._variables(text),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -117,7 +121,7 @@ class Reader:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {text}"],
                 cwd=self._folder,
-                env=self._variables(),
+                env=self._variables(text),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -142,20 +146,20 @@ class Reader:
             return httpx.get(ready, timeout=10).status_code == httpx.codes.OK
         return False
 
-    def _variables(self) -> dict[str, str]:
+    def _variables(self, text: str) -> dict[str, str]:
         ours = {
             name: value for name, value in os.environ.items() if not name.startswith(("TEACHER_", "STUDENT_"))
         }
         teacher = f"http://127.0.0.1:{self._ports['8000']}"
-        defaults = {
+        given = {
+            **VARIABLES,
             "TEACHER_PORT": str(self._ports["8000"]),
             "TEACHER_URL": teacher,
             "TEACHER_SCORE_URL": teacher,
         }
         return {
             **ours,
-            **VARIABLES,
-            **defaults,
+            **{name: value for name, value in given.items() if may_read(text, name)},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         }
