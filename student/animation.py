@@ -39,7 +39,7 @@ def animate(policy: Policy, layout: Layout, vocabulary: Vocabulary, episodes: in
     images, milliseconds = [], []
     for episode in range(episodes):
         for image in _episode(policy, layout, vocabulary, env, f"episode {episode + 1} of {episodes}"):
-            images.append(image.quantize(64, dither=Image.Dither.NONE))  # a third of the memory
+            images.append(image.quantize(256, Image.Quantize.FASTOCTREE))  # a third of the memory
             milliseconds.append(_MILLISECONDS)
         milliseconds[-1] = _AT_THE_END
     first, *rest = images
