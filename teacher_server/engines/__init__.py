@@ -14,6 +14,8 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     VLLM_NO_USAGE_STATS="1",
+    # Whoever starts a teacher reads its address from stdout, and no more: a full pipe would stop vLLM
+    VLLM_LOGGING_STREAM="ext://sys.stderr",
     DO_NOT_TRACK="1",
 )
 
