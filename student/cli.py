@@ -1,11 +1,11 @@
 """The `student` command."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from teacher_server.client import TeacherError
 from teacher_server.command_line import dispatch, fail, parse
+from teacher_server.terminal import say
 
 _USAGE = """usage: student [--version] COMMAND ...
 
@@ -47,10 +47,9 @@ def _train(arguments: Sequence[str]) -> int:
 
     settings = parse(train_settings_for(arguments), arguments)
     if settings.teacher == "none" and settings.preset == "fast" and settings.resume is None:
-        print(
-            "student train: note: --preset fast is for a student with a teacher; alone it learns better by"
-            " --preset alone, the default",
-            file=sys.stderr,
+        say(
+            "note: --preset fast is for a student with a teacher; alone it learns better by --preset alone,"
+            " the default"
         )
     from student.seeds import train_seeds  # noqa: PLC0415
     from student.trainer import Stopped, train  # noqa: PLC0415
@@ -130,7 +129,7 @@ def _report(arguments: Sequence[str]) -> int:
 
     out, notes = report(parse(ReportSettings, arguments))
     for note in notes:
-        print(f"student report: note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     print(f"Written: {out}/report.html, and its figures and tables beside it")
     return 0
 
@@ -142,7 +141,7 @@ def _sweep(arguments: Sequence[str]) -> int:
     ignore_variables()
     plan = read_plan(settings.plan)
     for note in plan.notes():
-        print(f"student sweep: note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     from student.sweep import Interrupted, sweep  # noqa: PLC0415
 
     try:

@@ -29,6 +29,7 @@ from student.settings import AlgorithmName, EnvId, TrainSettings, preset_for
 from teacher_server.client import checked_url
 from teacher_server.command_line import CannotStart, File, Folder, ValueName, flags_and_variables, mistakes
 
+SWEEP_FILE = "sweep.json"
 VERSION = 2
 """Of sweep.json; raised when older ones can no longer be read."""
 GIVEN = "given"

@@ -17,7 +17,8 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 
 from student.comparison import Comparison, named_arms
 from student.figures import draw_ablations, draw_samples, draw_success, short
-from student.results import SWEEP_FILE, BadSweep, Sweep, read_runs, read_sweep
+from student.plans import SWEEP_FILE
+from student.results import BadSweep, Sweep, read_runs, read_sweep
 from student.tables import (
     curves_csv,
     final_csv,

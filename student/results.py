@@ -10,13 +10,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from student.plans import StoredPlan, read_stored_plan
+from student.plans import SWEEP_FILE, StoredPlan, read_stored_plan
 from student.statistics import Times, samples_to
 from teacher_server.command_line import CannotStart
 
 HOLD = 3
 """Evaluations in a row over which a threshold has to hold."""
-SWEEP_FILE = "sweep.json"
 ALONE = "alone"
 """How the name of an arm without a teacher begins where the report names the arms."""
 

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from student.plans import GIVEN, BadPlan, Plan, PlannedRun, SweepSettings, differences, stored_plan
+from student.plans import (
+    GIVEN,
+    SWEEP_FILE,
+    BadPlan,
+    Plan,
+    PlannedRun,
+    SweepSettings,
+    differences,
+    stored_plan,
+)
 from student.progress import Progress
 from student.runs import write_json
 from student.teachers import TeacherDidNotStart, served_teacher
@@ -61,7 +70,7 @@ def sweep(settings: SweepSettings, plan: Plan) -> dict[str, str]:
         stack.callback(workers.close)
         arms = list(dict.fromkeys(run.arm for run in left))
         teachers = _start_teachers(settings, plan, arms, folder, stack)
-        write_json(folder / "sweep.json", plan.as_json())
+        write_json(folder / SWEEP_FILE, plan.as_json())
         frames = {run: plan.settings_of(run.arm, run.algo, run.env).frames for run in plan.runs()}
         stopping = stack.enter_context(_signals())
         progress = Progress(folder / "runs", frames, settings.progress)
@@ -130,7 +139,7 @@ def _check_address(settings: SweepSettings, plan: Plan) -> None:
 
 def _check_folder(folder: Path, plan: Plan) -> None:
     """What is there has to be this plan's, or less."""
-    stored = folder / "sweep.json"
+    stored = folder / SWEEP_FILE
     if not stored.exists():
         if (folder / "runs").exists():
             raise CannotStart(f"{folder}/runs is there already and is no sweep's: choose another --out")
