@@ -23,8 +23,8 @@ import minigrid  # noqa: F401  (registers the environments)
 from gridworld.pictures import draw, encode_png
 from gridworld.tasks import task_of
 from gridworld.views import view_of
-from teacher_server.client import TeacherClient
-from teacher_server.schemas import Answer, Question
+from teacher_api.client import TeacherClient
+from teacher_api.schemas import Answer, Question
 
 ENV_IDS = (
     "MiniGrid-LavaGapS7-v0",

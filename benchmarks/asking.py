@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.tasks import EVALUATION_SEEDS
-from student import asking
-from student.envs import Environment, Vocabulary, layout_of, rows_of
-from student.labels import LabelTable
-from student.runs import Run, write_json
+from student.environments import Environment, Vocabulary, layout_of, rows_of
+from student.labels import asking
+from student.labels.table import LabelTable
+from student.runs.folder import Run, write_json
 from student.settings import TrainSettings
 from student.trainer import train
-from teacher_server.client import TeacherClient
+from teacher_api.client import TeacherClient
 
 _ENVS = ("MiniGrid-LavaGapS6-v0", "MiniGrid-GoToDoor-6x6-v0")
 _WAYS = {

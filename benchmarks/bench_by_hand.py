@@ -24,11 +24,11 @@ from typing import Any
 import httpx
 
 from benchmarks.serving import start_teacher
-from teacher_server.bench.figures import Ratio, ratios_of
-from teacher_server.bench.loops import Reply, Sample, Window
-from teacher_server.bench.questions import questions
-from teacher_server.prompts import load_prompt_set
-from teacher_server.schemas import Question
+from teacher_api.schemas import Question
+from teacher_server.prompting.prompt_set import load_prompt_set
+from teacher_tools.bench.figures import Ratio, ratios_of
+from teacher_tools.bench.loops import Reply, Sample, Window
+from teacher_tools.bench.questions import questions
 from tests.checkpoints import make_checkpoint
 from tests.prompt_sets import shortened
 
@@ -98,7 +98,7 @@ def _by_hand(url: str, pictures: Iterator[Question], concurrency: int, seconds: 
 def _by_bench(url: str, folder: Path, concurrency: int, seconds: float, seed: int) -> Window:
     """The window that `teacher bench` reports."""
     out = folder / "bench"
-    command = [sys.executable, "-m", "teacher_server", "bench", url, "--concurrency", str(concurrency)]
+    command = [sys.executable, "-m", "teacher_tools", "bench", url, "--concurrency", str(concurrency)]
     command += ["--seconds", str(seconds), "--questions", "300", "--no-warm", "--seed", str(seed)]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     (point,) = json.loads((out / "bench.json").read_text(encoding="utf-8"))["points"]

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from gridworld.planner import plan
 from gridworld.tasks import task_of
 from gridworld.views import NAMES
-from student.distillation import Labels, kl_to_teacher
-from student.envs import WORDS, Environment, Vocabulary, layout_of
-from student.evaluate import evaluate
-from student.networks import ActorCritic
-from student.rollout import act
+from student.algorithms.distillation import Labels, kl_to_teacher
+from student.algorithms.networks import ActorCritic
+from student.algorithms.rollout import act
+from student.environments import WORDS, Environment, Vocabulary, layout_of
+from student.runs.evaluation import evaluate
 
 _ENVS = (
     "MiniGrid-LavaGapS6-v0",

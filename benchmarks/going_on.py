@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.chat import ChatFormat
-from teacher_server.checkpoint import read_checkpoint
-from teacher_server.engines import Decoding, Prompt
+from teacher_server.checkpoints.checkpoint import read_checkpoint
+from teacher_server.engines.base import Decoding, Prompt
 from teacher_server.engines.transformers import TransformersEngine
-from teacher_server.images import decode, from_base64
-from teacher_server.prompts import load_prompt_set
+from teacher_server.pictures.decoding import decode, from_base64
+from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_server.settings import EngineSettings
+from teacher_tools.bench.questions import distinct_questions
 
 _COMPACT = Path(__file__).parents[1] / "checkpoints" / "compact"
 
@@ -44,7 +43,7 @@ def main() -> None:
 
 async def _measure(count: int, rounds: int) -> None:
     checkpoint, prompts = read_checkpoint(_COMPACT), load_prompt_set("compact")
-    chat, decoding = ChatFormat(checkpoint), Decoding(prompts.analysis_max_tokens, prompts.schema)
+    chat, decoding = checkpoint.chat_format, Decoding(prompts.analysis_max_tokens, prompts.schema)
     label_ids = {a: checkpoint.tokenizer.encode(label).ids[0] for a, label in prompts.labels.items()}
     engine = TransformersEngine(checkpoint, EngineSettings(device="cpu"))
     await engine.start()

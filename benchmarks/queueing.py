@@ -22,12 +22,12 @@ from typing import Any
 
 from scipy import stats
 
-from teacher_server.bench.hosting import served
-from teacher_server.bench.loops import Sample
-from teacher_server.bench.measuring import Block, Load, Plan, measure
-from teacher_server.bench.progress import Progress
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.bench.targets import TeacherTarget
+from teacher_tools.bench.hosting import served
+from teacher_tools.bench.loops import Sample
+from teacher_tools.bench.measuring import Block, Load, Plan, measure
+from teacher_tools.bench.progress import Progress
+from teacher_tools.bench.questions import distinct_questions
+from teacher_tools.bench.targets import TeacherTarget
 
 _QUIET_RATE = 1.0
 """Questions a second that seldom meet."""

@@ -23,10 +23,10 @@ from typing import Any
 import httpx
 
 from benchmarks.serving import has_gpu, start_teacher
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.checkpoint import read_checkpoint
-from teacher_server.prompts import SETS
-from teacher_server.schemas import Question
+from teacher_api.schemas import Question
+from teacher_server.checkpoints.checkpoint import read_checkpoint
+from teacher_server.prompting.prompt_set import SETS
+from teacher_tools.bench.questions import distinct_questions
 from tests.checkpoints import make_checkpoint
 
 _H100_BYTES_S = 3.35e12

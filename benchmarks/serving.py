@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from teacher_server.bench.hosting import served
+from teacher_tools.bench.hosting import served
 
 BIN = Path(sys.executable).parent
 """Where this environment's commands lie."""

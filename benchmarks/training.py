@@ -33,12 +33,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from gridworld.views import EMPTY, N_COLOURS, N_STATES
-from student.envs import Vocabulary, layout_of
-from student.networks import ActorCritic
-from student.runs import write_json
+from student.algorithms.networks import ActorCritic
+from student.environments import Vocabulary, layout_of
+from student.runs.folder import write_json
 from student.settings import TrainSettings
-from student.teachers import served_teacher
 from student.trainer import train
+from teacher_api.processes import served_teacher
 
 try:
     import stable_baselines3 as sb3

@@ -31,20 +31,20 @@ from typing import Any
 import httpx
 
 from benchmarks.serving import BIN, has_gpu, running, start_teacher, wait_for
-from teacher_server.bench.figures import figures_of, ratios_of
-from teacher_server.bench.measuring import Block, Load, Plan, measure
-from teacher_server.bench.openai import OpenAITarget
-from teacher_server.bench.progress import Progress
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.bench.targets import Target, TeacherTarget
-from teacher_server.chat import ChatFormat
-from teacher_server.checkpoint import read_checkpoint
-from teacher_server.engines import Decoding, PreparedPicture, Prompt
+from teacher_api.schemas import Question
+from teacher_server.checkpoints.checkpoint import read_checkpoint
+from teacher_server.engines.base import Decoding, Prompt
 from teacher_server.engines.constraints import grammar_of
-from teacher_server.images import decode, from_base64
-from teacher_server.prompts import PromptSet, load_prompt_set
-from teacher_server.schemas import Question
+from teacher_server.pictures.decoding import decode, from_base64
+from teacher_server.prompting.preparation import PreparedPicture
+from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
 from teacher_server.settings import EngineSettings, Readout
+from teacher_tools.bench.figures import figures_of, ratios_of
+from teacher_tools.bench.measuring import Block, Load, Plan, measure
+from teacher_tools.bench.openai import OpenAITarget
+from teacher_tools.bench.progress import Progress
+from teacher_tools.bench.questions import distinct_questions
+from teacher_tools.bench.targets import Target, TeacherTarget
 from tests.checkpoints import make_checkpoint
 from tests.prompt_sets import shortened
 from tests.stock import stock_flags
@@ -141,7 +141,7 @@ def _batches(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any
     from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415  (vLLM takes seconds to import)
 
     checkpoint = read_checkpoint(arguments.model)
-    chat = ChatFormat(checkpoint)
+    chat = checkpoint.chat_format
     conversations = [_conversation(prompts, task) for task in prompts.tasks]
     most = max(len(conversation.pictures) for conversation in conversations) + 1
     settings = EngineSettings(

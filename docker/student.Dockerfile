@@ -17,7 +17,9 @@ COPY README.md LICENSE ./
 COPY gridworld gridworld
 COPY prompts prompts
 COPY student student
+COPY teacher_api teacher_api
 COPY teacher_server teacher_server
+COPY teacher_tools teacher_tools
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
     && /opt/build/bin/pip --python /opt/student/bin/python install --no-cache-dir --no-deps \
         --target /opt/lvlm2p wheels/*.whl

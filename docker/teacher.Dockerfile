@@ -9,7 +9,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY gridworld gridworld
 COPY prompts prompts
 COPY student student
+COPY teacher_api teacher_api
 COPY teacher_server teacher_server
+COPY teacher_tools teacher_tools
 RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
     && python3 -m pip install --no-cache-dir --no-deps --target /opt/lvlm2p wheels/*.whl
 

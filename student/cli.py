@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from teacher_server.client import TeacherError
-from teacher_server.command_line import dispatch, fail, parse
-from teacher_server.terminal import say
+from teacher_api.client import TeacherError
+from teacher_api.command_line import dispatch, fail, parse
+from teacher_api.terminal import say
 
 _USAGE = """usage: student [--version] COMMAND ...
 
@@ -24,8 +24,8 @@ SETTINGS = (
     "student.settings:TrainSettings",
     "student.settings:EvaluateSettings",
     "student.settings:ExportSettings",
-    "student.plans:SweepSettings",
-    "student.report:ReportSettings",
+    "student.experiments.plans:SweepSettings",
+    "student.experiments.report:ReportSettings",
     "student.demo:DemoSettings",
 )
 """All commands' settings, loaded only where a variable is to be told from theirs."""
@@ -51,7 +51,7 @@ def _train(arguments: Sequence[str]) -> int:
             "note: --preset fast is for a student with a teacher; alone it learns better by --preset alone,"
             " the default"
         )
-    from student.seeds import train_seeds  # noqa: PLC0415
+    from student.train import train_seeds  # noqa: PLC0415
     from student.trainer import Stopped, train  # noqa: PLC0415
 
     successes = []
@@ -78,7 +78,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _in_a_line(summary: dict[str, Any]) -> str:
     """What a run came to."""
-    from student.failures import in_words  # noqa: PLC0415
+    from student.labels.failures import in_words  # noqa: PLC0415
 
     line = f"{summary['env']}: {summary['frames']} frames in {summary['seconds']:.0f} s of training"
     if summary["frames_per_second"]:
@@ -97,8 +97,8 @@ def _evaluate(arguments: Sequence[str]) -> int:
     from student.settings import EvaluateSettings  # noqa: PLC0415
 
     settings = parse(EvaluateSettings, arguments)
-    from student.runs import write_json  # noqa: PLC0415
-    from student.scoring import score  # noqa: PLC0415
+    from student.runs.evaluate import score  # noqa: PLC0415
+    from student.runs.folder import write_json  # noqa: PLC0415
 
     try:
         report = score(settings)
@@ -114,7 +114,7 @@ def _export(arguments: Sequence[str]) -> int:
     from student.settings import ExportSettings  # noqa: PLC0415
 
     settings = parse(ExportSettings, arguments)
-    from student.export import export, table  # noqa: PLC0415
+    from student.runs.export import export, table  # noqa: PLC0415
 
     try:
         figures = export(settings)
@@ -125,7 +125,7 @@ def _export(arguments: Sequence[str]) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    from student.report import ReportSettings, report  # noqa: PLC0415
+    from student.experiments.report import ReportSettings, report  # noqa: PLC0415
 
     out, notes = report(parse(ReportSettings, arguments))
     for note in notes:
@@ -135,14 +135,14 @@ def _report(arguments: Sequence[str]) -> int:
 
 
 def _sweep(arguments: Sequence[str]) -> int:
-    from student.plans import SweepSettings, ignore_variables, read_plan  # noqa: PLC0415
+    from student.experiments.plans import SweepSettings, ignore_variables, read_plan  # noqa: PLC0415
 
     settings = parse(SweepSettings, arguments)
     ignore_variables()
     plan = read_plan(settings.plan)
     for note in plan.notes():
         say(f"note: {note}")
-    from student.sweep import Interrupted, sweep  # noqa: PLC0415
+    from student.experiments.sweep import Interrupted, sweep  # noqa: PLC0415
 
     try:
         failed = sweep(settings, plan)

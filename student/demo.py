@@ -15,16 +15,16 @@ import matplotlib as mpl
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from student.animation import animate
-from student.runs import Run, write_json
-from student.scoring import load_student
+from student.experiments.statistics import samples_to
+from student.runs.animation import animate
+from student.runs.evaluate import load_student
+from student.runs.folder import Run, write_json
 from student.settings import EnvId, TrainSettings
-from student.statistics import samples_to
-from student.teachers import COMPACT, COMPACT_FLAGS, served_teacher
 from student.trainer import Stopped, train
-from teacher_server.client import TeacherError
-from teacher_server.command_line import CannotStart, Folder, fail, flags_and_variables, parse
-from teacher_server.terminal import speak_as
+from teacher_api.client import TeacherError
+from teacher_api.command_line import CannotStart, Folder, fail, flags_and_variables, parse
+from teacher_api.processes import COMPACT, COMPACT_FLAGS, served_teacher
+from teacher_api.terminal import speak_as
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -10,14 +10,20 @@ from pydantic import AfterValidator, Field, ValidationError, create_model, model
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from gridworld.tasks import family_of, task_key
-from student.algorithms import ALGORITHMS
-from teacher_server.client import checked_url
-from teacher_server.command_line import File, Folder, ValueName, flag_of
+from teacher_api.client import checked_url
+from teacher_api.command_line import File, Folder, ValueName, flag_of
+
+ALGORITHMS = {
+    "ppo": "student.algorithms.ppo:PPO",
+    "a2c": "student.algorithms.a2c:A2C",
+    "dqn": "student.algorithms.soft_q:DQN",
+}
+"""Their classes, by their names for --algo; as texts, so that flags are read before torch is loaded."""
 
 
 def _known(env_id: str) -> str:
     if family_of(env_id) is None:
-        from student.envs import check  # noqa: PLC0415  (the families' ids are checked without MiniGrid)
+        from student.environments import check  # noqa: PLC0415  (the families' ids are checked without MiniGrid)
 
         check(env_id)
     return env_id

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from gridworld.episodes import Evaluation
-from student.algorithms import algorithm
-from student.distillation import (
+from student.algorithms.distillation import (
     Labels,
     Replay,
     agreement,
@@ -25,16 +24,17 @@ from student.distillation import (
     targets,
     taught_frames,
 )
-from student.envs import EnvironmentFailed, Environments, EpisodeState, Vocabulary, layout_of
-from student.evaluate import evaluate
-from student.labels import LabelTable
-from student.networks import ActorCritic
-from student.resuming import resumed
-from student.rollout import Rollout, act, collect
-from student.runs import CannotWrite, Run
+from student.algorithms.networks import ActorCritic
+from student.algorithms.registry import algorithm
+from student.algorithms.rollout import Rollout, act, collect
+from student.environments import EnvironmentFailed, Environments, EpisodeState, Vocabulary, layout_of
+from student.labels.table import LabelTable
+from student.runs.evaluation import evaluate
+from student.runs.folder import CannotWrite, Run
+from student.runs.resuming import resumed
 from student.settings import TrainSettings
-from teacher_server.client import TeacherError, connect
-from teacher_server.terminal import Bar, say
+from teacher_api.client import TeacherError, connect
+from teacher_api.terminal import Bar, say
 
 _RECENT = 100
 """Training episodes over which success and return are averaged."""

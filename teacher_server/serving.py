@@ -13,9 +13,10 @@ from typing import Any
 
 import uvicorn
 
-from teacher_server.app import State, create_app
-from teacher_server.logs import write_logs
-from teacher_server.protocol import BoundedHttp
+from teacher_server.app import create_app
+from teacher_server.http.connections import BoundedHttp
+from teacher_server.service.logs import write_logs
+from teacher_server.service.state import State
 from teacher_server.settings import Settings
 
 _SWITCH_S = 0.0005

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings
 
-from teacher_server.command_line import File, Folder, PromptSetName, flags_and_variables
-from teacher_server.logs import LogFormat
+from teacher_api.command_line import File, Folder, PromptSetName, flags_and_variables
 
+LogFormat = Literal["text", "json"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "dummy"]
 Readout = Literal["labels", "numbers"]

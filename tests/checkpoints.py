@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from teacher_server.forge.folder import PREPROCESSOR
-from teacher_server.forge.vocabulary import SPECIAL_TOKENS
+from teacher_tools.train.folder import PREPROCESSOR
+from teacher_tools.train.vocabulary import SPECIAL_TOKENS
 
 Size = Literal["tiny", "3b", "7b"]
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from gridworld.tasks import TASKS
-from teacher_server.cli import main
+from teacher_tools.cli import main
 
 
 def assert_it_knows_its_tasks(url: str, out: Path, *, states: int, episodes: int) -> None:

@@ -16,8 +16,8 @@ import pytest
 from gridworld.pictures import draw, encode_png
 from gridworld.tasks import task_of
 from gridworld.views import view_of
-from teacher_server.client import TeacherClient
-from teacher_server.schemas import Question
+from teacher_api.client import TeacherClient
+from teacher_api.schemas import Question
 
 _TEACHER = str(Path(sys.executable).with_name("teacher"))
 

@@ -11,9 +11,9 @@ import gymnasium
 
 from gridworld.pictures import draw
 from gridworld.views import view_of
-from teacher_server.checkpoint import Checkpoint, read_checkpoint
-from teacher_server.engines import Decoding, PreparedPicture, Prompt
-from teacher_server.preparation import Preparation
+from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from teacher_server.engines.base import Decoding, Prompt
+from teacher_server.prompting.preparation import Preparation, PreparedPicture
 from teacher_server.settings import EngineSettings
 from tests.checkpoints import make_checkpoint
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from teacher_server.prompts import PromptSet
+from teacher_server.prompting.prompt_set import PromptSet
 
 
 def shortened(prompts: PromptSet, copy: Path) -> Path:

@@ -69,7 +69,7 @@ def test_a_plan_and_a_prompt_set_in_utf_8_are_read_under_an_ascii_locale(tmp_pat
     with (prompts / "system.txt").open("a", encoding="utf-8") as system:
         system.write("Größe ≥ 6\n")
     picture = str(tmp_path / "picture.png")
-    shown = _run("teacher_server.cli", "prompts", "show", str(prompts), "--task", "fetch", "--out", picture)
+    shown = _run("teacher_tools.cli", "prompts", "show", str(prompts), "--task", "fetch", "--out", picture)
     assert shown.returncode == 0, shown.stderr
     assert b"Gr\\xf6\\xdfe \\u2265 6" in shown.stdout  # what ASCII cannot say, as Python writes it
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from gridworld.planner import plan
 from gridworld.tasks import ALL_TASKS, task_of
-from student.envs import Layout, Vocabulary, layout_of
-from student.evaluate import Policy, evaluate
-from student.scoring import score
+from student.environments import Layout, Vocabulary, layout_of
+from student.runs.evaluate import score
+from student.runs.evaluation import Policy, evaluate
 from student.settings import EvaluateSettings
 from tests.conftest import TeacherProcess
 from tests.waiting import LONG_S

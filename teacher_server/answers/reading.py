@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from teacher_server.answers.errors import tells_of_damage
-from teacher_server.answers.room import teachers_by_age
 from teacher_server.answers.rows import Row, is_sound, is_valid
-from teacher_server.teachers import identity_of
+from teacher_server.answers.size import teachers_by_age
+from teacher_server.teachers.base import identity_of
 
 _IN_ORDER = """SELECT rowid FROM answers WHERE identity = ?1 AND task = coalesce(?2, task)
     ORDER BY picture, mission, task, actions"""

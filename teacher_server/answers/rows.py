@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from teacher_server.schemas import Answer
+from teacher_api.schemas import Answer
 
 
 @dataclass(frozen=True)

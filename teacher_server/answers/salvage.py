@@ -18,7 +18,7 @@ from pathlib import Path
 from teacher_server.answers.layout import PAGE_SIZE
 from teacher_server.answers.lock import beside
 from teacher_server.answers.rows import Row, as_stored, checksum, is_sound, is_valid
-from teacher_server.teachers import identity_of
+from teacher_server.teachers.base import identity_of
 
 _TABLE_LEAF = 0x0D
 _WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24

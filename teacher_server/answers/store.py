@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from teacher_server.answers.errors import store_error, tells_of_damage
 from teacher_server.answers.layout import UNLESS_SOUND, connect
 from teacher_server.answers.opening import open_store
-from teacher_server.answers.room import bytes_in_use, evict
 from teacher_server.answers.rows import Key, Row, as_stored, checksum, row_of
+from teacher_server.answers.size import bytes_in_use, evict
 
 _T = TypeVar("_T")
 _Write = tuple[str, Sequence[tuple[Any, ...]]]

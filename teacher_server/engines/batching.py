@@ -9,8 +9,8 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
-from teacher_server.causes import words_of
-from teacher_server.engines import Decoding, EngineDead, EngineError, EngineHangs, Prompt
+from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineHangs, Prompt
+from teacher_server.engines.exceptions import words_of
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-from teacher_server.engines import EngineHangs
+from teacher_server.engines.base import EngineHangs
 
 _END_S = 30.0
 """For a killed process to be gone: a driver may hold it for a while."""

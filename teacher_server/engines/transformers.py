@@ -10,22 +10,22 @@ import torch
 import transformers
 import xgrammar
 
-from teacher_server.causes import words_of
-from teacher_server.checkpoint import Checkpoint
-from teacher_server.engines import (
+from teacher_server.checkpoints.checkpoint import Checkpoint
+from teacher_server.engines.base import (
     CannotLoad,
     Decoding,
     EngineDead,
     EngineError,
     Generated,
-    PreparedPicture,
     Prompt,
+    check_seen,
 )
 from teacher_server.engines.batching import Batches, Request
 from teacher_server.engines.constraints import grammar_of
-from teacher_server.engines.kept import Kept, KeptStates, joined, known_of
-from teacher_server.engines.pictures import picture_processor
-from teacher_server.preparation import check_seen
+from teacher_server.engines.exceptions import words_of
+from teacher_server.engines.kv_cache import Kept, KeptStates, joined, known_of
+from teacher_server.engines.processor import picture_processor
+from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.settings import EngineSettings
 
 _hf: Any = transformers  # annotated too partially to be checked against

@@ -18,9 +18,8 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from teacher_server.causes import words_of
-from teacher_server.checkpoint import Checkpoint
-from teacher_server.engines import (
+from teacher_server.checkpoints.checkpoint import Checkpoint
+from teacher_server.engines.base import (
     CannotLoad,
     ChatEngine,
     Decoding,
@@ -28,12 +27,14 @@ from teacher_server.engines import (
     EngineError,
     Generated,
     Prompt,
+    check_seen,
 )
 from teacher_server.engines.constraints import grammar_of
+from teacher_server.engines.exceptions import words_of
 from teacher_server.engines.processes import Processes
-from teacher_server.preparation import MIN_PIXELS, check_seen
+from teacher_server.engines.vllm_plugin import VARIABLE, cause_of
+from teacher_server.prompting.preparation import MIN_PIXELS
 from teacher_server.settings import EngineSettings
-from teacher_server.vllm_plugin import VARIABLE, cause_of
 
 _GIB = 2**30
 _LOOK_EVERY_S = 0.2

@@ -4,13 +4,13 @@ import asyncio
 import logging
 from typing import Any
 
-from teacher_server.engines import EngineError
-from teacher_server.engines.openai import CannotAttach, ChatServer, OddReply
-from teacher_server.interviews.messages import MessageInterviewer
-from teacher_server.interviews.offers import Offers, offers_of
-from teacher_server.keys import read_key
-from teacher_server.prompts import PromptSet
-from teacher_server.readout import single_token_problems
+from teacher_api.keys import read_key
+from teacher_server.engines.base import EngineError
+from teacher_server.engines.openai.features import Offers, offers_of
+from teacher_server.engines.openai.server import CannotAttach, ChatServer, OddReply
+from teacher_server.engines.openai.sessions import MessageInterviewer
+from teacher_server.prompting.prompt_set import PromptSet
+from teacher_server.prompting.readout import single_token_problems
 from teacher_server.settings import Settings
 from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
 

@@ -6,8 +6,8 @@ from itertools import starmap
 
 from gridworld.pictures import draw
 from gridworld.views import code
-from teacher_server.schemas import Sight
-from teacher_server.teachers import Observation, UnreadableAnswer
+from teacher_api.schemas import Sight
+from teacher_server.teachers.base import Observation, UnreadableAnswer
 from teacher_server.teachers.prompted import PromptedTeacher, room
 
 _LEAST_APART = 1e-4

@@ -10,8 +10,8 @@ from typing import Any
 from gridworld.pictures import UnreadablePicture, read
 from gridworld.planner import PLANNER_VERSION, NoPlan, Plan, plan
 from gridworld.tasks import ALL_TASKS
-from teacher_server.schemas import StageReport
-from teacher_server.teachers import CannotAnswer, Observation, TeacherAnswer, identity_of
+from teacher_api.schemas import StageReport
+from teacher_server.teachers.base import CannotAnswer, Observation, TeacherAnswer, identity_of
 
 
 class PlannerTeacher:

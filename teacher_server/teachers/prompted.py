@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
-from teacher_server.engines import Decoding, EngineAway, EngineDead, EngineError
-from teacher_server.interviews import FollowUp, Interview, Interviewer, Said, Script
-from teacher_server.prompts import PromptSet
-from teacher_server.readout import (
+from teacher_api.schemas import StageReport
+from teacher_server.engines.base import Decoding, EngineAway, EngineDead, EngineError
+from teacher_server.engines.sessions import FollowUp, Interview, Interviewer, Said, Script
+from teacher_server.prompting.prompt_set import PromptSet
+from teacher_server.prompting.readout import (
     Unreadable,
     from_label_scores,
     from_numbers,
@@ -28,9 +29,9 @@ from teacher_server.readout import (
     numbers_schema,
     with_untold,
 )
-from teacher_server.schemas import StageReport
 from teacher_server.settings import Readout, Settings, Targets
-from teacher_server.teachers import (
+from teacher_server.teachers.activity import Progress
+from teacher_server.teachers.base import (
     CannotAnswer,
     NoAnswerNow,
     Observation,
@@ -40,7 +41,6 @@ from teacher_server.teachers import (
     UnreadableAnswer,
     identity_of,
 )
-from teacher_server.teachers.progress import Progress
 
 _log = logging.getLogger(__name__)
 

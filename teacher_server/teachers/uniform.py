@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from gridworld.tasks import ALL_TASKS
-from teacher_server.schemas import StageReport
-from teacher_server.teachers import Observation, TeacherAnswer, identity_of
+from teacher_api.schemas import StageReport
+from teacher_server.teachers.base import Observation, TeacherAnswer, identity_of
 
 UNIFORM_VERSION = "1"
 """Part of the identity: raise it when any answer changes."""

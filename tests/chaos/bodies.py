@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from teacher_server.bench.questions import distinct_questions
+from teacher_tools.bench.questions import distinct_questions
 
 _PICTURES = 2000
 _AGAIN = 0.1

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gridworld.pictures import draw, encode_png
-from student.envs import layout_of
-from teacher_server.images import decode
-from teacher_server.teachers import Observation
+from student.environments import layout_of
+from teacher_server.pictures.decoding import decode
+from teacher_server.teachers.base import Observation
 from teacher_server.teachers.planner import PlannerTeacher
 from tests.student.ends import checkpoint
 

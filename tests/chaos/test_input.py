@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gridworld.pictures import UnreadablePicture, read
-from teacher_server.images import BadPicture, decode, from_base64
-from teacher_server.readout import Unreadable, from_label_scores, from_numbers
-from teacher_server.schemas import ACTIONS, Answer, Question
+from teacher_api.schemas import ACTIONS, Answer, Question
+from teacher_server.pictures.decoding import BadPicture, decode, from_base64
+from teacher_server.prompting.readout import Unreadable, from_label_scores, from_numbers
 from tests.chaos.mutations import answer_texts, mutated, picture_files
 from tests.conftest import AskAbout
 

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.schemas import ACTIONS, MAX_MISSION
+from teacher_api.schemas import ACTIONS, MAX_MISSION
+from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import StartTeacher, TeacherProcess
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 from tests.waiting import LONG_S

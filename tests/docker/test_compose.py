@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from teacher_server.bench.questions import distinct_questions
+from teacher_tools.bench.questions import distinct_questions
 from tests.docker.conftest import CPU, Stack, stack, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]

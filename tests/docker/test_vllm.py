@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.prompts import load_prompt_set
+from teacher_server.prompting.prompt_set import load_prompt_set
+from teacher_tools.bench.questions import distinct_questions
 from tests.checkpoints import make_checkpoint
 from tests.docker.conftest import VLLM_CPU, Stack, stack, wait_for
 from tests.prompt_sets import shortened

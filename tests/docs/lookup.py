@@ -12,13 +12,13 @@ import pytest
 from pydantic_settings import BaseSettings, CliApp
 
 import student.cli
-import teacher_server.cli
-from teacher_server.command_line import CannotStart, parse
+import teacher_tools.cli
+from teacher_api.command_line import CannotStart, parse
 from tests.docs.exceptions import as_typed
 from tests.docs.pages import ROOT, Command
 
 _MAINS: dict[str, Callable[[Sequence[str]], int]] = {
-    "teacher": teacher_server.cli.main,
+    "teacher": teacher_tools.cli.main,
     "student": student.cli.main,
 }
 

@@ -12,21 +12,26 @@ from dataclasses import dataclass, replace
 import httpx
 import pytest
 
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.chat import ChatFormat
-from teacher_server.checkpoint import Checkpoint
-from teacher_server.client import TeacherClient
-from teacher_server.engines import Decoding, PreparedPicture
-from teacher_server.engines.openai import ChatServer
-from teacher_server.images import decode, from_base64
-from teacher_server.interviews import LabelScores
-from teacher_server.interviews.messages import MessageFollowUp, MessageInterviewer, data_url, with_pictures
-from teacher_server.interviews.offers import offers_of
-from teacher_server.interviews.token_ids import TokenInterviewer
-from teacher_server.prompts import Conversation, PromptSet, load_prompt_set
-from teacher_server.readout import from_label_scores
-from teacher_server.schemas import Answer, ErrorBody, Question
+from teacher_api.client import TeacherClient
+from teacher_api.schemas import Answer, ErrorBody, Question
+from teacher_server.checkpoints.checkpoint import Checkpoint
+from teacher_server.engines.base import Decoding
+from teacher_server.engines.openai.features import offers_of
+from teacher_server.engines.openai.server import ChatServer
+from teacher_server.engines.openai.sessions import (
+    MessageFollowUp,
+    MessageInterviewer,
+    data_url,
+    with_pictures,
+)
+from teacher_server.engines.sessions import LabelScores
+from teacher_server.engines.token_sessions import TokenInterviewer
+from teacher_server.pictures.decoding import decode, from_base64
+from teacher_server.prompting.preparation import PreparedPicture
+from teacher_server.prompting.prompt_set import Conversation, PromptSet, load_prompt_set
+from teacher_server.prompting.readout import from_label_scores
 from teacher_server.settings import EngineSettings
+from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import TeacherProcess, started_teachers
 from tests.engines import ENDLESS, checkpoint_with_habits
 from tests.prompt_sets import shortened
@@ -118,7 +123,7 @@ def test_what_vllm_offers_is_found(interviewer: MessageInterviewer, room: _Room)
 
 
 def test_the_server_writes_the_same_tokens_as_we_do(interviewer: MessageInterviewer, room: _Room) -> None:
-    chat = ChatFormat(room.checkpoint)
+    chat = room.checkpoint.chat_format
     analysis = '{"agent": {"row": 1, "column": 2, "heading": "up"}, "reasoning": "The lava is ahead."}'
     for question in distinct_questions(8, seed=1):
         conversation, picture = room.conversation(question), room.picture(question)
@@ -170,7 +175,7 @@ async def _by_our_engine(
     settings = EngineSettings(dtype="float32", eager=True, kv_cache_gib=1, max_model_len=16384)
     engine = VllmEngine(room.checkpoint, settings, pictures=6, max_pixels=1120 * 1120)
     label_ids = {action: tokenizer.encode(label).ids[0] for action, label in room.prompts.labels.items()}
-    interviewer = TokenInterviewer(engine, ChatFormat(room.checkpoint), label_ids)
+    interviewer = TokenInterviewer(engine, room.checkpoint.chat_format, label_ids)
     decoding = Decoding(room.prompts.analysis_max_tokens, room.prompts.schema)
 
     async def one(question: Question, answer: Answer | ErrorBody) -> tuple[dict[str, float], str]:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from teacher_server.prompts import load_prompt_set
+from teacher_server.prompting.prompt_set import load_prompt_set
 from tests.conftest import TeacherProcess
 from tests.stock import StockServer
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, short_prompts, start_prompted
@@ -50,7 +50,7 @@ def stock(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def _bench(out: Path, *flags: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "teacher_server", "bench", *flags]
+    command = [sys.executable, "-m", "teacher_tools", "bench", *flags]
     at = command.index("--") if "--" in command else len(command)
     command[at:at] = ["--out", str(out)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=800)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from student.teachers import COMPACT
+from teacher_api.processes import COMPACT
 from tests.compact import assert_it_knows_its_tasks
 from tests.conftest import StartTeacher
 from tests.stock import StockServer

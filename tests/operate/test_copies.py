@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from teacher_server.bench.questions import distinct_questions
+from teacher_tools.bench.questions import distinct_questions
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, short_prompts, start_prompted
 from tests.waiting import metric
 

@@ -16,11 +16,11 @@ import httpx
 import psutil
 import pytest
 
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.client import TeacherClient
-from teacher_server.prompts import SETS
-from teacher_server.schemas import Answer, Question
-from teacher_server.vllm_plugin import VARIABLE
+from teacher_api.client import TeacherClient
+from teacher_api.schemas import Answer, Question
+from teacher_server.engines.vllm_plugin import VARIABLE
+from teacher_server.prompting.prompt_set import SETS
+from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import StartTeacher, TeacherProcess, environment_without
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, start_prompted
 from tests.waiting import LONG_S, metric, wait_for

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gridworld.tasks import TASKS
-from teacher_server.client import TeacherClient
-from teacher_server.forge import command
+from teacher_api.client import TeacherClient
+from teacher_tools.train import command
 from tests.conftest import AskAbout, TeacherProcess
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, start_prompted
 from tests.waiting import LONG_S

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from gridworld.tasks import TASKS
-from teacher_server.prompts import load_prompt_set
+from teacher_server.prompting.prompt_set import load_prompt_set
 from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess, started_teachers
 from tests.prompt_sets import shortened

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from gridworld.tasks import TASKS
-from teacher_server.cli import main
+from teacher_tools.cli import main
 from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher
-from tests.teacher_server.scenes import brief_prompts
+from tests.teacher_tools.score.scenes import brief_prompts
 from tests.waiting import wait_until_ready
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(900)]

@@ -7,8 +7,8 @@ import pytest
 
 from gridworld.intervals import success_interval
 from student.settings import TrainSettings
-from student.teachers import served_teacher
 from student.trainer import train
+from teacher_api.processes import served_teacher
 
 pytestmark = pytest.mark.integration
 

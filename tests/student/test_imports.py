@@ -13,7 +13,7 @@ _HEAVY = {"vllm", "transformers", "fastapi", "starlette", "uvicorn"}
 
 
 def test_the_student_loads_nothing_of_the_service() -> None:
-    modules = "student.cli, student.trainer, student.scoring, student.demo, student.report"
+    modules = "student.cli, student.trainer, student.runs.evaluate, student.demo, student.experiments.report"
     code = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     names = set(loaded.split())

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from student.cli import main
-from student.plans import BadPlan, read_plan
-from student.runs import Run
+from student.experiments.plans import BadPlan, read_plan
+from student.runs.folder import Run
 from tests.conftest import TeacherProcess
 
 _ROOMS = "tests.student.rooms:Rooms-Painted-v0"

@@ -3,7 +3,7 @@
 import pytest
 
 from student.settings import TrainSettings, train_settings_for
-from teacher_server.command_line import BadSetting, parse
+from teacher_api.command_line import BadSetting, parse
 
 pytestmark = pytest.mark.unit
 

@@ -12,11 +12,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from teacher_api.schemas import Answer, BatchAnswer, ErrorAnswer, ErrorBody, Question
 from teacher_server.app import create_app
-from teacher_server.schemas import Answer, BatchAnswer, ErrorAnswer, ErrorBody, Question
 from teacher_server.settings import Settings
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess
-from tests.teacher_server.test_images import black_png
+from tests.teacher_server.pictures.test_decoding import black_png
 from tests.waiting import LONG_S, metric, wait_for
 
 pytestmark = pytest.mark.integration

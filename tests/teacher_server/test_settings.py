@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_server.command_line import BadSetting, names_a_service, parse
+from teacher_api.command_line import BadSetting, names_a_service, parse
 from teacher_server.settings import Settings
 
 pytestmark = pytest.mark.unit

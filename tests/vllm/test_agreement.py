@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from gridworld.pictures import draw, encode_png
 from gridworld.views import EMPTY, View, code
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.client import TeacherClient
-from teacher_server.schemas import Answer, Question
+from teacher_api.client import TeacherClient
+from teacher_api.schemas import Answer, Question
+from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import TeacherProcess
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 

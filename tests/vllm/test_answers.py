@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from teacher_server.bench.questions import distinct_questions
-from teacher_server.schemas import Answer, Answered, BatchAnswer, ErrorAnswer, ErrorBody, Question
+from teacher_api.schemas import Answer, Answered, BatchAnswer, ErrorAnswer, ErrorBody, Question
+from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import TeacherProcess
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 from tests.waiting import metric

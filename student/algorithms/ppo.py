@@ -1,0 +1,44 @@
+"""Proximal policy optimisation (Schulman et al., arXiv 1707.06347) with a teacher's term beside it."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from student.algorithms.base import Algorithm, Batch, batch_of, descend, equation_1, means, scaled_advantages
+from student.algorithms.distillation import Labels
+from student.algorithms.networks import ActorCritic
+from student.algorithms.rollout import Rollout
+from student.settings import TrainSettings
+
+
+class PPO(Algorithm):
+    """Several epochs over a rollout in minibatches."""
+
+    def update(
+        self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
+    ) -> dict[str, float]:
+        batch = batch_of(self.network, rollout, targets_U, self.settings)
+        steps = []
+        for _ in range(self.settings.epochs):
+            order = torch.from_numpy(rng.permutation(len(batch.actions_B)))
+            for rows in torch.split(order, self.settings.minibatch_size):
+                total, parts = loss(self.network, batch[rows], teacher_lambda, self.settings)
+                steps.append(descend(self.network, self.optimiser, total, parts, self.settings))
+        return means(steps)
+
+
+def loss(
+    network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Equation 1 of the paper with PPO's clipped L_RL, and its terms."""
+    judged = batch.judged(network)
+    advantages_B = scaled_advantages(batch, settings)
+    ratio_B = (judged.log_probs_B - batch.log_probs_B).exp()
+    clipped_B = ratio_B.clamp(1 - settings.clip, 1 + settings.clip)
+    policy = -torch.minimum(ratio_B * advantages_B, clipped_B * advantages_B).mean()
+    errors_B = (judged.values_B - batch.returns_B).square()
+    if settings.clip_values:
+        near_B = batch.values_B + (judged.values_B - batch.values_B).clamp(-settings.clip, settings.clip)
+        errors_B = torch.maximum(errors_B, (near_B - batch.returns_B).square())
+    value = 0.5 * errors_B.mean()
+    return equation_1(policy, value, judged, teacher_lambda, settings)

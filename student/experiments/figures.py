@@ -1,0 +1,260 @@
+"""A report's figures as PNG: success against frames, samples to threshold, ablations."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from student.experiments.comparison import Comparison, Curve, arms_that_differ_in
+from student.experiments.results import Cell
+from student.experiments.statistics import Estimate
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
+"""Okabe and Ito's, without yellow: told apart by the colour-blind; markers tell them apart in print."""
+_BASELINE_COLOUR = "#222222"
+_MARKERS = "osD^vPX*"
+_INCHES_A_CHARACTER = 0.08
+_TITLE_WIDTH = 40
+"""Characters of a title that fit above one panel."""
+_TEACHER_DASHES = ((5, 2), (1, 1.5), (6, 2, 1, 2), (3, 3))
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+def short(env_id: str) -> str:
+    """An environment's id without what all have in common."""
+    return env_id.removeprefix("MiniGrid-").removesuffix("-v0")
+
+
+def draw_success(comparison: Comparison) -> bytes:
+    """The paper's figure 3, success against frames: a row of panels an algorithm, a column an environment."""
+    plan = comparison.sweep.plan
+    with mpl.rc_context(_STYLE):
+        figure, axes = _panels(len(plan.algos), len(plan.envs), 3.3, 2.6)
+        for row, algo in enumerate(plan.algos):
+            for column, env in enumerate(plan.envs):
+                panel = axes[row, column]
+                panel.set_title(_title(algo, env))
+                _draw_success(comparison, panel, algo, env, list(plan.arms))
+            axes[row, 0].set_ylabel("success on held-out episodes")
+        for panel in axes[-1]:
+            panel.set_xlabel("frames")
+        return _finished(figure, axes)
+
+
+def draw_samples(comparison: Comparison) -> bytes:
+    """Samples to the threshold of success: medians with intervals over single seeds."""
+    plan = comparison.sweep.plan
+    with mpl.rc_context(_STYLE):
+        height = 1.0 + 0.32 * len(plan.arms)
+        figure, axes = _panels(len(plan.algos), len(plan.envs), 3.3, height, sharey=True)
+        figure.set_figwidth(figure.get_figwidth() + _INCHES_A_CHARACTER * max(map(len, plan.arms)))
+        for row, algo in enumerate(plan.algos):
+            for column, env in enumerate(plan.envs):
+                panel = axes[row, column]
+                panel.set_title(_title(algo, env))
+                for y, arm in enumerate(plan.arms):
+                    if (cell := Cell(arm, algo, env)) in comparison.sweep.runs:
+                        _draw_times(comparison, panel, cell, y)
+                panel.set_xlim(left=0)
+                panel.xaxis.set_major_formatter(_thousands)
+                panel.grid(axis="y", visible=False)
+            axes[row, 0].set_yticks(range(len(plan.arms)), list(plan.arms))
+            axes[row, 0].set_ylim(len(plan.arms) - 0.5, -0.5)
+        for panel in axes[-1]:
+            panel.set_xlabel(f"frames to {comparison.measure}")
+        return _finished(figure, axes, legend=False)
+
+
+def draw_ablations(comparison: Comparison) -> bytes | None:
+    """The paper's figure 4: soft against hard targets, success and samples over lambda.
+
+    Returns:
+        None where no arms show either.
+    """
+    cells = [(algo, env) for algo in comparison.sweep.plan.algos for env in comparison.sweep.plan.envs]
+    targets = {at: arms_that_differ_in("targets", comparison.sweep, *at) for at in cells}
+    lambdas = {at: arms_that_differ_in("lambda", comparison.sweep, *at) for at in cells}
+    rows = [at for at in cells if targets[at] or lambdas[at]]
+    if not rows:
+        return None
+    kinds = ["targets"] * any(targets.values()) + ["success", "samples"] * any(lambdas.values())
+    with mpl.rc_context(_STYLE):
+        figure, axes = _panels(len(rows), len(kinds), 3.6, 2.6)
+        for row, (algo, env) in enumerate(rows):
+            for column, kind in enumerate(kinds):
+                panel, groups = axes[row, column], (targets if kind == "targets" else lambdas)[algo, env]
+                panel.set_title(_title(algo, env))
+                if not groups:
+                    panel.set_axis_off()
+                elif kind == "targets":
+                    arms = [arm for group in groups for arm in group.values()]
+                    _draw_success(comparison, panel, algo, env, [comparison.sweep.plan.baseline, *arms])
+                    panel.set(xlabel="frames", ylabel="success")
+                else:
+                    _draw_lambdas(comparison, panel, Cell("", algo, env), groups, kind)
+        return _finished(figure, axes)
+
+
+def _draw_success(comparison: Comparison, panel: Any, algo: str, env: str, arms: Sequence[str]) -> None:
+    """An arm's curves with their bands; teachers' own success as dashed lines; the threshold dotted."""
+    for arm in dict.fromkeys(arms):
+        curve: Curve | None = comparison.curves.get(Cell(arm, algo, env))
+        if curve is not None:
+            style = _style(comparison, arm)
+            every = max(1, len(curve.frames_T) // 6)
+            panel.plot(curve.frames_T, curve.success_T, label=arm, markevery=every, markersize=4, **style)
+            panel.fill_between(
+                curve.frames_T,
+                curve.low_T,
+                curve.high_T,
+                color=style["color"],
+                alpha=0.6 / max(4, len(arms)),
+                linewidth=0,
+            )
+    panel.axhline(comparison.measure.threshold, color="#888888", linewidth=0.8, linestyle=":")
+    names = list(dict.fromkeys(play.name for play in comparison.sweep.teachers))
+    for play in comparison.sweep.teachers_of(algo, env):
+        dashes = _TEACHER_DASHES[names.index(play.name) % len(_TEACHER_DASHES)]
+        label = f"teacher {play.name} itself"
+        panel.axhline(play.sampled["success"], color="#555555", linewidth=1.2, dashes=dashes, label=label)
+    panel.set_ylim(-0.03, 1.03)
+    panel.xaxis.set_major_formatter(_thousands)
+
+
+def _draw_times(comparison: Comparison, panel: Any, cell: Cell, y: int) -> None:
+    """Seeds as small open dots, arrows where one never got there; the median and its interval over them."""
+    style = _style(comparison, cell.arm)
+    times = comparison.sweep.times(cell, *comparison.measure)
+    spread_N = y + np.linspace(-0.22, 0.22, len(times.frames_N))
+    for chosen_N, marker in ((times.reached_N, "o"), (~times.reached_N, ">")):
+        panel.plot(
+            times.frames_N[chosen_N],
+            spread_N[chosen_N],
+            marker,
+            color=style["color"],
+            mfc="none",
+            ms=3.5,
+            alpha=0.6,
+        )
+    median = comparison.speed_up(cell).median
+    if median is not None:
+        _draw_estimate(panel, median, y, style["color"])
+
+
+def _draw_estimate(panel: Any, median: Estimate, y: float, colour: str) -> None:
+    value, low, high = median
+    if low is not None and high is not None:
+        panel.plot([low.value, high.value], [y, y], color=colour, linewidth=2, alpha=0.8)
+    panel.plot(
+        [value.value], [y], ">" if value.sign else "|", color=colour, markersize=9, markeredgewidth=2.5
+    )
+
+
+def _draw_lambdas(
+    comparison: Comparison, panel: Any, at: Cell, groups: list[dict[Any, str]], kind: str
+) -> None:
+    """Final success, or samples to threshold, over lambda on a logarithmic axis; 0 stands at its left end."""
+    positive = sorted({value for group in groups for value in group if value > 0})
+    zero = positive[0] / 10
+    ticks: dict[float, str] = {value: f"{value:g}" for value in positive}
+    alone = _untaught_baseline(comparison, at)
+    for number, group in enumerate(groups):
+        arms = ({0.0: alone} if alone else {}) | group
+        cells = [at._replace(arm=arm) for arm in arms.values()]
+        if kind == "success":
+            estimates = [comparison.final(cell).success for cell in cells]
+        else:
+            estimates = [median for cell in cells if (median := comparison.speed_up(cell).median)]
+        x = [value or zero for value in arms]
+        ticks |= {zero: "0"} if 0 in arms else {}
+        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        y = [each.value.value for each in estimates]
+        below = [(each.value.value - each.low.value) if each.low else 0.0 for each in estimates]
+        above = [(each.high.value - each.value.value) if each.high else 0.0 for each in estimates]
+        panel.errorbar(x, y, [np.maximum(below, 0), np.maximum(above, 0)], capsize=2.5, markersize=5, **style)
+        for at_x, each in zip(x, estimates, strict=True):
+            if each.value.sign:
+                panel.annotate("≥", (at_x, each.value.value), (0, 5), textcoords="offset points", ha="center")
+    panel.set_xscale("log")
+    panel.set_xticks(list(ticks), list(ticks.values()))
+    panel.minorticks_off()
+    panel.set_xlabel("lambda" + (" (0: without a teacher)" if alone else ""))
+    if kind == "success":
+        panel.set(ylabel="success at the end", ylim=(-0.03, 1.03))
+    else:
+        panel.set_ylabel(f"frames to {comparison.measure}")
+        panel.set_ylim(0, panel.get_ylim()[1] * 1.12)
+        panel.yaxis.set_major_formatter(_thousands)
+
+
+def _untaught_baseline(comparison: Comparison, at: Cell) -> str | None:
+    """The baseline's name where it learns alone: that is a lambda of 0."""
+    name = comparison.sweep.plan.baseline
+    runs = comparison.sweep.runs.get(at._replace(arm=name), [])
+    return name if runs and runs[0].identity is None else None
+
+
+def _style(comparison: Comparison, arm: str) -> dict[str, Any]:
+    plan = comparison.sweep.plan
+    number = list(plan.arms).index(arm)
+    others = [each for each in plan.arms if each != plan.baseline]
+    colour = _BASELINE_COLOUR if arm == plan.baseline else _COLOURS[others.index(arm) % len(_COLOURS)]
+    return {"color": colour, "marker": _MARKERS[number % len(_MARKERS)]}
+
+
+def _thousands(value: float, _: int) -> str:
+    return f"{value / 1000:g}k" if value else "0"
+
+
+def _panels(rows: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Any, Any]:
+    size = (max(width * columns, 4.8), height * rows + 0.5)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **shared)
+
+
+def _finished(figure: Any, axes: Any, legend: bool = True) -> bytes:
+    """The figure as PNG, with one legend for all panels below them."""
+    named = {
+        label: line
+        for panel in axes.flat
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    if legend and named:
+        _add_legend(figure, list(named.values()), list(named))
+    written = io.BytesIO()
+    # "tight" grows the picture to whatever reaches over its edge, such as an arm's long name
+    figure.savefig(written, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return written.getvalue()
+
+
+def _add_legend(figure: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend below the panels in as many columns as fit; the figure grows by the legend's height."""
+    for columns in range(len(names), 0, -1):
+        legend = figure.legend(lines, names, loc="outside lower center", ncols=columns)
+        size = legend.get_window_extent(figure.canvas.get_renderer())
+        if columns == 1 or size.width <= figure.bbox.width:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
+
+
+def _title(algo: str, env: str) -> str:
+    """A panel's title, in lines that fit above the panel."""
+    return textwrap.fill(f"{algo.upper()}, {short(env)}", _TITLE_WIDTH)

@@ -1,0 +1,99 @@
+"""An animation of held-out episodes: the picture, the mission, the action and every action's probability."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from gridworld.pictures import draw
+from gridworld.tasks import EVALUATION_SEEDS
+from student.environments import Environment, Layout, Vocabulary, rows_of
+from student.runs.evaluation import Policy, choose
+
+_SIDE = 448
+"""Pixels of a picture's longer side, about; tiles are at least _MIN_TILE pixels wide."""
+_MIN_TILE = 16
+_WIDTH = 300
+"""Pixels of the text beside the picture."""
+_LINE = 22
+_FONT = ImageFont.load_default(16)
+_CHARACTERS = 34
+"""Of a line of the text."""
+_MISSION_LINES = 6
+_BAR = 110
+_INK, _QUIET, _CHOSEN, _OTHER = "#1c1c1a", "#62625c", "#D55E00", "#9db8cc"
+_MILLISECONDS, _AT_THE_END = 400, 1600
+
+
+def animate(policy: Policy, layout: Layout, vocabulary: Vocabulary, episodes: int, file: Path) -> None:
+    """Writes a GIF of the first held-out episodes, played with the most probable actions.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    env = Environment(layout, vocabulary, lambda episode: EVALUATION_SEEDS + episode)
+    images, milliseconds = [], []
+    for episode in range(episodes):
+        for image in _episode(policy, layout, vocabulary, env, f"episode {episode + 1} of {episodes}"):
+            images.append(image.quantize(256, Image.Quantize.FASTOCTREE))  # a third of the memory
+            milliseconds.append(_MILLISECONDS)
+        milliseconds[-1] = _AT_THE_END
+    first, *rest = images
+    file.parent.mkdir(parents=True, exist_ok=True)
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+
+
+def _episode(
+    policy: Policy, layout: Layout, vocabulary: Vocabulary, env: Environment, title: str
+) -> Iterator[Image.Image]:
+    """An image for each step, with the action about to be taken, and one for what the last action led to."""
+    row, step, ended = env.reset(), 0, False
+    while not ended:
+        rows_1K = rows_of([row])
+        log_probs_A = policy(rows_1K)[0]
+        action = int(choose(log_probs_A[np.newaxis], None)[0])
+        yield _image(layout, vocabulary, rows_1K[0], f"{title}, step {step}", np.exp(log_probs_A), action)
+        row, _, terminated, truncated = env.step(action)
+        step, ended = step + 1, terminated or truncated
+    outcome = "success" if env.total > 0 else "failure" if terminated else "out of time"
+    said = f"{title}: {outcome}, return {env.total:.2f}"
+    yield _image(layout, vocabulary, rows_of([row])[0], said, None, None)
+
+
+def _image(
+    layout: Layout,
+    vocabulary: Vocabulary,
+    row: NDArray[np.uint8],
+    title: str,
+    probs_A: NDArray[np.float32] | None,
+    action: int | None,
+) -> Image.Image:
+    """A state's picture, with text and bars beside it."""
+    tile = max(_MIN_TILE, _SIDE // max(layout.height, layout.width))
+    picture = Image.fromarray(draw(layout.view(row), tile))
+    mission = vocabulary.decode(layout.words(row)) or "no mission"
+    lines = [(_QUIET, line) for line in wrap(title, _CHARACTERS)]
+    shortened = wrap(mission, _CHARACTERS, max_lines=_MISSION_LINES, placeholder=" ...")
+    lines += [(_INK, line) for line in ("", *shortened, "")]
+    # The same for all images: a title of two lines, the mission between empty lines, the actions
+    height = max(picture.height, _LINE * (2 + 1 + _MISSION_LINES + 1 + len(layout.actions) + 1))
+    image = Image.new("RGB", (picture.width + _WIDTH, height), "white")
+    image.paste(picture, (0, 0))
+    pen, x, y = ImageDraw.Draw(image), picture.width + 16, 10
+    for colour, line in lines:
+        pen.text((x, y), line, fill=colour, font=_FONT)
+        y += _LINE
+    for number, (name, probability) in enumerate(
+        zip(layout.actions, probs_A if probs_A is not None else (), strict=False)
+    ):
+        colour, bar = (_CHOSEN, _CHOSEN) if number == action else (_QUIET, _OTHER)
+        pen.text((x, y), name, fill=colour, font=_FONT)
+        width = math.ceil(_BAR * float(probability))
+        pen.rectangle((x + 80, y + 3, x + 80 + width, y + _LINE - 5), fill=bar)
+        pen.text((x + 90 + _BAR, y), f"{probability:.2f}", fill=colour, font=_FONT)
+        y += _LINE
+    return image

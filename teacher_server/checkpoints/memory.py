@@ -1,0 +1,311 @@
+"""The memory that serving a checkpoint takes, and what there is of it on this machine."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from teacher_server.checkpoints.dimensions import ITEM_BYTES, Dimensions
+from teacher_server.settings import EngineSettings
+
+GIB = 2**30
+
+Engine = Literal["vllm", "transformers"]
+_ALLOWANCE_MACHINE = 1 * GIB
+_ALLOWANCE_GPU = 2 * GIB
+_KEPT, _KEPT_SEQUENCES = GIB // 2, 4
+"""What transformers keeps between two stages, at most: bytes, and sequences of the greatest length."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Memory to serve from, of a GPU or of this machine, in bytes; None: it could not be found out."""
+
+    name: str
+    total: int | None
+    free: int | None
+
+    def with_free(self, freed: Mapping[str, int]) -> "Place":
+        """With so many more bytes free, by its name; never more than there are in all."""
+        if self.free is None or self.total is None:
+            return self
+        return replace(self, free=min(self.total, self.free + freed.get(self.name, 0)))
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What is here; `gpus` is None where no torch is installed that could use one."""
+
+    machine: Place
+    gpus: tuple[Place, ...] | None
+
+    @staticmethod
+    def here(settings: EngineSettings, engine: Engine) -> "Hardware":
+        """Looks for GPUs only where the engine would use one."""
+        on_cpu = engine == "transformers" and settings.device == "cpu"
+        return Hardware(machine_memory(), None if on_cpu else gpu_memory())
+
+    def without(self, leaving: "MemoryNeed") -> "Hardware":
+        """As it will be when what takes this memory is closed; an estimate, since none is measured."""
+        freed = {place.name: leaving.taken(place) for place in leaving.places}
+        gpus = None if self.gpus is None else tuple(place.with_free(freed) for place in self.gpus)
+        return Hardware(self.machine.with_free(freed), gpus)
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that serving takes in each place it is served from.
+
+    Attributes:
+        weights: of one copy, or of its share on one GPU; so are the next two.
+        sequence: keys and values of one sequence of the greatest length.
+        cache: all keys and values: what was asked for, or one sequence; with transformers one sequence, and
+            what is kept between two stages.
+        allowance: for libraries, intermediate results, and the graphs that a GPU replays.
+        copies: of the checkpoint in one place; above 1 only on a machine without a GPU.
+        places: the GPUs of all shares and copies, or this machine.
+        share: of a place's total that the engine takes, free or not; None: it takes what it needs.
+    """
+
+    weights: int
+    sequence: int
+    cache: int
+    allowance: int
+    copies: int
+    dtype: str
+    places: tuple[Place, ...]
+    share: float | None
+
+    @property
+    def total(self) -> int:
+        return self.copies * (self.weights + self.cache) + self.allowance
+
+    def there(self, place: Place) -> int | None:
+        """Bytes that may be taken of a place."""
+        if self.share is None or place.total is None:
+            return place.free
+        return int(place.total * self.share)
+
+    def taken(self, place: Place) -> int:
+        """Bytes that serving takes of a place."""
+        if self.share is None or place.total is None:
+            return self.total
+        return int(place.total * self.share)
+
+    def __str__(self) -> str:
+        copies = f"{self.copies} copies of: " if self.copies > 1 else ""
+        return (
+            f"{gib(self.total)} ({copies}weights {gib(self.weights)} in {self.dtype}, keys and values"
+            f" {gib(self.cache)}; {gib(self.allowance)} for the rest)"
+        )
+
+
+def memory_need(
+    dimensions: Dimensions,
+    weight_bytes: int,
+    dtype: str,
+    settings: EngineSettings,
+    engine: Engine,
+    hardware: Hardware,
+) -> MemoryNeed:
+    """What a checkpoint takes.
+
+    Args:
+        weight_bytes: of all weights, as they are served.
+        dtype: that it is served in: float32, bfloat16 or float16.
+    """
+    vllm = engine == "vllm"
+    gpus = hardware.gpus or () if vllm else _device(settings.device, hardware)
+    split, copies = (settings.tensor_parallel_size, settings.data_parallel_size) if vllm else (1, 1)
+    if not gpus:
+        # On a CPU the shares of a copy are processes, whose memory is this machine's
+        split = 1
+    sequence = settings.max_model_len * dimensions.kv_bytes(ITEM_BYTES[dtype], split)
+    if vllm:
+        cache = int(settings.kv_cache_gib * GIB) if settings.kv_cache_gib else sequence
+    else:
+        cache = sequence + kept_bytes(dimensions, dtype, settings)
+    return MemoryNeed(
+        weights=weight_bytes // split,
+        sequence=sequence,
+        cache=cache,
+        allowance=_ALLOWANCE_GPU if gpus else _ALLOWANCE_MACHINE,
+        copies=1 if gpus else copies,
+        dtype=dtype,
+        places=gpus[: split * copies] or (hardware.machine,),
+        share=settings.gpu_memory_utilization if vllm and gpus else None,
+    )
+
+
+def kept_bytes(dimensions: Dimensions, dtype: str, settings: EngineSettings) -> int:
+    """Of keys and values that transformers keeps between the stages of conversations, at most."""
+    if settings.kv_cache_gib is not None:
+        return int(settings.kv_cache_gib * GIB)
+    sequence = settings.max_model_len * dimensions.kv_bytes(ITEM_BYTES[dtype])
+    return min(_KEPT, _KEPT_SEQUENCES * sequence)
+
+
+def need_problems(
+    need: MemoryNeed,
+    dimensions: Dimensions,
+    settings: EngineSettings,
+    engine: Engine,
+    hardware: Hardware,
+) -> list[str]:
+    """Why a checkpoint cannot be served here as asked, and what to do."""
+    found = []
+    most = dimensions.text.max_position_embeddings
+    if settings.max_model_len > most:
+        found.append(
+            f"--max-model-len {settings.max_model_len} is more than the checkpoint reads: lower it to {most}"
+        )
+    found += (
+        _split_problems(dimensions, settings, hardware)
+        if engine == "vllm"
+        else _device_problems(settings, hardware)
+    )
+    if need.cache < need.sequence:
+        found.append(
+            f"--kv-cache-gib {settings.kv_cache_gib:g} holds no sequence of --max-model-len"
+            f" {settings.max_model_len}, which takes {gib(need.sequence)}: raise the one or lower the other"
+        )
+    for place in need.places:
+        there = need.there(place)
+        if there is not None and need.total > there:
+            found.append(
+                f"{place.name}: serving takes {need}, and {gib(there)} are there: free some, lower"
+                " --max-model-len, or take a smaller checkpoint"
+            )
+        elif there is not None and place.free is not None and there > place.free:
+            found.append(
+                f"{place.name}: --gpu-memory-utilization {need.share:g} takes {gib(there)}, and"
+                f" {gib(place.free)} are free: lower it, or end what else uses this GPU"
+            )
+    return found
+
+
+def gib(count: int) -> str:
+    """Bytes, to be read."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def _split_problems(dimensions: Dimensions, settings: EngineSettings, hardware: Hardware) -> list[str]:
+    found, split = [], settings.tensor_parallel_size
+    text, keys, vision = dimensions.text.num_attention_heads, dimensions.kv_heads, dimensions.vision.num_heads
+    if text % split or vision % split or (keys % split and split % keys):
+        found.append(
+            f"--tensor-parallel-size {split} does not divide the checkpoint's heads ({text} of text,"
+            f" {keys} of keys and values, {vision} of vision): take another one"
+        )
+    asked = split * settings.data_parallel_size
+    if hardware.gpus is not None and len(hardware.gpus) < asked:
+        found.append(
+            f"--tensor-parallel-size {split} times --data-parallel-size {settings.data_parallel_size} GPUs"
+            f" are needed, and torch sees {len(hardware.gpus)}: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
+    return found
+
+
+def _device(device: str, hardware: Hardware) -> tuple[Place, ...]:
+    """The GPU that a --device of transformers names, if it is here."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu" or not (number.isdecimal() or not number):
+        return ()
+    return (hardware.gpus or ())[int(number or 0) :][:1]
+
+
+def _device_problems(settings: EngineSettings, hardware: Hardware) -> list[str]:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
+        return [f"--device {settings.device!r} is none of auto, cpu, cuda and cuda:N"]
+    if settings.device.startswith("cuda") and not _device(settings.device, hardware):
+        seen = len(hardware.gpus or ())
+        return [f"--device {settings.device}: torch sees {seen} GPUs here; auto takes one if it is there"]
+    return []
+
+
+def machine_memory(root: Path = Path("/")) -> Place:
+    """This machine's memory, or what the control group lets this process have of it."""
+    try:
+        table = dict(
+            line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        )
+        total, free = (int(table[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return Place("this machine", None, None)
+    for limit, used in _group_limits(root):
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return Place("this machine", total, free)
+
+
+def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of each control group of memory that this process is in (version 2 or 1)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds == "":
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = top / path.lstrip("/")
+        # In a container the path may be the host's, which is not there: its own group is the top then
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top) and (limit := _group_limit(folder, *names)) is not None:
+                yield limit
+
+
+def _group_limit(folder: Path, limit: str, used: str, cache: str) -> tuple[int, int] | None:
+    try:
+        most, now = (
+            int((folder / limit).read_text(encoding="utf-8")),
+            int((folder / used).read_text(encoding="utf-8")),
+        )
+        stat = dict(
+            line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
+        # Files that were read and can be dropped are no use
+        return most, now - int(stat.get(cache, 0))
+    except (OSError, ValueError):
+        # Not there, or "max": no limit
+        return None
+
+
+_LOOK = """
+import json, torch
+places = []
+for i in range(torch.cuda.device_count()):
+    free, total = torch.cuda.mem_get_info(i)
+    places.append([f"GPU {i} ({torch.cuda.get_device_name(i)})", total, free])
+print(json.dumps(places))
+"""
+
+
+def gpu_memory() -> tuple[Place, ...] | None:
+    """The GPUs that torch sees; None where it is not installed, or built without support for any."""
+    if find_spec("torch") is None:
+        return None
+    try:
+        import torch  # noqa: PLC0415 - seconds
+    except (ImportError, OSError):
+        return None
+    if not (torch.version.cuda or torch.version.hip):
+        return None
+    # In a process of its own: looking takes memory of each GPU, and an engine cannot fork after it
+    command = [sys.executable, "-c", _LOOK]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=True, encoding="utf-8"
+        )
+    except subprocess.SubprocessError:
+        return ()
+    return tuple(Place(*place) for place in json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,154 @@
+"""The `teacher prompts` command: which prompt sets there are, and what a model gets to see with one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg
+
+from gridworld.environments import failure, make
+from gridworld.pictures import draw
+from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, task_key
+from gridworld.views import view_of
+from teacher_api.command_line import CannotStart, File, ValueName, dispatch, flags_and_variables, parse
+from teacher_server.prompting.preparation import PreparedPicture
+from teacher_server.prompting.prompt_set import (
+    BadPromptSet,
+    Message,
+    PromptSet,
+    load_prompt_set,
+    prompt_set_names,
+)
+from teacher_server.settings import Readout
+
+_USAGE = """usage: teacher prompts COMMAND ...
+
+commands:
+  list       the prompt sets that there are by name
+  show       the conversation about one picture; `teacher prompts show --help` lists the settings
+"""
+
+
+class ListSettings(BaseSettings):
+    """Lists the prompt sets: name, digest, what it is, tasks."""
+
+    model_config = flags_and_variables("teacher prompts list", "TEACHER_")
+
+
+class ShowSettings(BaseSettings):
+    """Shows what a model gets to see: the conversation about an environment's first picture."""
+
+    model_config = flags_and_variables("teacher prompts show", "TEACHER_")
+
+    prompts: CliPositionalArg[str] = Field(description="a prompt set, by name or folder")
+    task: str = Field(description="one of the set's tasks")
+    env: Annotated[str, ValueName("ID")] | None = Field(
+        default=None,
+        description=f"a registered id of MiniGrid's kind; the smallest of {', '.join(ALL_TASKS)} by default",
+    )
+    seed: int = Field(default=0, ge=0, description="of the environment")
+    readout: Readout | None = Field(
+        default=None, description="labels or numbers; by default, what the prompt set says"
+    )
+    out: File | None = Field(
+        default=None, description="write the picture, as the model sees it, here; default: SET-TASK-SEED.png"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command; returns the exit code: 0 done, 2 could not start."""
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "show": _show}
+    return dispatch("teacher prompts", _USAGE, commands, arguments)
+
+
+def _list(arguments: Sequence[str]) -> int:
+    parse(ListSettings, arguments)
+    for name in prompt_set_names():
+        prompts = _load(name)
+        print(f"{name}  {prompts.digest[:12]}")
+        print(f"    {prompts.description}")
+        print(f"    tasks: {', '.join(prompts.tasks)}")
+    return 0
+
+
+def _show(arguments: Sequence[str]) -> int:
+    settings = parse(ShowSettings, arguments)
+    prompts = _load(settings.prompts)
+    if settings.task not in prompts.tasks:
+        raise CannotStart(
+            f"--task: {prompts.name} has no {settings.task!r}; it has {', '.join(prompts.tasks)}"
+        )
+    env_id = settings.env or _smallest(settings.task)
+    try:
+        task_key(env_id, settings.task)
+        mission, picture = _observe(env_id, settings.seed, prompts)
+    except UnknownTask as error:
+        raise CannotStart(str(error)) from error
+    except UnknownEnvironment as error:
+        raise CannotStart(f"--env: {error}") from error
+    out = settings.out or Path(f"{prompts.name}-{settings.task}-{settings.seed}.png")
+    try:
+        picture.image.save(out, "PNG")
+    except OSError as error:
+        raise CannotStart(f"--out: cannot write {out}: {error.strerror or error}") from error
+    readout = settings.readout or prompts.readout
+    print("\n".join(_lines(prompts, settings.task, mission, readout, (str(out), picture))))
+    print(f"\n{out}: picture of {env_id}, seed {settings.seed}, as the model sees it")
+    return 0
+
+
+def _load(name: str) -> PromptSet:
+    try:
+        return load_prompt_set(name)
+    except BadPromptSet as error:
+        raise CannotStart(str(error)) from error
+
+
+def _smallest(task: str) -> str:
+    """The environment to show a task of a known family in.
+
+    Raises:
+        CannotStart: it is another task.
+    """
+    if task not in ALL_TASKS:
+        raise CannotStart(f"--env is missing: say in which environment to show the task {task}")
+    return ALL_TASKS[task].env_ids[0]
+
+
+def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:
+    """The mission and the prepared picture of an environment's first state."""
+    env = make(env_id)
+    try:
+        env.reset(seed=seed)
+        view = view_of(env)
+    except Exception as error:  # an environment can raise anything
+        raise UnknownEnvironment(failure(env_id, seed, 0, error)) from error
+    return env.mission, prompts.preparation.prepare(draw(view))
+
+
+def _lines(
+    prompts: PromptSet, task: str, mission: str, readout: Readout, observed: tuple[str, PreparedPicture]
+) -> Iterator[str]:
+    """The conversation turn by turn; what the model is to say is told in brackets."""
+    actions = prompts.tasks[task]
+    conversation = prompts.conversation(task=task, mission=mission, actions=actions, readout=readout)
+    examples = [(e.name, e.picture) for e in prompts.examples[task] if e.picture in conversation.pictures]
+    marks = (
+        f"[picture {number}: {picture.image.width} x {picture.image.height}, {name}]"
+        for number, (name, picture) in enumerate([*examples, observed], 1)
+    )
+    for message in (*conversation.opening, conversation.question):
+        yield from _turn(message, marks)
+    yield f"--- assistant\n[stage 1: JSON that fits the schema, at most {prompts.analysis_max_tokens} tokens]"
+    yield from _turn(conversation.followup, marks)
+    if readout == "labels":
+        labels = ", ".join(prompts.labels[action] for action in actions)
+        yield f"--- assistant\n[stage 2: the probabilities of the next token to be one of {labels}]"
+    else:
+        yield f"--- assistant\n[stage 2: probabilities as JSON, at most {prompts.numbers_max_tokens} tokens]"
+
+
+def _turn(message: Message, marks: Iterator[str]) -> Iterator[str]:
+    yield f"--- {message['role']}"
+    yield "".join(part["text"] if part["type"] == "text" else next(marks) for part in message["content"])

@@ -1,0 +1,112 @@
+"""The A2C update against its loss and its gradient worked out independently, in plain float64 loops."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from student.algorithms.a2c import A2C, loss
+from student.algorithms.base import Batch
+from student.algorithms.distillation import Labels
+from student.algorithms.networks import ActorCritic
+from student.algorithms.rollout import collect
+from student.environments import Environments, Vocabulary
+from student.settings import TrainSettings
+from tests.student.algorithms.batches import LAYOUT, A, B, batch_of, equation_1_by_hand, normalised, softmax
+
+pytestmark = pytest.mark.unit
+
+
+def _settings(**changes: object) -> TrainSettings:
+    return TrainSettings.model_validate({"algo": "a2c", "entropy_coefficient": 0.05, **changes})
+
+
+def _outputs(network: ActorCritic, batch: Batch) -> tuple[list[list[float]], list[float]]:
+    """The policy's probabilities and the values, in float64."""
+    with torch.no_grad():
+        logits_BA, values_B = (
+            tensor.double().tolist() for tensor in network.judge(batch.seen_UE[batch.which_B])
+        )
+    return [softmax(logits) for logits in logits_BA], values_B
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("teacher_lambda", [0.0, 0.7])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_loss_is_equation_1(seed: int, teacher_lambda: float, normalise: bool) -> None:
+    settings = _settings(normalise_advantages=normalise)
+    network, batch = batch_of(seed)
+    total, parts = loss(network, batch, teacher_lambda, settings)
+    probs_BA, values_B = _outputs(network, batch)
+    advantages = batch.advantages_B.double().tolist()
+    if normalise:
+        advantages = normalised(advantages)
+    policy = value = 0.0
+    for b in range(B):
+        policy -= np.log(probs_BA[b][int(batch.actions_B[b])]) * advantages[b] / B
+        value += 0.5 * (values_B[b] - float(batch.returns_B[b])) ** 2 / B
+    expected = equation_1_by_hand(
+        policy, value, probs_BA, batch.targets_U[batch.which_B], teacher_lambda, settings
+    )
+    assert total.item() == pytest.approx(expected.pop("total"), rel=1e-4, abs=1e-5)
+    for name, figure in expected.items():
+        assert float(parts[name]) == pytest.approx(figure, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("teacher_lambda", [0.0, 0.7])
+def test_the_gradient_is_the_policy_gradients(teacher_lambda: float) -> None:
+    """With respect to the heads' biases, which are added to every row's logits and value, in closed form.
+
+    d(-log pi(a) A)/dz_k = A (pi_k - [k = a]); dH/dz_k = -pi_k (log pi_k + H); dKL/dz_k = pi_k - p_k.
+    """
+    settings = _settings()
+    network, batch = batch_of(5)
+    loss(network, batch, teacher_lambda, settings)[0].backward()
+    probs_BA, values_B = (np.array(each) for each in _outputs(network, batch))
+    taken_BA = np.eye(A)[batch.actions_B.numpy()]
+    policy_A = (batch.advantages_B.double().numpy()[:, None] * (probs_BA - taken_BA)).mean(0)
+    entropy_B1 = -(probs_BA * np.log(probs_BA)).sum(1, keepdims=True)
+    entropy_A = -(probs_BA * (np.log(probs_BA) + entropy_B1)).mean(0)
+    given_B = batch.targets_U[batch.which_B].given_B.numpy()
+    kl_A = (probs_BA - batch.targets_U[batch.which_B].probs_BA.double().numpy())[given_B].mean(0)
+    expected_A = policy_A - settings.entropy_coefficient * entropy_A + teacher_lambda * kl_A
+    np.testing.assert_allclose(network.actor.bias.grad, expected_A, rtol=1e-3, atol=1e-5)
+    expected = settings.value_coefficient * (values_B - batch.returns_B.double().numpy()).mean()
+    assert network.critic.bias.grad.item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_an_update_is_one_step_of_rmsprop_on_the_whole_rollout() -> None:
+    """From rest, RMSprop moves each weight by rate * g / (sqrt(0.01 g^2) + epsilon), g cut to the norm."""
+    torch.manual_seed(0)
+    settings = _settings(optimiser="rmsprop", learning_rate=1e-3)
+    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+    envs = Environments(LAYOUT, Vocabulary(), 8, 1)
+    rollout = collect(network, envs, envs.reset(), 16, rng)
+    states = len(rollout.states_UK)
+    labels = Labels(torch.full((states, A), 1 / A), torch.ones(states, dtype=torch.bool))
+    moved, before = copy.deepcopy(network), rng.bit_generator.state
+    figures = A2C(moved, settings).update(rollout, labels, 0.0, rng)
+    assert rng.bit_generator.state == before
+    norm = torch.cat([p.grad.flatten() for p in moved.parameters() if p.grad is not None]).norm().item()
+    assert norm == pytest.approx(min(figures["grad_norm"], settings.max_grad_norm), rel=1e-3)
+    for old, new in zip(network.parameters(), moved.parameters(), strict=True):
+        g = new.grad.double()
+        step = settings.learning_rate * g / ((0.01 * g**2).sqrt() + settings.optimiser_epsilon)
+        torch.testing.assert_close(new.data.double(), old.data.double() - step, rtol=1e-4, atol=1e-5)
+
+
+def test_updates_move_the_student_towards_the_teacher() -> None:
+    torch.manual_seed(0)
+    settings = _settings()
+    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+    algorithm = A2C(network, settings)
+    envs = Environments(LAYOUT, Vocabulary(), 8, 1)
+    rollout = collect(network, envs, envs.reset(), 16, rng)
+    probs_UA = torch.zeros(len(rollout.states_UK), A)
+    probs_UA[:, 1] = 1
+    labels = Labels(probs_UA, torch.ones(len(probs_UA), dtype=torch.bool))
+    figures = [algorithm.update(rollout, labels, 1.0, rng) for _ in range(40)]
+    assert figures[-1]["kl"] < 0.3 * figures[0]["kl"]
+    log_probs_UA = collect(network, envs, rollout.last_obs_NK, 16, rng).log_probs_UA
+    assert (log_probs_UA.argmax(1) == 1).all()

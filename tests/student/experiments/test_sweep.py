@@ -1,0 +1,432 @@
+"""Sweeps: what a plan cannot say, and real ones, killed, interrupted, with runs that fail, on Ray."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from student.cli import main
+from student.experiments.plans import BadPlan, differences, read_plan, stored_plan, teacher_name
+from tests.waiting import LONG_S, wait_for
+
+_ENV = "MiniGrid-LavaGapS5-v0"
+_PLAN = f"""
+envs = ["{_ENV}"]
+algos = ["ppo"]
+seeds = 2
+baseline = "alone"
+[settings]
+frames = 1500
+environments = 4
+checkpoint-every = 256
+evaluate-every = 512
+evaluation_episodes = 5
+[arms.alone]
+teacher = "none"
+[arms.taught]
+teacher = {{ noise = 0.1 }}
+targets = "hard"
+"""
+_SAME = ("success", "return", "frames", "states")
+
+
+def _write(folder: Path, *changes: tuple[str, str], text: str = _PLAN) -> Path:
+    """A plan file: the text with some parts changed."""
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    file = folder / "plan.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "frames =",
+            "framse =",
+            "settings: 'framse' is no setting of `student train`; do you mean 'frames'?",
+        ),
+        (
+            "frames = 1500",
+            "lambda = -1",
+            "settings.lambda: Input should be greater than or equal to 0, not -1",
+        ),
+        ("frames = 1500", "seed = 3", "settings: 'seed' is the sweep's own: see envs, algos, seeds"),
+        ('targets = "hard"', 'targets = "medium"', "arms.taught.targets: Input should be 'soft' or 'hard'"),
+        ('targets = "hard"', 'students = "hard"', "arms.taught: 'students' is no setting"),
+        ('teacher = "none"', "", "arms.alone.teacher is missing"),
+        ('teacher = "none"', 'teacher = "http://x"', 'arms.alone.teacher: write "none", "given" or flags'),
+        ("noise = 0.1", 'store = "x"', "arms.taught.teacher: store is the sweep's own"),
+        ("[arms.alone]", '[arms."a/b"]', 'arms."a/b": String should match'),
+        ("noise = 0.1", 'api_key_file = "x"', "arms.taught.teacher: api-key-file is the sweep's own"),
+        ("frames = 1500", "go-on = true", "settings: 'go-on' is the sweep's own"),
+        ("seeds = 2", "seeds = []", "seeds: write how many, or a list of at least one, not []"),
+        ("seeds = 2", "seeds = 0", "seeds: write how many"),
+        ("seeds = 2", "seeds = [1, 2, 1]", "seeds: 1 stands there more than once"),
+        ("seeds = 2", "", "seeds is missing"),
+        ("seeds = 2", "seeds = 2\nspeed = 3", "speed: no such key; a plan has envs, algos, seeds"),
+        ("seeds = 2", "seeds = = 2", "is no TOML"),
+        (
+            'baseline = "alone"',
+            'baseline = "none"',
+            "baseline: no arm 'none'; the plan's arms are alone, taught",
+        ),
+        ("LavaGapS5", "LavaGapS50", "envs.0: unknown environment 'MiniGrid-LavaGapS50-v0'"),
+        ('"ppo"', '"sac"', "algos.0: unknown algorithm 'sac': choose one of ppo, a2c, dqn"),
+        ('"ppo"', '"ppo", "a2c"', None),
+        ("[settings]", '[env."MiniGrid-Fetch-5x5-N2-v0"]\nframes = 1\n[settings]', "envs does not list it"),
+        ("[settings]", "[algo.ppo]\nepochs = 0\n[settings]", "algo.ppo.epochs: Input should be greater than"),
+    ],
+)
+def test_plans_that_cannot_be_used(tmp_path: Path, old: str, new: str, said: str | None) -> None:
+    file = _write(tmp_path, (old, new))
+    if said is None:
+        read_plan(file)
+        return
+    with pytest.raises(BadPlan) as refused:
+        read_plan(file)
+    assert said in str(refused.value)
+    assert str(file) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.unit
+def test_what_one_algorithm_knows_alone(tmp_path: Path) -> None:
+    both = ('"ppo"', '"ppo", "a2c"')
+    with pytest.raises(BadPlan, match=r"--epochs: of no meaning to --algo a2c; .* \[algo.NAME\]"):
+        read_plan(_write(tmp_path, both, ("frames = 1500", "epochs = 2")))
+    plan = read_plan(_write(tmp_path, both, ("[settings]", "[algo.ppo]\nepochs = 2\n[settings]")))
+    assert plan.settings_of("alone", "ppo", _ENV).epochs == 2
+    assert plan.settings_of("alone", "a2c", _ENV).rollout_steps == 5
+
+
+@pytest.mark.unit
+def test_an_arm_wins_over_its_environment_and_that_over_the_settings(tmp_path: Path) -> None:
+    tables = f'[env."{_ENV}"]\nframes = 7\nlambda = 0.7\n[settings]'
+    plan = read_plan(_write(tmp_path, ("[settings]", tables), ('"hard"', '"hard"\nlambda = 0.9')))
+    alone, taught = (plan.settings_of(arm, "ppo", _ENV) for arm in ("alone", "taught"))
+    assert (alone.frames, alone.environments, alone.teacher_lambda, alone.targets) == (7, 4, 0.7, "soft")
+    assert (taught.frames, taught.environments, taught.teacher_lambda, taught.targets) == (7, 4, 0.9, "hard")
+    assert len(list(plan.runs())) == 4
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("plan", "alone", "taught"),
+    [
+        *((name, "alone", "fast") for name in ("smoke", "compact", "fast-ppo", "fast-a2c")),
+        ("fast-lambda", "fast", "fast"),
+        *((name, "paper", "paper") for name in ("paper", "paper-lambda")),
+    ],
+)
+def test_the_presets_of_the_published_plans(plan: str, alone: str, taught: str) -> None:
+    read = read_plan(Path(__file__).parents[3] / "sweeps" / f"{plan}.toml")
+    for arm, algo, env in product(read.arms, read.algos, read.envs):
+        assert read.settings_of(arm, algo, env).preset == (alone if arm == "alone" else taught)
+    assert not list(read.notes())
+
+
+@pytest.mark.unit
+def test_a_baseline_with_the_settings_of_taught_students_is_noted_unless_it_is_meant(tmp_path: Path) -> None:
+    told = ("frames = 1500", 'frames = 1500\npreset = "fast"')
+    (note,) = read_plan(_write(tmp_path, told)).notes()
+    assert note.startswith("arms.alone has no teacher and the preset fast")
+    assert not list(read_plan(_write(tmp_path, ('"none"', '"none"\npreset = "fast"'))).notes())
+    given = read_plan(_write(tmp_path, ("{ noise = 0.1 }", '"given"')))
+    assert given.settings_of("taught", "ppo", _ENV).preset == "fast"
+
+
+@pytest.mark.unit
+def test_a_sweep_of_before_the_preset_alone_is_not_gone_on_with_by_another_preset(tmp_path: Path) -> None:
+    plan = read_plan(_write(tmp_path))
+    (tmp_path / "sweep.json").write_text(json.dumps(plan.as_json() | {"version": 1}))
+    found = differences(stored_plan(tmp_path / "sweep.json"), plan)
+    assert f"preset was 'fast' and is 'alone' (alone, ppo, {_ENV})" in found
+    assert not [line for line in found if "(taught," in line]
+    (tmp_path / "sweep.json").write_text(json.dumps(plan.as_json()))
+    assert not differences(stored_plan(tmp_path / "sweep.json"), plan)
+
+
+@pytest.mark.unit
+def test_a_plan_may_grow_and_not_change(tmp_path: Path) -> None:
+    old = read_plan(_write(tmp_path))
+    (tmp_path / "sweep.json").write_text(json.dumps(old.as_json()))
+    stored = stored_plan(tmp_path / "sweep.json")
+    assert stored == old
+
+    def changed(*changes: tuple[str, str]) -> list[str]:
+        return differences(stored, read_plan(_write(tmp_path, *changes)))
+
+    assert (
+        changed(("seeds = 2", "seeds = 3"), ("[arms.alone]", '[arms.more]\nteacher = "none"\n[arms.alone]'))
+        == []
+    )
+    assert changed(("frames = 1500", "frames = 1500\nlambda = 1.0")) == []  # the default
+    assert changed(("seeds = 2", "seeds = [2]")) == ["seeds: 1 is no longer there"]
+    assert changed(("noise = 0.1", "")) == ["arms.taught.teacher was {'noise': 0.1} and is {}"]
+    assert changed(('targets = "hard"', "")) == [f"targets was 'hard' and is 'soft' (taught, ppo, {_ENV})"]
+
+
+@pytest.mark.unit
+def test_teachers_have_names_for_files() -> None:
+    assert teacher_name({}) == "planner"
+    assert (
+        teacher_name({"noise": 0.3, "seed": 2})
+        == teacher_name({"seed": 2, "noise": 0.3})
+        == "planner-noise-0.3-seed-2"
+    )
+    compact = {"teacher": "prompted", "model": "checkpoints/compact", "prompts": "compact"}
+    assert re.fullmatch("prompted-compact-[0-9a-f]{8}", teacher_name(compact))
+    assert teacher_name(compact) != teacher_name(compact | {"prompts": "minigrid"})
+    names = {
+        teacher_name({"teacher": "prompted", "model": model}) for model in ("a/b", "a_b", "a b", "x" * 99)
+    }
+    assert len(names) == 4
+    assert all("/" not in name and " " not in name and len(name) <= 80 for name in names)
+
+
+def _command(plan: Path, out: Path, *flags: str) -> list[str]:
+    return ["sweep", str(plan), "--out", str(out), "--jobs", "2", *flags]
+
+
+def _start(plan: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "student", *_command(plan, out, *flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _summaries(out: Path) -> dict[str, dict[str, Any]]:
+    """What has to be the same whatever happened on the way."""
+    found = {}
+    for file in sorted((out / "runs").glob("*/*/*/*/summary.json")):
+        summary = json.loads(file.read_text())
+        rows = [json.loads(line) for line in file.with_name("metrics.jsonl").read_text().splitlines()]
+        logged = [(row["frames"], row["return"], row["kl"], row["entropy"]) for row in rows]
+        found[str(file.parent.relative_to(out / "runs"))] = {name: summary[name] for name in _SAME} | {
+            "log": logged
+        }
+    return found
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(_command(_write(folder), folder / "out", "--no-progress")) == 0
+    return folder / "out"
+
+
+@pytest.mark.integration
+def test_a_sweep_leaves_what_the_report_needs(whole: Path) -> None:
+    runs = [f"{arm}/ppo/{_ENV}/seed-{seed}" for arm in ("alone", "taught") for seed in (1, 2)]
+    assert list(_summaries(whole)) == runs
+    config = json.loads((whole / "runs" / runs[-1] / "config.json").read_text())
+    settings = config["settings"]
+    assert (settings["seed"], settings["targets"], settings["frames"]) == (2, "hard", 1500)
+    stored = json.loads((whole / "sweep.json").read_text())
+    assert stored["seeds"] == [1, 2]
+    assert stored["arms"]["taught"] == {"teacher": {"noise": 0.1}, "targets": "hard"}
+    assert stored["teachers"] == {"alone": None, "taught": "planner-noise-0.1"}
+    played = json.loads((whole / "teachers" / "planner-noise-0.1" / f"{_ENV}.json").read_text())
+    assert played["teacher"] == config["teacher"]["identity"]
+    assert played["sampled"]["episodes"] == played["argmax"]["episodes"] == 200
+    assert 0.5 < played["sampled"]["success"] < 1
+    assert (whole / "teachers" / "planner-noise-0.1.sqlite3").exists()
+    assert not (whole / "failed.json").exists()
+
+
+@pytest.mark.integration
+def test_a_killed_sweep_leaves_nobody_behind_and_goes_on_to_the_same_results(
+    whole: Path, tmp_path: Path
+) -> None:
+    plan, out = _write(tmp_path), tmp_path / "out"
+    process = _start(plan, out)
+    wait_for(lambda: any(out.glob("runs/taught/*/*/*/checkpoints/*.pt")), "a checkpoint")
+    helpers = _descendants(process.pid)
+    assert len(helpers) >= 4  # two workers, the teacher and who watches over it
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = _start(plan, out)
+    wait_for(lambda: not any(map(_alive, helpers)), "the helpers' end")
+    unfinished = len(_summaries(out))
+    said, errors = again.communicate(timeout=LONG_S)
+    assert again.returncode == 0, errors
+    assert unfinished < 4
+    assert len(said.splitlines()) == 4 - unfinished
+    assert _summaries(out) == _summaries(whole)
+
+
+@pytest.mark.integration
+def test_a_killed_worker_costs_one_attempt_and_an_interrupted_sweep_goes_on(
+    whole: Path, tmp_path: Path
+) -> None:
+    alone = _PLAN.split("[arms.taught]", maxsplit=1)[0]
+    plan, out = _write(tmp_path, ("seeds = 2", "seeds = 5"), text=alone), tmp_path / "out"
+    process = _start(plan, out, "--jobs", "1")
+    wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
+    # beside it runs what multiprocessing keeps for itself
+    (worker,) = (each for each in _descendants(process.pid) if "spawn_main" in " ".join(each.cmdline()))
+    worker.kill()
+    wait_for(lambda: _summaries(out), "the first run's end")
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, errors = process.communicate(timeout=LONG_S)
+    assert process.returncode == 130
+    assert re.fullmatch(
+        r"student sweep: interrupted; [1-4] of 5 runs are done: the same command goes on\n", errors
+    )
+    assert main(_command(plan, out, "--no-progress")) == 0
+    results = _summaries(out)
+    assert len(results) == 5
+    for seed in (1, 2):
+        name = f"alone/ppo/{_ENV}/seed-{seed}"
+        assert results[name] == _summaries(whole)[name]
+
+
+@pytest.mark.integration
+def test_a_run_that_fails_does_not_sink_the_rest(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, out = _write(tmp_path), tmp_path / "out"
+    shutil.copytree(whole, out)
+    bad, other = (f"alone/ppo/{_ENV}/seed-{seed}" for seed in (1, 2))
+    (out / "runs" / bad / "summary.json").unlink()
+    for checkpoint in (out / "runs" / bad / "checkpoints").iterdir():
+        checkpoint.write_bytes(b"damaged")
+    shutil.rmtree(out / "runs" / other)
+    assert main(_command(plan, out, "--no-progress", "--jobs", "1")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"student sweep: error: {bad}: ")
+    assert "cannot be read as a checkpoint" in line
+    assert list(json.loads((out / "failed.json").read_text())) == [bad]
+    assert _summaries(out) == {name: row for name, row in _summaries(whole).items() if name != bad}
+    shutil.copytree(
+        whole / "runs" / bad / "checkpoints", out / "runs" / bad / "checkpoints", dirs_exist_ok=True
+    )
+    assert main(_command(plan, out, "--no-progress", "--jobs", "1")) == 0
+    assert not (out / "failed.json").exists()
+    assert _summaries(out) == _summaries(whole)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("changes", "flags", "said"),
+    [
+        ([("frames = 1500", "frames = 1600")], (), "frames was 1500 and is 1600 (alone, ppo,"),
+        ([("[arms.taught]", "[arms.pupil]")], (), "arms: taught is no longer there"),
+        (
+            [("{ noise = 0.1 }", '"given"')],
+            (),
+            'arms.taught.teacher is "given": give its address with --teacher',
+        ),
+        ([], ("--teacher", "http://127.0.0.1:9"), "--teacher: no arm of"),
+        (
+            [("[arms.alone]", "[arms.odd]\nteacher = { noise = 3 }\n[arms.alone]")],
+            (),
+            "arms.odd.teacher: teacher serve: error: --noise",
+        ),
+        ([], ("--jobs", "0"), "--jobs (or STUDENT_JOBS)"),
+    ],
+)
+def test_refusals_change_nothing(
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[tuple[str, str]],
+    flags: tuple[str, ...],
+    said: str,
+) -> None:
+    def content() -> dict[Path, bytes]:
+        files = [*whole.glob("*.json"), *(whole / "runs").rglob("*")]
+        return {path: path.read_bytes() for path in files if path.is_file()}
+
+    before = content()
+    assert main([*_command(_write(tmp_path, *changes), whole, "--no-progress"), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert content() == before
+
+
+@pytest.fixture
+def ray_address() -> Iterator[str]:
+    """A Ray cluster on this machine, with two CPUs."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    start = ["start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", *start],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert any("Ray runtime started" in line for line in process.stdout)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.communicate(timeout=LONG_S)
+
+
+@pytest.mark.integration
+def test_the_same_sweep_on_a_ray_cluster(whole: Path, tmp_path: Path, ray_address: str) -> None:
+    """Interrupted there, and taken to its end here and there: the results are those of local processes."""
+    plan, out = _write(tmp_path), tmp_path / "out"
+    process = _start(plan, out, "--ray", ray_address)
+    wait_for(lambda: any(out.glob("runs/*/*/*/*/checkpoints/*.pt")), "a checkpoint")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LONG_S)
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors
+    process = _start(plan, out, "--ray", ray_address)
+    _, errors = process.communicate(timeout=LONG_S)
+    assert process.returncode == 0, errors
+    assert _summaries(out) == _summaries(whole)
+
+
+@pytest.mark.integration
+def test_a_ray_cluster_that_does_not_answer(tmp_path: Path) -> None:
+    """A port where something listens and says nothing."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        began = time.monotonic()
+        process = _start(_write(tmp_path), tmp_path / "out", "--ray", address)
+        said, errors = process.communicate(timeout=LONG_S)
+    assert (process.returncode, said) == (2, "")
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith(
+        f"student sweep: error: no Ray cluster answered at {address} for 15 s. HOST:PORT is"
+    )
+    assert time.monotonic() - began < 40

@@ -1,0 +1,312 @@
+"""Asking in the background: what is learnt does not hang on the clock, keeps to a budget, survives ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from student.environments import Environments, Vocabulary, layout_of
+from student.labels.table import LabelTable
+from student.settings import TrainSettings
+from student.trainer import train
+from teacher_api.client import TeacherClient, TeacherUnavailable
+from teacher_api.command_line import parse
+from tests.conftest import StartTeacher, TeacherProcess, environment_without
+from tests.waiting import metric, wait_for, without_waiting
+
+pytestmark = pytest.mark.integration
+
+LAYOUT = layout_of("MiniGrid-LavaGapS5-v0")
+STEPS, N = 12, 8
+_STUDENT = str(Path(sys.executable).with_name("student"))
+
+
+def _rollouts(count: int = 1) -> tuple[Vocabulary, list[np.ndarray]]:
+    """Rollouts uint8 [T, N, K] of random actions that follow each other."""
+    vocabulary, rng = Vocabulary(), np.random.default_rng(1)
+    envs = Environments(LAYOUT, vocabulary, N, 1)
+    rows = [envs.reset()]
+    for _ in range(count * STEPS - 1):
+        rows.append(envs.step(rng.integers(0, 3, N)).obs_NK)
+    return vocabulary, np.split(np.stack(rows), count)
+
+
+@contextmanager
+def _table(
+    url: str, vocabulary: Vocabulary, *, deadline_s: float = 30, **settings: Any
+) -> Iterator[LabelTable]:
+    with closing(
+        LabelTable(LAYOUT, vocabulary, TeacherClient(url, deadline_s=deadline_s), **settings)
+    ) as table:
+        yield table
+
+
+def _flat(rollout_TNK: np.ndarray) -> np.ndarray:
+    return rollout_TNK.reshape(-1, LAYOUT.length)
+
+
+def _first_met(*rollouts: np.ndarray) -> list[bytes]:
+    """The states in the order in which they were first met."""
+    return list(dict.fromkeys(row.tobytes() for rollout in rollouts for row in _flat(rollout)))
+
+
+def _learn(table: LabelTable, rollout_TNK: np.ndarray, **spending: Any) -> torch.Tensor:
+    """Sees each step, then looks the rollout up, as a trainer does; which rows have labels [T * N]."""
+    for obs_NK in rollout_TNK:
+        table.see(obs_NK)
+    return table.look_up(_flat(rollout_TNK), **spending).given_B
+
+
+def _assert_same_labels(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for name in ("keys", "probabilities", "status"):
+        assert torch.equal(one[name], other[name]), name
+    assert (one["asked"], one["store_hits"]) == (other["asked"], other["store_hits"])
+
+
+def test_what_is_learnt_does_not_hang_on_when_answers_come(teacher_process: StartTeacher) -> None:
+    vocabulary, rollouts = _rollouts(3)
+    slow = teacher_process("--noise", "0.4", "--delay-ms", "40", "--concurrency", "3")
+    fast = teacher_process("--noise", "0.4")
+    with _table(slow.url, vocabulary) as seen, _table(fast.url, vocabulary) as looked_up:
+        for rollout_TNK in rollouts:
+            assert _learn(seen, rollout_TNK).all()
+            assert looked_up.look_up(_flat(rollout_TNK)).given_B.all()
+        _assert_same_labels(seen.state(), looked_up.state())
+        obs_MK, labels = seen.stored()
+        assert [row.tobytes() for row in obs_MK] == _first_met(*rollouts)
+        torch.testing.assert_close(looked_up.look_up(obs_MK).probs_BA, labels.probs_BA, rtol=0, atol=0)
+
+
+def test_a_question_leaves_as_soon_as_its_state_is_seen(teacher_process: StartTeacher) -> None:
+    vocabulary, (rollout_TNK,) = _rollouts()
+    teacher = teacher_process()
+    with _table(teacher.url, vocabulary) as table:
+        for obs_NK in rollout_TNK:
+            table.see(obs_NK)
+        asked = len(_first_met(rollout_TNK))
+        wait_for(lambda: metric(teacher, "teacher_questions_total", way="asked") == asked, "all questions")
+        assert table.look_up(_flat(rollout_TNK)[::-1].copy()).given_B.all()
+        assert table.asked == asked
+
+
+def test_rows_other_than_those_seen_are_looked_up_as_what_they_are(shared_teacher: TeacherProcess) -> None:
+    vocabulary, (rollout_TNK, other_TNK) = _rollouts(2)
+    with _table(shared_teacher.url, vocabulary) as table:
+        for obs_NK in rollout_TNK:
+            table.see(obs_NK)
+        labels = table.look_up(_flat(other_TNK))
+        again = table.look_up(_flat(other_TNK))
+        assert labels.given_B.all()
+        torch.testing.assert_close(again.probs_BA, labels.probs_BA, rtol=0, atol=0)
+        of = {key: row for row, key in enumerate(_first_met(rollout_TNK, other_TNK))}
+        rows_B = [of[row.tobytes()] for row in _flat(other_TNK)]
+        torch.testing.assert_close(table.stored()[1].probs_BA[rows_B], labels.probs_BA, rtol=0, atol=0)
+
+
+def test_late_labels_serve_the_next_look_up(teacher_process: StartTeacher) -> None:
+    vocabulary, (rollout_TNK,) = _rollouts()
+    teacher = teacher_process("--delay-ms", "1500")
+    with _table(teacher.url, vocabulary, late="go-on") as table:
+        assert not _learn(table, rollout_TNK).any()
+        assert not table.stored()[1].given_B.any()
+        wait_for(lambda: bool(table.look_up(_flat(rollout_TNK)).given_B.all()), "the labels")
+        assert table.stored()[1].given_B.all()
+        assert table.asked == table.states == len(_first_met(rollout_TNK))
+
+
+def test_a_checkpoint_in_mid_flight_holds_what_was_answered_and_the_rest_is_asked_again(
+    teacher_process: StartTeacher,
+) -> None:
+    vocabulary, rollouts = _rollouts(2)
+    teacher = teacher_process("--delay-ms", "100", "--concurrency", "2")
+    with _table(teacher.url, vocabulary) as table:
+        for obs_NK in rollouts[0]:
+            table.see(obs_NK)
+        wait_for(lambda: table.state()["asked"] > 0, "an answer")
+        state = table.state()
+        assert state["asked"] == int(table.stored()[1].given_B.sum()) < table.states
+    with (
+        _table(teacher_process().url, vocabulary) as resumed,
+        _table(teacher_process().url, vocabulary) as whole,
+    ):
+        resumed.restore(state)
+        for rollout_TNK in rollouts:
+            assert _learn(resumed, rollout_TNK).all()
+            assert _learn(whole, rollout_TNK).all()
+        _assert_same_labels(resumed.state(), whole.state())
+
+
+def test_a_budget_is_spread_over_the_run_and_never_exceeded(shared_teacher: TeacherProcess) -> None:
+    """A share of the frames gets the same share of the budget; a resumed table goes on with what is left."""
+    vocabulary, rollouts = _rollouts(6)
+    budget, frames, rng = 16, 6 * STEPS * N, np.random.default_rng(0)
+    with _table(shared_teacher.url, vocabulary, budget=budget) as table:
+        states: list[dict[str, Any]] = []
+        for update, rollout_TNK in enumerate(rollouts):
+            frames_left = frames - update * STEPS * N
+            rows, scores_B = _flat(rollout_TNK), rng.random(STEPS * N).astype(np.float32)
+            before = table.asked + table.store_hits
+            unasked = _scores(rows[~_given(table, rows)], scores_B[~_given(table, rows)])
+            given_B = _learn(table, rollout_TNK, scores_B=scores_B, frames_left=frames_left, frames=STEPS * N)
+            allowed = (budget - before) * STEPS * N // frames_left
+            best = sorted(unasked, key=lambda key: -unasked[key])[:allowed]
+            assert table.asked + table.store_hits == before + len(best)
+            assert {row.tobytes() for row in rows[given_B.numpy()]} & unasked.keys() == set(best)
+            states.append(table.state())
+        assert table.asked + table.store_hits == budget < table.states
+        table.look_up(_flat(rollouts[0]))
+        assert table.asked + table.store_hits == budget
+    with _table(shared_teacher.url, vocabulary, budget=budget) as resumed:
+        resumed.restore(states[2])
+        for rollout_TNK in rollouts:  # without frames_left, all may be spent at once
+            _learn(resumed, rollout_TNK)
+        assert resumed.asked + resumed.store_hits == budget
+
+
+def _given(table: LabelTable, rows_BK: np.ndarray) -> np.ndarray:
+    obs_MK, labels = table.stored()
+    given = {row.tobytes() for row in obs_MK[labels.given_B.numpy()]}
+    return np.array([row.tobytes() in given for row in rows_BK])
+
+
+def _scores(rows_BK: np.ndarray, scores_B: np.ndarray) -> dict[bytes, float]:
+    """Summed over the visits of each state."""
+    scores: dict[bytes, float] = {}
+    for row, score in zip(rows_BK, scores_B, strict=True):
+        scores[row.tobytes()] = scores.get(row.tobytes(), 0.0) + float(score)
+    return scores
+
+
+def test_an_allowance_is_never_less_than_one_question(shared_teacher: TeacherProcess) -> None:
+    vocabulary, rollouts = _rollouts(4)
+    with _table(shared_teacher.url, vocabulary, budget=3) as table:
+        counts = []
+        for update, rollout_TNK in enumerate(rollouts):
+            _learn(table, rollout_TNK, frames_left=100_000 - update, frames=STEPS * N)
+            _learn(
+                table, rollout_TNK, frames_left=100_000 - update, frames=STEPS * N
+            )  # as after a resume: it has been spent
+            counts.append(table.asked + table.store_hits)
+        assert counts == [1, 2, 3, 3]
+
+
+def test_an_error_in_the_background_is_raised_at_the_next_look_up_and_nothing_is_lost(
+    teacher_process: StartTeacher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary, (rollout_TNK, next_TNK) = _rollouts(2)
+    teacher = teacher_process()
+    with _table(teacher.url, vocabulary, deadline_s=0.4) as table:
+        assert _learn(table, rollout_TNK).all()
+        teacher.kill()
+        for obs_NK in next_TNK:
+            table.see(obs_NK)
+        with pytest.raises(TeacherUnavailable, match=teacher.url):
+            table.look_up(_flat(next_TNK))
+        assert table.stored()[1].given_B.sum() == len(_first_met(rollout_TNK))
+        teacher.restart()
+        wait_for(lambda: _answered(table, _flat(next_TNK)), "all labels")
+        assert table.asked + table.store_hits == len(_first_met(rollout_TNK, next_TNK))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def _answered(table: LabelTable, obs_BK: np.ndarray) -> bool:
+    try:
+        return bool(table.look_up(obs_BK).given_B.all())
+    except TeacherUnavailable:
+        return False
+
+
+def test_closing_ends_the_threads_at_once_whatever_they_wait_for(
+    teacher_process: StartTeacher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary, (rollout_TNK,) = _rollouts()
+    teacher = teacher_process("--delay-ms", "600000")
+    with _table(teacher.url, vocabulary) as table:
+        for obs_NK in rollout_TNK:
+            table.see(obs_NK)
+        wait_for(lambda: metric(teacher, "teacher_pending") >= len(_first_met(rollout_TNK)), "the questions")
+        began = time.monotonic()
+        table.close()
+        assert time.monotonic() - began < 60
+        assert not [thread for thread in threading.enumerate() if thread.name == "asker"]
+        assert table.state()["asked"] == 0
+        wait_for(lambda: metric(teacher, "teacher_pending") == 0, "the teacher to hear of it")
+    assert capfd.readouterr().err == ""
+
+
+_SMALL = (
+    *("--env", "MiniGrid-LavaGapS5-v0", "--environments", "4", "--rollout-steps", "16", "--frames", "320"),
+    *("--evaluate-every", "0", "--evaluation-episodes", "5", "--no-progress", "--log-every", "64"),
+)
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    env = environment_without("STUDENT_")
+    return subprocess.Popen([_STUDENT, "train", *arguments], stderr=subprocess.PIPE, text=True, env=env)
+
+
+def _end(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """A run's last checkpoint, its summary, and what it logged but for its speed."""
+    checkpoint = torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["frames_per_second"]
+        row["questions"] += row.pop("store_hits")
+    return checkpoint, json.loads((run / "summary.json").read_text()), rows
+
+
+@pytest.mark.parametrize("budget", [None, 30])
+def test_sigint_ends_waiting_at_once_and_the_run_resumes_to_the_same_end(
+    teacher_process: StartTeacher, tmp_path: Path, budget: int | None
+) -> None:
+    flags = (*_SMALL, "--teacher-budget", str(budget)) if budget else _SMALL
+    quick = teacher_process("--noise", "0.3")
+    slow = teacher_process("--noise", "0.3", "--delay-ms", "1000", "--concurrency", "1")
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with _start(*flags, "--out", str(run), "--teacher", slow.url) as process:
+        assert process.stderr is not None
+        wait_for(lambda: metric(slow, "teacher_seconds_count", part="storing") >= 2, "two answers")
+        process.send_signal(signal.SIGINT)
+        (said,) = without_waiting(process.stderr.read())
+        assert said.startswith("student train: interrupted after ")
+        assert f"--resume {run}" in said
+    assert process.returncode == 130
+    assert metric(slow, "teacher_seconds_count", part="storing") < 20  # of the first update's 30 or more
+    for flags_of_one in (("--resume", str(run)), (*flags, "--out", str(whole))):
+        train(parse(TrainSettings, [*flags_of_one, "--teacher", quick.url, "--no-progress"]))
+    (resumed, summary, rows), (straight, _, expected) = _end(run), _end(whole)
+    for name in ("keys", "probabilities", "status"):
+        assert torch.equal(resumed["labels"][name], straight["labels"][name]), name
+    for name, tensor in straight["network"].items():
+        assert torch.equal(resumed["network"][name], tensor), name
+    assert rows == expected
+    questions = summary["questions"] + summary["store_hits"]
+    if budget is None:
+        assert questions == summary["states"]
+    else:  # the last rollout may have fewer states left to ask about than the budget allows
+        assert budget // 2 < questions <= budget < summary["states"]
+
+
+def test_a_run_that_goes_on_without_late_labels_ends_without_waiting_for_them(
+    teacher_process: StartTeacher, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    teacher = teacher_process("--delay-ms", "60000")
+    flags = [*_SMALL, "--out", str(tmp_path), "--teacher", teacher.url, "--late-labels", "go-on"]
+    train(parse(TrainSettings, flags))
+    checkpoint, summary, rows = _end(tmp_path)
+    assert summary["questions"] == 0 < summary["states"]
+    # The frames in which lambda falls are those whose labels have come
+    assert {row["lambda"] for row in rows} == {1.0}
+    assert not checkpoint["labels"]["probabilities"].any()
+    assert not [thread for thread in threading.enumerate() if thread.name == "asker"]
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,259 @@
+"""Environments against MiniGrid itself."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from minigrid.wrappers import FullyObsWrapper
+
+from gridworld.pictures import Picture, draw
+from gridworld.tasks import ALL_TASKS, EVALUATION_SEEDS, UnknownEnvironment
+from gridworld.views import NAMES, uncode
+from student.environments import (
+    WORDS,
+    Environment,
+    EnvironmentFailed,
+    Environments,
+    Row,
+    UnknownWord,
+    Vocabulary,
+    check,
+    layout_of,
+    make,
+    rows_of,
+)
+
+pytestmark = pytest.mark.unit
+
+SMALL = [task.env_ids[0] for task in ALL_TASKS.values()]
+OTHERS = [
+    "MiniGrid-Empty-5x5-v0",
+    "MiniGrid-RedBlueDoors-6x6-v0",  # 12 x 6
+    "MiniGrid-ObstructedMaze-1Dlhb-v0",  # 11 x 6, with a box, a ball, a key and a locked door
+    "BabyAI-GoToObjS4-v0",
+    "tests.student.rooms:Rooms-Painted-v0",  # 7 x 4, things change in place and the mission too
+]
+"""Of no family."""
+
+
+@pytest.mark.parametrize(
+    "env_id", [*(env_id for task in ALL_TASKS.values() for env_id in task.env_ids), *OTHERS]
+)
+def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
+    layout, vocabulary = layout_of(env_id), Vocabulary()
+    ours = Environment(layout, vocabulary, lambda episode: 70 + episode)
+    theirs = FullyObsWrapper(gymnasium.make(env_id))
+    rng = np.random.default_rng(0)
+    for episode in range(3):
+        row = _row(ours.reset())
+        seen, _ = theirs.reset(seed=70 + episode)
+        ended = False
+        while not ended:
+            world = theirs.unwrapped
+            encoded = np.array([uncode(int(cell)) for cell in row[: layout.cells]])
+            encoded = encoded.reshape(layout.height, layout.width, 3).swapaxes(0, 1)
+            x, y, heading = row[layout.cells : layout.cells + 3]
+            assert (x, y) == tuple(world.agent_pos)
+            assert heading == seen["direction"]
+            encoded[x, y] = (10, 0, heading)  # where MiniGrid writes the agent over the cell
+            np.testing.assert_array_equal(encoded, seen["image"])
+            assert vocabulary.decode(layout.words(row)) == seen["mission"]
+            action = int(rng.integers(len(layout.actions)))
+            observation, reward, terminated, truncated = ours.step(action)
+            row = _row(observation)
+            seen, *theirs_step, _ = theirs.step(action)
+            assert [reward, terminated, truncated] == theirs_step
+            ended = terminated or truncated
+
+
+@pytest.mark.parametrize(
+    ("env_id", "said"),
+    [
+        ("MiniGrid-Nowhere-v0", "unknown environment 'MiniGrid-Nowhere-v0': Environment `MiniGrid-Nowhere`"),
+        ("MiniGrid-LavaGapS5", "'MiniGrid-LavaGapS5': No registered env"),
+        ("nowhere.to.be.found:Maze-v0", "'nowhere.to.be.found:Maze-v0': No module named 'nowhere'"),
+        ("json:Maze-v0", "unknown environment 'json:Maze-v0'"),
+        ("CartPole-v1", "'CartPole-v1' is not of MiniGrid's kind"),
+        ("tests.student.rooms:Rooms-Broken-v0", "unknown environment .*: the roof is leaking"),
+        ("tests.student.rooms:Rooms-Eight-Actions-v0", r"has the actions Discrete\(8\)"),
+        (
+            "tests.student.rooms:Rooms-Limited-v0",
+            "is registered with max_episode_steps, which would be left out",
+        ),
+        ("tests.student.odd_rooms:Odd-Wrapped-v0", "with the wrapper StochasticActionWrapper, which"),
+        (
+            "tests.student.odd_rooms:Odd-Compass-v0",
+            "has the actions up, down, left, right; they have to be MiniGrid's, or some of them: left, right,"
+            " forward, pickup, drop, toggle, done",
+        ),
+        (
+            "tests.student.odd_rooms:Odd-Gaps-v0",
+            r"actions Discrete\(2\), and names for left, right; its `act",
+        ),
+        ("tests.student.odd_rooms:Odd-Unnamed-v0", r"the actions Discrete\(2\), and names for none"),
+        ("tests.student.odd_rooms:Odd-Icy-v0", "cannot be observed: a blue ice is none of MiniGrid's"),
+        ("tests.student.odd_rooms:Odd-Orange-v0", "cannot be observed: an orange ball is none of MiniGrid's"),
+        ("tests.student.odd_rooms:Odd-Starry-v0", "observed: Star, a yellow ball, draws itself in its own"),
+        ("tests.student.rooms:Rooms-Talkative-v0", "cannot be observed: UnknownWord: .* has 17 words"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_refused_in_one_line(env_id: str, said: str) -> None:
+    with pytest.raises(UnknownEnvironment, match=said) as refused:
+        check(env_id)
+    assert "\n" not in str(refused.value)
+
+
+def test_actions_in_another_order_are_known_by_their_names() -> None:
+    """`right` is 0, `forward` 1 and `left` 2 there."""
+    layout = layout_of("tests.student.odd_rooms:Odd-Swapped-v0")
+    assert layout.actions == ("right", "forward", "left")
+    env = Environment(layout, Vocabulary(), lambda episode: episode)
+    assert layout.view(_row(env.reset())).heading == 0
+    for name, pose in (("right", (1, 1, 1)), ("left", (1, 1, 0)), ("forward", (2, 1, 0))):
+        view = layout.view(_row(env.step(layout.actions.index(name))[0]))
+        assert (view.x, view.y, view.heading) == pose
+
+
+@pytest.mark.parametrize("env_id", ["Odd-Seen-v0", "Odd-Human-v0", "Odd-Coins-v0", "Odd-TwoGoals-v0"])
+def test_an_odd_environment_that_can_be_shown_is_taken(env_id: str) -> None:
+    """One in a wrapper of observations, one that would open a window, objects and colours of its own."""
+    layout = layout_of(f"tests.student.odd_rooms:{env_id}")
+    env = Environment(layout, Vocabulary(), lambda episode: episode)
+    view = layout.view(_row(env.reset()))
+    env.step(2)
+    np.testing.assert_array_equal(draw(view, 8), _drawn_at_the_start(env_id))
+
+
+def test_an_environment_may_look_at_its_own_observation() -> None:
+    for env_id, actions in (("Odd-Looking-v0", (2, 2)), ("Odd-LookingReward-v0", (2, 2, 2, 1, 2, 2, 2))):
+        layout = layout_of(f"tests.student.odd_rooms:{env_id}")
+        env = Environment(layout, Vocabulary(), lambda episode: episode)
+        env.reset()
+        rewards = [env.step(action)[1] for action in actions]
+        assert max(rewards) == 1
+    assert make(SMALL[0]).gen_obs() == {}, "MiniGrid's own do without the partial view"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "after", "said"),
+    [
+        (
+            "Odd-Failing-v0",
+            20,
+            "in step 21 of the episode with seed 70: RecursionError: rejection sampling failed",
+        ),
+        (
+            "Odd-Growing-v0",
+            150,
+            "at the start of the episode with seed 72: its grid has 8 x 8 cells, and had 6 x 6",
+        ),
+        (
+            "Odd-Turning-v0",
+            70,
+            "at the start of the episode with seed 71: its grid has 5 x 9 cells, and had 9 x 5",
+        ),
+    ],
+)
+def test_an_environment_that_fails_or_changes_its_size_is_named(env_id: str, after: int, said: str) -> None:
+    layout = layout_of(f"tests.student.odd_rooms:{env_id}")
+    env = Environment(layout, Vocabulary(), lambda episode: 70 + episode)
+    with pytest.raises(EnvironmentFailed, match=said) as caught:
+        _turn_about(env, after + 1)
+    assert f"'tests.student.odd_rooms:{env_id}' failed" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_babyais_rejected_layouts_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    env = Environment(layout_of("BabyAI-PickupLoc-v0"), Vocabulary(), lambda episode: episode)
+    for _ in range(20):
+        env.reset()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("env_id", SMALL)
+def test_an_ended_episode_is_followed_by_the_next_in_the_same_step(env_id: str) -> None:
+    layout, vocabulary = layout_of(env_id), Vocabulary()
+    envs = Environments(layout, vocabulary, 3, seed=5)
+    single = [Environment(layout, vocabulary, env._seed_of) for env in envs._envs]
+    rows_NK = envs.reset()
+    for env, row in zip(single, rows_NK, strict=True):
+        np.testing.assert_array_equal(_row(env.reset()), row)
+    rng = np.random.default_rng(1)
+    ended = 0
+    for _ in range(300):
+        actions_N = rng.integers(len(layout.actions), size=3)
+        step = envs.step(actions_N)
+        for n, env in enumerate(single):
+            last, reward, terminated, truncated = env.step(int(actions_N[n]))
+            np.testing.assert_array_equal(step.last_NK[n], _row(last))
+            assert step.rewards_N[n] == pytest.approx(reward)
+            assert (step.terminated_N[n], step.truncated_N[n]) == (terminated, truncated)
+            if terminated or truncated:
+                ended += 1
+                last = env.reset()
+            np.testing.assert_array_equal(step.obs_NK[n], _row(last))
+    assert ended > 0
+
+
+@pytest.mark.parametrize("env_id", [*SMALL, *OTHERS])
+def test_a_restored_environment_goes_on_as_if_it_had_not_stopped(env_id: str) -> None:
+    layout, vocabulary, rng = layout_of(env_id), Vocabulary(), np.random.default_rng(2)
+    envs = Environments(layout, vocabulary, 4, seed=9)
+    envs.reset()
+    for _ in range(37):
+        step = envs.step(rng.integers(len(layout.actions), size=4))
+    again = Environments(layout, Vocabulary(vocabulary.words), 4, seed=9)
+    np.testing.assert_array_equal(again.restore(envs.states), step.obs_NK)
+    for _ in range(60):
+        actions_N = rng.integers(len(layout.actions), size=4)
+        one, other = envs.step(actions_N), again.step(actions_N)
+        np.testing.assert_array_equal(one.obs_NK, other.obs_NK)
+        np.testing.assert_array_equal(one.rewards_N, other.rewards_N)
+        assert one.ended == other.ended
+
+
+def test_every_training_episode_has_another_seed_and_none_is_for_evaluation() -> None:
+    envs = Environments(layout_of(SMALL[0]), Vocabulary(), 8, seed=3)
+    seeds = {env._seed_of(episode) for env in envs._envs for episode in range(200)}
+    assert len(seeds) == 8 * 200
+    assert max(seeds) < EVALUATION_SEEDS
+
+
+def test_missions_are_encoded_word_by_word_and_come_back() -> None:
+    vocabulary = Vocabulary(["get", "a"])
+    encoded = vocabulary.encode("go get a green key")
+    assert len(encoded) == WORDS
+    new = len(NAMES)
+    green, key = 1 + NAMES.index("green"), 1 + NAMES.index("key")
+    assert list(encoded[:6]) == [new + 3, new + 1, new + 2, green, key, 0]
+    assert vocabulary.decode(encoded) == "go get a green key"
+    assert Vocabulary(vocabulary.words).encode("go get a green key") == encoded
+
+
+def test_a_mission_that_is_too_long_is_refused() -> None:
+    with pytest.raises(UnknownWord, match="has 17 words"):
+        Vocabulary().encode(" ".join(["go"] * 17))
+
+
+def _turn_about(env: Environment, steps: int) -> None:
+    """Episodes of turning to the left."""
+    env.reset()
+    for _ in range(steps):
+        _, _, terminated, truncated = env.step(0)
+        if terminated or truncated:
+            env.reset()
+
+
+def _drawn_at_the_start(env_id: str) -> Picture:
+    """MiniGrid's own picture of an environment's first state."""
+    spec = gymnasium.spec(env_id)
+    spec.kwargs.pop("render_mode", None)
+    env: Any = gymnasium.make(spec).unwrapped
+    env.reset(seed=0)
+    frame: Picture = env.get_frame(highlight=False, tile_size=8)
+    return frame
+
+
+def _row(observation: bytes) -> Row:
+    return rows_of([observation])[0]

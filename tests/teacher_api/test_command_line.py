@@ -1,0 +1,140 @@
+"""What every command says of its flags and variables, known and unknown ones."""
+
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+import student.cli
+import teacher_tools.cli
+from student.settings import TrainSettings
+from teacher_api.command_line import BadSetting, groups_of, parse
+from teacher_server.settings import Settings
+from teacher_tools.train.command import serve_command
+
+pytestmark = pytest.mark.unit
+
+_ROOT = Path(__file__).parents[2]
+_SETTINGS = (*teacher_tools.cli.SETTINGS, *student.cli.SETTINGS)
+
+
+def _kind(where: str) -> type[BaseSettings]:
+    module, _, name = where.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    assert issubclass(kind, BaseSettings)
+    return kind
+
+
+def _help(kind: type[BaseSettings], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        parse(kind, ["--help"])
+    return capsys.readouterr().out
+
+
+def test_the_lists_of_settings_have_all_of_them() -> None:
+    found = {
+        f"{'.'.join(path.relative_to(_ROOT).with_suffix('').parts)}:{name}"
+        for package in ("teacher_server", "student")
+        for path in (_ROOT / package).rglob("*.py")
+        for name in re.findall(
+            r"^class (\w+)\(.*\bBaseSettings\):", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert found == set(_SETTINGS)
+
+
+@pytest.mark.parametrize("where", _SETTINGS)
+def test_help_calls_values_by_what_they_are(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = _help(_kind(where), capsys)
+    assert not re.findall(r"--[a-z-]+ (?:str|int|float|bool|Path|list|tuple)\b", said)
+    assert "(default: null)" not in said
+
+
+@pytest.mark.parametrize("kind", [Settings, TrainSettings])
+def test_long_helps_are_in_groups(kind: type[BaseSettings], capsys: pytest.CaptureFixture[str]) -> None:
+    groups = groups_of(kind)
+    assert "" not in groups.values()
+    said = _help(kind, capsys)
+    for title in groups.values():
+        assert said.count(f"\n{title}:\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--enviroment=X", "unknown flag --enviroment: did you mean --environments or --env?"),
+        ("--Seed", "unknown flag --Seed: did you mean --seed?"),
+        ("--fram", "unknown flag --fram: did you mean --frames?"),
+        ("--rollout_steps", "unknown flag --rollout_steps: did you mean --rollout-steps?"),
+        ("-seed", "unknown flag -seed: did you mean --seed?"),
+        ("--zzz", "unknown flag --zzz; `student train --help` lists them"),
+        ("runs/x", "'runs/x' is one argument too many; `student train --help` shows what it takes"),
+    ],
+)
+def test_unknown_flags_are_told_from_those_like_them(flag: str, said: str) -> None:
+    with pytest.raises(BadSetting) as refused:
+        parse(TrainSettings, [flag])
+    assert str(refused.value) == said
+
+
+def test_an_unknown_command_is_told_from_the_one_like_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert student.cli.main(["trian"]) == 2
+    assert capsys.readouterr().err == "student: error: no command 'trian': did you mean train?\n"
+
+
+def test_unknown_variables_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("STUDENT_FRAME", "student_lamda", "STUDENT_ZZZ"):
+        monkeypatch.setenv(name, "3")
+    for name in ("STUDENT_LAMBDA", "student_seed", "STUDENT_RESAMPLES", "STUDENT_RUN", "STUDENT_DEMO_FRAMES"):
+        monkeypatch.setenv(name, "3")  # of some command, or of docker-compose.yml
+    monkeypatch.setenv("STUDENT_EMPTY", "")
+    monkeypatch.setenv("STUDENT_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("STUDENT_SERVICE_HOST", "10.0.0.1")
+    assert student.cli.main(["evaluate", str(tmp_path)]) == 2
+    *warnings, _ = capsys.readouterr().err.splitlines()
+    assert warnings == [
+        "student: warning: no command reads the variable STUDENT_FRAME: did you mean STUDENT_FRAMES?",
+        "student: warning: no command reads the variable STUDENT_LAMDA: did you mean STUDENT_LAMBDA?",
+        "student: warning: no command reads the variable STUDENT_ZZZ",
+    ]
+
+
+def test_a_known_variable_loads_no_command_but_its_own() -> None:
+    code = "import sys, student.cli; student.cli.main(['train', '--zzz'])"
+    code += "; print([name for name in ('torch', 'matplotlib') if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "STUDENT_FRAMES": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_the_extra_of_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "teacher_server.serving", raising=False)  # so that it is imported anew
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert teacher_tools.cli.main(["serve"]) == 2
+    assert capsys.readouterr().err == (
+        "teacher serve: error: it needs uvicorn: pip install 'lvlm2p[teacher]'\n"
+    )
+
+
+def test_the_command_that_forge_prints_serves_here(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    program, command, *flags = shlex.split(serve_command(folder, "compact"))
+    settings = parse(Settings, flags)
+    assert (program, command, settings.model, settings.prompts) == ("teacher", "serve", folder, "compact")
+    assert importlib.util.find_spec(settings.engine) is not None

@@ -1,0 +1,102 @@
+"""Answer stores with answers in them, of this version and of the first one, for tests that spoil them."""
+
+import asyncio
+import json
+import random
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+from teacher_api.schemas import Answer, StageReport, Stages
+from teacher_server.answers.rows import Key
+from teacher_server.answers.store import AnswerStore
+from teacher_server.teachers.base import identity_of
+
+TEACHER = {"kind": "planner", "version": 7}
+IDENTITY = identity_of(TEACHER)
+
+_VERSION_1 = """
+CREATE TABLE teachers (
+        identity    TEXT PRIMARY KEY,
+        description TEXT NOT NULL       -- JSON: everything in the identity
+    ) STRICT;
+CREATE TABLE answers (
+        identity TEXT NOT NULL REFERENCES teachers (identity),
+        picture  BLOB NOT NULL,         -- SHA-256 of the picture's file
+        mission  TEXT NOT NULL,
+        task     TEXT NOT NULL,
+        actions  TEXT NOT NULL,         -- in the order asked, with commas in between
+        answer   TEXT NOT NULL,         -- JSON, as it was first given
+        created  REAL NOT NULL,         -- seconds since 1970
+        PRIMARY KEY (identity, picture, mission, task, actions)
+    ) STRICT;
+PRAGMA application_id = 0x6C766C6D;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+"""
+
+
+def key_of(number: int, identity: str = IDENTITY, task: str = "fetch") -> Key:
+    """The key of a question, another one for each number."""
+    return Key(identity, random.Random(number).randbytes(32), f"get key {number}", task, ("left", "right"))
+
+
+def answer_of(number: int, identity: str = IDENTITY) -> str:
+    """A valid answer to that question; some take several pages."""
+    p = number % 1000 / 1000
+    said = StageReport(text=f"I see {number} «keys». " * (number * 37 % 400), tokens=number, milliseconds=0.5)
+    return Answer(
+        probabilities={"left": p, "right": 1 - p},
+        action="left" if p >= 0.5 else "right",
+        analysis=f"analysis {number}",
+        stages=Stages(analysis=said, action=said),
+        teacher=identity,
+        stored=False,
+        milliseconds={"teacher": 0.1},
+    ).model_dump_json()
+
+
+def make_store(path: Path, numbers: Iterable[int], *, close: bool = True) -> dict[Key, str]:
+    """A store with these answers; returns them. Left open, it has them in its -wal."""
+    answers = {key_of(number): answer_of(number) for number in numbers}
+
+    async def fill() -> None:
+        store = AnswerStore(path)
+        store.register(IDENTITY, TEACHER)
+        await asyncio.gather(*(store.put(key, answer) for key, answer in answers.items()))
+        if close:
+            await store.close()
+
+    asyncio.run(fill())
+    return answers
+
+
+def make_version_1(path: Path, numbers: Iterable[int]) -> dict[Key, str]:
+    """A store as the first version made it."""
+    answers = {key_of(number): answer_of(number) for number in numbers}
+    connection = sqlite3.connect(path)
+    connection.executescript(_VERSION_1)
+    connection.execute("INSERT INTO teachers VALUES (?, ?)", (IDENTITY, json.dumps(TEACHER, sort_keys=True)))
+    rows = [(*key.columns, answer, 1.7e9 + i) for i, (key, answer) in enumerate(answers.items())]
+    connection.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+    return answers
+
+
+def found(path: Path, keys: Iterable[Key]) -> dict[Key, str]:
+    """The sound answers that a store opened anew has for these keys."""
+    store = AnswerStore(path)
+    try:
+        return {key: text for key, text in store.get_many(keys).items() if text is not None}
+    finally:
+        asyncio.run(store.close())
+
+
+def number(path: Path, query: str) -> int:
+    """The one number that a query finds."""
+    connection = sqlite3.connect(path)
+    try:
+        return int(connection.execute(query).fetchone()[0])
+    finally:
+        connection.close()

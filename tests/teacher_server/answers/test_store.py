@@ -1,0 +1,199 @@
+"""The answer store: a real SQLite file, shared, locked, broken and killed."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from teacher_server.answers.errors import StoreError
+from teacher_server.answers.rows import Key
+from teacher_server.answers.store import AnswerStore
+
+pytestmark = pytest.mark.unit
+
+KEY = Key("planner-1", b"p" * 32, "get the key", "fetch", ("left", "right"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "answers.sqlite3"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[AnswerStore]:
+    store = AnswerStore(path, lock_timeout_s=0.2)
+    store.register("planner-1", {"kind": "planner"})
+    yield store
+    asyncio.run(store.close())
+
+
+def _number(path: Path, query: str) -> int:
+    connection = sqlite3.connect(path)
+    try:
+        return int(connection.execute(query).fetchone()[0])
+    finally:
+        connection.close()
+
+
+def test_an_answer_is_found_again_by_another_store(store: AnswerStore, path: Path) -> None:
+    assert store.get_many([KEY]) == {}
+    asyncio.run(store.put(KEY, '{"a": 1}'))
+    assert store.get_many([KEY]) == {KEY: '{"a": 1}'}
+    other = AnswerStore(path)
+    assert other.get_many([KEY]) == {KEY: '{"a": 1}'}
+    asyncio.run(other.close())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": "planner-2"},
+        {"picture": b"q" * 32},
+        {"mission": "get the ball"},
+        {"task": "go_to_door"},
+        {"actions": ("right", "left")},
+        {"actions": ("left",)},
+    ],
+)
+def test_each_part_of_the_key_tells_answers_apart(store: AnswerStore, change: dict[str, object]) -> None:
+    asyncio.run(store.put(KEY, "{}"))
+    assert store.get_many([dataclasses.replace(KEY, **change)]) == {}  # type: ignore[arg-type]
+
+
+def test_the_first_answer_stays(store: AnswerStore) -> None:
+    asyncio.run(store.put(KEY, '"first"'))
+    asyncio.run(store.put(KEY, '"second"'))
+    assert store.get_many([KEY]) == {KEY: '"first"'}
+
+
+def test_many_at_once_are_all_written(store: AnswerStore, path: Path) -> None:
+    keys = [dataclasses.replace(KEY, picture=i.to_bytes(32)) for i in range(500)]
+
+    async def put_all() -> None:
+        await asyncio.gather(*(store.put(key, "{}") for key in keys))
+
+    asyncio.run(put_all())
+    assert len(store.get_many(keys)) == 500
+    assert _number(path, "SELECT count(*) FROM answers JOIN teachers USING (identity)") == 500
+
+
+def test_a_lock_of_another_process_fails_the_write_and_lets_reads_go_on(
+    store: AnswerStore, path: Path
+) -> None:
+    asyncio.run(store.put(KEY, "{}"))
+    other = dataclasses.replace(KEY, mission="other")
+    locker = sqlite3.connect(path, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+
+    async def put_and_read() -> None:
+        putting = asyncio.create_task(store.put(other, "{}"))
+        await asyncio.sleep(0.05)
+        assert not putting.done()
+        assert store.get_many([KEY]) == {KEY: "{}"}
+        with pytest.raises(StoreError, match="locked"):
+            await putting
+
+    asyncio.run(put_and_read())
+    locker.rollback()
+    locker.close()
+    asyncio.run(store.put(other, "{}"))
+    assert store.get_many([other]) == {other: "{}"}
+
+
+def test_a_full_disk_fails_the_write_and_the_store_goes_on(store: AnswerStore) -> None:
+    # max_page_count makes SQLite report just what a full disk does
+    pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
+    store._writer.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreError, match="full"):
+        asyncio.run(store.put(KEY, "x" * 100_000))
+    store._writer.execute("PRAGMA max_page_count = 1000000")
+    asyncio.run(store.put(KEY, "x" * 100_000))
+    assert len(store.get_many([KEY])[KEY]) == 100_000
+
+
+def _other_program(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE notes (text)")
+    connection.close()
+
+
+def _newer_version(path: Path) -> None:
+    asyncio.run(AnswerStore(path).close())
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_text("These are my notes, and no database. " * 50), "is not a database"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (_other_program, "a database of another program"),
+        (_newer_version, "of version 99"),
+    ],
+)
+def test_what_is_no_answer_store_is_refused_and_left_alone(
+    path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(path)
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises(StoreError, match=message) as caught:
+        AnswerStore(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else b"") == before
+    if spoil is not _newer_version:  # that is a store, and may have SQLite's own files beside it
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"nowhere is no folder"):
+        AnswerStore(tmp_path / "nowhere" / "answers.sqlite3")
+
+
+_WRITER = """
+import asyncio, pathlib, sys
+from teacher_server.answers import AnswerStore, Key
+async def main():
+    store = AnswerStore(pathlib.Path(sys.argv[1]))
+    store.register("planner-1", {})
+    for i in range(int(sys.argv[2]), 10**9):
+        await store.put(Key("planner-1", i.to_bytes(32), "m", "fetch", ("left",)), str(i))
+        print(i, flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.integration
+def test_two_writers_killed_in_mid_write_lose_nothing_that_was_put(path: Path) -> None:
+    starts = (0, 10**6)
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path), str(start)], stdout=subprocess.PIPE, text=True
+        )
+        for start in starts
+    ]
+    told = []
+    for writer in writers:
+        assert writer.stdout is not None
+        told += [int(writer.stdout.readline()) for _ in range(200)]
+    for writer in writers:
+        os.kill(writer.pid, signal.SIGKILL)
+    for writer in writers:
+        assert writer.stdout is not None
+        told += [int(line) for line in writer.stdout if line.endswith("\n")]
+        writer.wait()
+        writer.stdout.close()
+    assert _number(path, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'") == 1
+    store = AnswerStore(path)
+    keys = {i: Key("planner-1", i.to_bytes(32), "m", "fetch", ("left",)) for i in told}
+    assert store.get_many(keys.values()) == {key: str(i) for i, key in keys.items()}
+    asyncio.run(store.close())

@@ -1,0 +1,161 @@
+"""A host that is watched, with models that do what a test tells them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gridworld.pictures import draw
+from teacher_server.engines.base import CannotLoad, Decoding, EngineDead, EngineHangs
+from teacher_server.engines.sessions import Interviewer, LabelScores, Said
+from teacher_server.prompting.preparation import PreparedPicture
+from teacher_server.prompting.prompt_set import Conversation, load_prompt_set
+from teacher_server.service.host import Host
+from teacher_server.service.metrics import Metrics
+from teacher_server.service.watchdog import Watchdog
+from teacher_server.settings import Settings
+from teacher_server.teachers.base import Observation
+from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut, room
+
+_PROMPTS = load_prompt_set("minigrid-zero-shot")
+
+
+@dataclass(eq=False)
+class ToldModel:
+    """An interviewer and its conversations. What it writes fits no schema, and is an answer all the same.
+
+    Attributes:
+        fault: raised when it is asked; None: it answers once it `goes`.
+        refusal: raised when it is started, or closed.
+    """
+
+    fault: Exception | None = None
+    refusal: Exception | None = None
+    goes: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: int = 0
+    closed: bool = False
+    key: str = ""
+
+    async def start(self) -> None:
+        if isinstance(self.refusal, CannotLoad):
+            raise self.refusal
+
+    async def take_over(self, other: Interviewer) -> bool:
+        return False
+
+    def mark_in(self, text: str) -> str | None:
+        return None
+
+    def script(self, conversation: Conversation) -> "ToldModel":
+        return self
+
+    def about(self, picture: PreparedPicture) -> "ToldModel":
+        return self
+
+    def unanalysed(self) -> "ToldModel":
+        return self
+
+    async def analyse(self, decoding: Decoding) -> tuple[Said, "ToldModel"]:
+        self.asked += 1
+        if self.fault is None:
+            await self.goes.wait()
+        if self.closed:
+            raise EngineDead("it was closed")
+        if self.fault is not None:
+            raise self.fault
+        return Said("I see", 2, True), self
+
+    async def score(self, actions: Sequence[str]) -> LabelScores:
+        return LabelScores(dict.fromkeys(actions, -1.0))
+
+    async def write(self, decoding: Decoding) -> Said:
+        return Said("", 0, True)
+
+    async def close(self) -> None:
+        self.closed = True
+        self.goes.set()
+        if isinstance(self.refusal, EngineHangs):
+            raise self.refusal
+
+
+def _answering() -> ToldModel:
+    model = ToldModel()
+    model.goes.set()
+    return model
+
+
+def _teacher(model: ToldModel) -> PromptedTeacher:
+    reading = ReadingOut("labels", "soft", 1.0, 0.0, 0.05)
+    return PromptedTeacher(model, _PROMPTS, reading, checkpoint={"digest": "d"}, hosting={})
+
+
+class WatchedHouse:
+    """A watched host whose first model is silent; those that replace it answer, unless others are given."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, first: ToldModel, *others: ToldModel, **changes: Any
+    ) -> None:
+        told: dict[str, Any] = {"teacher": "prompted", "stall_s": 10, "watch_s": 4, "replacements": 2}
+        self.settings = Settings(**told | changes)
+        self.metrics, self.model, self.teacher = Metrics(), first, _teacher(first)
+        self.ended: list[str | None] = []
+
+        def on_end() -> None:
+            self.ended.append(self.host.failure)
+
+        self.host = Host(self.teacher, self.settings, None, self.metrics, on_end=on_end)
+        self.host.serve(self.teacher, self.settings)
+        self.watchdog = Watchdog(self.host, self.metrics)
+        self.others = list(others) or [_answering() for _ in range(3)]
+        self._new: PromptedTeacher | None = None
+        patch.setattr("teacher_server.service.watchdog.same_teacher", self._same_teacher)
+
+    def _same_teacher(self, settings: Settings, identity: str) -> PromptedTeacher:
+        """In the place of reading a checkpoint's files: made before a start, and looked at after it."""
+        assert settings == self.settings
+        if self._new is not None:
+            new, self._new = self._new, None
+        else:
+            new = self._new = _teacher(self.others.pop(0))
+        assert new.identity == identity
+        return new
+
+    async def look(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.watchdog.look()
+            await asyncio.sleep(0)
+
+    async def until_asked(self, times: int) -> None:
+        await until(lambda: self.model.asked >= times)
+
+    async def until_ready(self) -> None:
+        await until(lambda: self.host.state == "ready")
+
+    @asynccontextmanager
+    async def question(self) -> AsyncIterator["asyncio.Task[Any]"]:
+        """One that the model has; given up at the end."""
+        before = self.model.asked
+        task, actions = next(iter(self.teacher.tasks.items()))
+        asking = asyncio.create_task(self.teacher.answer(Observation(draw(room(5)), "", task, actions)))
+        await self.until_asked(before + 1)
+        try:
+            yield asking
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+
+    def count(self, why: str, outcome: str) -> float:
+        labels = {"why": why, "outcome": outcome}
+        return self.metrics.registry.get_sample_value("teacher_replacements_total", labels) or 0.0
+
+    @property
+    def silent_s(self) -> float | None:
+        return self.metrics.registry.get_sample_value("teacher_silent_seconds")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)

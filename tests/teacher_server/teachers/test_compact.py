@@ -1,0 +1,86 @@
+"""The checkpoint that the repository has: an ordinary one, small, and a teacher of the four tasks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
+
+from gridworld.tasks import TASKS
+from student.environments import Vocabulary, layout_of
+from student.labels.table import LabelTable
+from teacher_api.client import TeacherClient
+from teacher_api.processes import COMPACT, COMPACT_FLAGS, served_teacher
+from teacher_server.checkpoints.checkpoint import read_checkpoint
+from teacher_server.prompting.prompt_set import load_prompt_set
+from teacher_tools.cli import main
+from teacher_tools.train.card import trained_on
+from teacher_tools.train.conversation import LessonWriter, analysis_of
+from teacher_tools.train.samples import Sampler
+from tests.compact import assert_it_knows_its_tasks
+
+pytestmark = pytest.mark.integration
+
+
+def test_it_is_small_and_passes_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sum(file.stat().st_size for file in COMPACT.iterdir()) < 16 * 2**20
+    assert main(["check", str(COMPACT), "--engine", "transformers"]) == 0
+    checkpoint, told = read_checkpoint(COMPACT), capsys.readouterr().out
+    digest = checkpoint.digest()
+    assert digest in told
+    assert "\nprompts       compact\n" in told
+    assert "note" not in told
+    # What is in it is still what it was trained with
+    assert checkpoint.trained_on == trained_on(
+        "compact", load_prompt_set("compact"), [t.env_id for t in TASKS.values()]
+    )
+    assert digest in (COMPACT / "README.md").read_text()
+
+
+def test_stock_transformers_reads_pictures_with_it() -> None:
+    model = AutoModelForImageTextToText.from_pretrained(COMPACT)
+    tokenizer = AutoTokenizer.from_pretrained(COMPACT)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(COMPACT)  # AutoProcessor's needs torchvision
+    writer = LessonWriter(read_checkpoint(COMPACT), load_prompt_set("compact"))
+    samples = Sampler([task.env_id for task in TASKS.values()], seed=2**31).block(0, 16)
+    right = 0
+    for sample in samples:
+        lesson = writer.lesson(sample)
+        prompt = lesson.token_ids[: lesson.analysis.start]
+        seen = processor(images=[lesson.picture.image], return_tensors="pt")
+        ids = tokenizer.pad({"input_ids": [list(prompt)]}, return_tensors="pt")
+        ids["mm_token_type_ids"] = (ids["input_ids"] == model.config.image_token_id).int()
+        answer = model.generate(**ids, **seen, max_new_tokens=120, do_sample=False)
+        said = tokenizer.decode(answer[0, len(prompt) :], skip_special_tokens=True)
+        right += json.loads(said) == analysis_of(sample.scene)
+    assert right >= 15
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "told"),
+    [
+        (["--prompts", "minigrid"], 1, "take --prompts compact"),
+        (["--prompts", "minigrid-zero-shot"], 0, "is asked with another, minigrid-zero-shot"),
+        (["--readout", "numbers"], 0, "was trained to be read out by labels, not by numbers"),
+    ],
+)
+def test_the_check_says_what_it_was_not_trained_for(
+    flags: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(COMPACT), "--engine", "transformers", *flags]) == status
+    assert told in capsys.readouterr().out
+
+
+def test_it_knows_its_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served_teacher(tmp_path / "answers.sqlite3", COMPACT_FLAGS, tmp_path / "log.txt") as url:
+        with TeacherClient(url, deadline_s=60) as client:
+            for env_id, note in (
+                ("MiniGrid-GoToDoor-6x6-v0", None),
+                ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", None),
+                ("MiniGrid-GoToDoor-8x8-v0", "trained on grids of 6 x 6 for go_to_door, and never of 8 x 8"),
+            ):
+                LabelTable(layout_of(env_id), Vocabulary(), client)
+                said = capsys.readouterr().err
+                assert said.count("\n") == bool(note)
+                assert (note or "") in said
+        assert_it_knows_its_tasks(url, tmp_path / "score", states=40, episodes=10)

@@ -1,0 +1,192 @@
+"""`teacher score` and `teacher compare` against real served teachers."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from gridworld.tasks import ALL_TASKS, TASKS
+from student.runs.evaluate import score as evaluate
+from student.settings import EvaluateSettings
+from teacher_tools.cli import main
+from teacher_tools.score.figures import Score, TaskScore
+from tests.conftest import StartTeacher, TeacherProcess
+from tests.waiting import LONG_S, wait_for
+
+pytestmark = pytest.mark.integration
+
+_TEACHER = str(Path(sys.executable).with_name("teacher"))
+_SMALL = ("--env", "MiniGrid-GoToDoor-5x5-v0", "--no-progress")
+_ENV = "MiniGrid-GoToDoor-5x5-v0"
+
+
+def _score(url: str, out: Path, *flags: str) -> dict[str, Any]:
+    assert main(["score", url, "--out", str(out), *flags]) == 0
+    found: dict[str, Any] = json.loads((out / "score.json").read_text())
+    return found
+
+
+def test_the_planner_is_right_and_plays_as_the_students_evaluation_says(
+    shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*_SMALL, "--episodes", "10", "--states", "40")
+    found = _score(shared_teacher.url, tmp_path / "a", *flags)["tasks"][_ENV]
+    told = capsys.readouterr().out
+    assert found["agreement"]["optimal"]["value"] == 1.0
+    assert found["agreement"]["mistakes"]["count"] == 0
+    assert found["perception"] is None
+    assert "perception and reasoning are not measured" in told
+    assert re.search(r"arg-max is optimal +1\.000 \[0\.9", told)
+    assert "GoToDoor-5x5: better than chance in agreement with the planner" in told
+
+    # The same episodes, played by other code
+    settings = EvaluateSettings(policy=shared_teacher.url, env=_ENV, episodes=10)
+    theirs, ours = evaluate(settings)["argmax"], found["argmax"]
+    assert ours["success"]["value"] == theirs["success"]
+    assert ours["mean_return"]["value"] == pytest.approx(theirs["return"])
+    assert [ours["mean_return"]["low"], ours["mean_return"]["high"]] == pytest.approx(
+        theirs["return_interval"]
+    )
+    assert ours["length"] == theirs["length"]
+
+
+def test_a_teacher_that_knows_nothing_is_told_from_no_chance(
+    teacher_process: StartTeacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = teacher_process("--teacher", "uniform").url
+    _score(url, tmp_path, *_SMALL, "--episodes", "5", "--states", "30")
+    assert "GoToDoor-5x5: this teacher cannot be told from chance" in capsys.readouterr().out
+
+
+def test_mistakes_are_measured_pictured_and_compared(
+    teacher_process: StartTeacher,
+    shared_teacher: TeacherProcess,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    noisy = teacher_process("--noise", "0.3", "--seed", "1").url
+    flags = (*_SMALL, "--episodes", "5", "--states", "80")
+    found = _score(noisy, tmp_path / "noisy", *flags)["tasks"][_ENV]
+    rate = found["agreement"]["mistakes"]
+    assert rate["low"] <= 0.3 <= rate["high"]
+    assert (tmp_path / "noisy/reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "noisy/mistakes").glob("*.png"))) == len(found["mistakes"]) == 6
+    assert "is optimal" in (tmp_path / "noisy/score.md").read_text()
+
+    capsys.readouterr()
+    replay = ["replay", str(tmp_path / "noisy")]
+    assert main(replay) == 0
+    listed = capsys.readouterr().out.splitlines()
+    played = {policy: found[policy] for policy in ("argmax", "sampled")}
+    assert len(listed) == sum(5 - each["success"]["count"] for each in played.values()) > 0
+    policy = next(policy for policy, each in played.items() if each["failures"])
+    failure = min(played[policy]["failures"], key=lambda failure: len(failure["actions"]))
+    which = ["--seed", str(failure["seed"]), "--policy", policy]
+    assert main([*replay, *which, "--url", noisy, "--gif", str(tmp_path / "a.gif")]) == 0
+    told = capsys.readouterr().out
+    assert re.findall(r"^   chose (\w+)", told, re.MULTILINE) == failure["actions"]
+    assert "   optimal: " in told
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert 1 < animation.n_frames <= len(failure["actions"]) + 1  # GIF joins frames that are alike
+    assert main([*replay, *which, "--url", shared_teacher.url]) == 2
+    assert f"{shared_teacher.url} is planner-" in _only_line(capsys)
+    assert main([*replay, "--seed", "7"]) == 2
+    assert "no such episode failed with the seed 7" in _only_line(capsys)
+
+    out = tmp_path / "both"
+    assert main(["compare", shared_teacher.url, str(tmp_path / "noisy"), "--out", str(out), *flags]) == 0
+    told = capsys.readouterr().out
+    difference = re.search(r"difference to 127\.0\.0\.1:\d+ +– +(-0\.\d+) \[(-0\.\d+), (-0\.\d+)\]", told)
+    assert difference is not None
+    assert float(difference[1]) == pytest.approx(found["agreement"]["optimal"]["value"] - 1, abs=6e-4)
+    page = (out / "compare.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page), "the page needs something beside it"
+    assert page.count('class="mistake"') == 6
+    for mistake in found["mistakes"]:
+        assert mistake["picture"] in page
+    assert json.loads((out / "scores" / shared_teacher.url[7:].replace(":", "-") / "score.json").read_text())
+
+
+def test_what_is_complete_is_kept_and_gone_on_with(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    out = tmp_path / "score"
+    flags = ("--all", "--episodes", "2", "--states", "20", "--no-progress")
+    command = [_TEACHER, "score", shared_teacher.url, "--out", str(out), *flags]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: (out / "score.json").exists() and _tasks(out), "the first environment")
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=LONG_S)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert told == "teacher score: interrupted\n"
+    first = _tasks(out)
+    assert 0 < len(first) < 4
+    assert set(_score(shared_teacher.url, out, *flags)["tasks"]) == {task.env_id for task in TASKS.values()}
+    assert {env: task for env, task in _tasks(out).items() if env in first} == first
+
+
+def _tasks(out: Path) -> dict[str, TaskScore]:
+    return Score.model_validate_json((out / "score.json").read_bytes()).tasks
+
+
+def test_a_task_beyond_the_four_is_scored_by_its_name(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    flags = ("--task", "go_to_object", "--episodes", "10", "--states", "60", "--no-progress")
+    (scored,) = _score(shared_teacher.url, tmp_path, *flags)["tasks"].values()
+    assert (scored["env"], scored["states"]) == ("MiniGrid-GoToObject-6x6-N2-v0", 60)
+    assert scored["agreement"]["optimal"]["value"] == scored["argmax"]["success"]["value"] == 1.0
+    assert scored["chance"]["success"]["value"] < scored["sampled"]["success"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, f"say what to score: --task KEY ({', '.join(ALL_TASKS)}), --env ID"),
+        (["--task", "chess"], 2, "and not 'chess'"),
+        (["--all", "--task", "fetch"], 2, "--all: not together with --task or --env"),
+        (["--env", "MiniGrid-Nowhere-v0"], 2, "--env: unknown environment 'MiniGrid-Nowhere-v0'"),
+        (["--env", "MiniGrid-Empty-5x5-v0"], 2, "--task is missing"),
+        (["--task", "fetch", "--episodes", "0"], 2, "--episodes (or TEACHER_SCORE_EPISODES)"),
+        (["--task", "fetch", "--teacher-wait-s", "0.1"], 3, "gave no answer"),
+    ],
+)
+def test_mistakes_of_the_user_are_told_in_a_line(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", "http://127.0.0.1:9", *arguments]) == code
+    assert message in _only_line(capsys)
+
+
+def test_another_teacher_or_other_settings_do_not_mix(
+    shared_teacher: TeacherProcess,
+    teacher_process: StartTeacher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, flags = tmp_path / "a", (*_SMALL, "--episodes", "1", "--states", "5")
+    _score(shared_teacher.url, out, *flags)
+    before = (out / "score.json").read_bytes()
+    capsys.readouterr()
+    other = teacher_process("--noise", "0.5").url
+    assert main(["score", other, "--out", str(out), *flags]) == 2
+    assert "holds the score of planner-" in _only_line(capsys)
+    assert main(["score", shared_teacher.url, "--out", str(out), *flags, "--seed", "3"]) == 2
+    assert "holds a score made with --episodes 1, --states 5, --seed 1" in _only_line(capsys)
+    assert (out / "score.json").read_bytes() == before
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "holds no score" in _only_line(capsys)
+    (tmp_path / "score.json").write_text('{"format": 1}')
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "is no score of format 1" in _only_line(capsys)
+
+
+def _only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    told = capsys.readouterr()
+    (line,) = told.err.splitlines()
+    return line
