@@ -7,7 +7,7 @@ VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-operate test-chaos test-docker resolve lock lint format bench-student bench-answers bench-vllm bench-gpu clean
+.PHONY: help setup demo test test-vllm test-operate test-chaos test-docker resolve lock docs lint format bench-student bench-answers bench-vllm bench-gpu clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,10 @@ lock: | $(BIN)/uv ## write constraints.txt again after a change of the dependenc
 $(BIN)/uv:
 	$(MAKE) setup
 
-lint: setup ## format, lint and type checks
+docs: setup ## the documentation's site in build/site; a dead link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+lint: setup docs ## format, lint and type checks, and the documentation's links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -240,7 +240,7 @@ class _Trainer:
         return float(np.mean([total > 0 for total, _ in self.recent] or [False]))
 
     def _progress(self) -> dict[str, Any]:
-        """Figures of the run so far; see docs/metrics.md."""
+        """Figures of the run so far; see docs/reference/metrics.md."""
         returns = [total for total, _ in self.recent]
         row: dict[str, Any] = {
             "return": float(np.mean(returns)) if returns else None,

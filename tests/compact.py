@@ -8,7 +8,7 @@ from teacher_tools.cli import main
 
 
 def assert_it_knows_its_tasks(url: str, out: Path, *, states: int, episodes: int) -> None:
-    """Scores it through /policy, on few states and episodes of each task; docs/forge.md has many."""
+    """Scores it through /policy on few states and episodes a task. docs/results/compact.md has more."""
     sizes = ["--states", str(states), "--episodes", str(episodes)]
     assert main(["score", url, "--all", "--no-progress", "--out", str(out), *sizes]) == 0
     scores = json.loads((out / "score.json").read_text())["tasks"]

@@ -27,7 +27,7 @@ class Algorithm(ABC):
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
-        """Learns from one rollout; returns the figures of the update (see docs/metrics.md).
+        """Learns from one rollout; returns the figures of the update (see docs/reference/metrics.md).
 
         Args:
             targets_U: what the rollout's states are drawn to: [U, A].

@@ -65,7 +65,7 @@ class SweepSettings(BaseSettings):
 
     model_config = flags_and_variables("student sweep", "STUDENT_")
 
-    plan: CliPositionalArg[Path] = Field(description="the plan, a TOML file: see docs/sweeps.md")
+    plan: CliPositionalArg[Path] = Field(description="the plan, a TOML file: see docs/guides/sweeps.md")
     out: Folder = Field(description="the sweep's folder; made if it is not there, gone on with if it is")
     teacher: Annotated[str, AfterValidator(checked_url), ValueName("URL")] | None = Field(
         default=None, description=f'address of the teacher that arms with teacher = "{GIVEN}" learn from'
@@ -213,7 +213,7 @@ class PlannedRun:
 
 
 class Plan(BaseModel):
-    """What a plan file says; see docs/sweeps.md."""
+    """What a plan file says; see docs/guides/sweeps.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

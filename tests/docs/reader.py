@@ -24,7 +24,7 @@ _SERVERS = r"(teacher serve|tensorboard) "
 _HELP = """\
 A reader of the page meets this: mend the page or the command. A command that cannot be run here (a GPU, the
 network, minutes) gets an entry in tests/docs/exceptions.py: in SHORTER or PLACEHOLDERS if a part of it can be
-replaced, else in NOT_RUN, with the reason. `pytest tests/docs -k NAME` tries the page docs/NAME.md alone."""
+replaced, else in NOT_RUN, with the reason. `pytest tests/docs -k NAME` tries the page NAME.md alone."""
 
 
 class DoesNotWork(AssertionError):

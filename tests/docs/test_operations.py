@@ -28,13 +28,15 @@ def _named_in(text: str) -> set[str]:
 
 def test_every_figure_is_explained_and_no_other() -> None:
     rows = [
-        line for line in (_DOCS / "operations.md").read_text().splitlines() if line.startswith("| `teacher_")
+        line
+        for line in (_DOCS / "guides/operate.md").read_text().splitlines()
+        if line.startswith("| `teacher_")
     ]
     explained = set().union(*(_named_in(row.split("|")[1]) for row in rows))
     assert explained == _figures()
 
 
 def test_the_dashboard_shows_every_figure_and_no_other() -> None:
-    panels = json.loads((_DOCS / "grafana.json").read_text())["panels"]
+    panels = json.loads((_DOCS / "assets/grafana.json").read_text())["panels"]
     shown = set().union(*(_named_in(target["expr"]) for panel in panels for target in panel["targets"]))
     assert shown == _figures()

@@ -11,7 +11,13 @@ from tests.docs.lookup import look_up
 from tests.docs.pages import PAGES, ROOT, Command, Stop, inline_commands, steps
 from tests.docs.reader import Reader
 
-_ONE_AFTER_ANOTHER = ("README.md", "docs/answers.md", "docs/export.md", "docs/sweeps.md", "docs/reports.md")
+_ONE_AFTER_ANOTHER = (
+    "README.md",
+    "docs/guides/answers.md",
+    "docs/guides/export.md",
+    "docs/guides/sweeps.md",
+    "docs/guides/reports.md",
+)
 """Read in one folder: what the README makes, the others go on with, so that no command is run twice."""
 
 

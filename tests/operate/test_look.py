@@ -1,4 +1,4 @@
-"""The page at / in a real headless Chromium. It also takes the pictures in docs/."""
+"""The page at / in a real headless Chromium. It also takes the pictures in docs/assets/."""
 
 import base64
 import json
@@ -29,10 +29,10 @@ expect = playwright.expect
 expect.set_options(timeout=60_000)
 
 _CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-_DOCS = Path(__file__).parents[2] / "docs"
+_DOCS = Path(__file__).parents[2] / "docs/assets"
 _USUAL = {"viewport": {"width": 1400, "height": 900}, "reduced_motion": "reduce"}
 _LARGEST = 200_000
-"""Bytes of a picture in docs/."""
+"""Bytes of a picture in docs/assets/."""
 
 pytestmark = [
     pytest.mark.operate,
@@ -205,7 +205,7 @@ def test_an_episode_is_stepped_through_to_success(
         page.locator("#trail button").first.click()
         expect(outcome).to_contain_text("Step 1 ")
         _settled(page)
-        _picture(page, "look.png")
+        _picture(page, "playground.png")
         page.get_by_role("button", name="Play").click()
         expect(outcome).to_contain_text("Success: return 0.")
 
@@ -498,7 +498,7 @@ def test_a_prompted_teacher_is_asked_again_with_edited_templates(
     assert _bars(page, "teacher") != told
     assert metric(prompted, "teacher_questions_total", way="asked") == asked
     assert _rows(store) == rows
-    _picture(page, "look-prompted.png")
+    _picture(page, "playground-prompted.png")
 
     area.fill("{% for action in actions %}")
     again.click()

@@ -26,7 +26,7 @@ def _score(url: str, out: Path, *flags: str) -> dict[str, Any]:
 def test_the_noise_of_a_planner_is_recovered_on_all_tasks(
     teacher_process: StartTeacher, tmp_path: Path, noise: float
 ) -> None:
-    """With one seed of the noise. Of 95 % intervals some miss: docs/score.md counts them over forty seeds."""
+    """One seed of the noise. Some 95 % intervals miss: docs/results/measurements.md counts forty seeds."""
     teacher = teacher_process("--noise", str(noise), "--seed", "1")
     tasks = _score(teacher.url, tmp_path, "--all", "--episodes", "20")
     assert set(tasks) == {task.env_id for task in TASKS.values()}

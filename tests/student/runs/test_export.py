@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration  # onnx is imported late: the vLLM suites' 
 
 _ENV = "MiniGrid-GoToDoor-5x5-v0"
 _STUDENT = str(Path(sys.executable).with_name("student"))
-_DOC = Path(__file__).parents[3] / "docs" / "export.md"
+_DOC = Path(__file__).parents[3] / "docs/guides/export.md"
 
 
 @pytest.fixture(scope="module")
