@@ -35,8 +35,7 @@ from teacher_server.service.host import Host
 from teacher_server.service.metrics import Metrics
 from teacher_server.service.questions import Service
 from teacher_server.service.state import State
-from teacher_server.teachers.base import Teacher
-from teacher_server.teachers.prompted import PromptedTeacher
+from teacher_server.teachers.base import ModelTeacher, Teacher
 
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = " ".join(
@@ -137,7 +136,7 @@ def prepared(request: Request, shown: _Shown) -> Response:
     teacher = _teaching(request).host.teacher
     try:
         picture = _decoded(request, shown.image)
-        seen = teacher.prompts.preparation.prepare(picture) if isinstance(teacher, PromptedTeacher) else None
+        seen = teacher.model.prompts.preparation.prepare(picture) if teacher.model else None
     except (BadPicture, UnreadablePicture) as error:
         return _refused("image", error)
     image = seen.image if seen else Image.fromarray(picture)
@@ -176,8 +175,8 @@ def planner(request: Request, question: Question) -> Response:
 @_router.get("/look/prompts")
 async def prompts(request: Request) -> Response:
     """The templates that the teacher is asked with, in their order; none where it is asked without."""
-    teacher = _teaching(request).host.teacher
-    if not isinstance(teacher, PromptedTeacher):
+    teacher = _teaching(request).host.teacher.model
+    if teacher is None:
         return JSONResponse({"name": None, "templates": []})
     used = (SYSTEM, QUESTION, FOLLOWUPS[teacher.description["reading"]["readout"]])
     sources = teacher.prompts.templates
@@ -195,8 +194,8 @@ async def ask(request: Request, question: _Edited) -> Response:
     if places.locked():
         reason = f"{_EDITED_AT_ONCE} edited questions are being answered already; ask again later"
         return error_response(ErrorBody(status=503, reason=reason, retry_after=1))
-    with teaching.host.lease() as teacher:
-        if not isinstance(teacher, PromptedTeacher):
+    with teaching.host.lease() as leased:
+        if (teacher := leased.model) is None:
             return _refused("templates", "this teacher is asked without prompt templates")
         async with places:
             try:
@@ -230,7 +229,7 @@ class _Lent:
         self.host.lose(self.other, why)
 
 
-def _edited(teacher: PromptedTeacher, sources: dict[str, str]) -> PromptedTeacher:
+def _edited(teacher: ModelTeacher, sources: dict[str, str]) -> ModelTeacher:
     """The teacher, asked with these templates.
 
     Raises:
@@ -252,14 +251,14 @@ def _decoded(request: Request, image: str) -> Picture:
     return decode(from_base64(image), max_pixels=_teaching(request).settings.max_pixels)
 
 
-def _grid(picture: Picture, teacher: Any) -> dict[str, Any] | None:
+def _grid(picture: Picture, teacher: Teacher) -> dict[str, Any] | None:
     """Columns and rows of a picture and whether they are numbered in a margin, if it shows a grid."""
     try:
         tile = tile_size(picture)
     except UnreadablePicture:
         return None
     height, width = np.shape(picture)[:2]
-    margin = isinstance(teacher, PromptedTeacher) and teacher.prompts.preparation.margin
+    margin = teacher.model is not None and teacher.model.prompts.preparation.margin
     return {"columns": width // tile, "rows": height // tile, "margin": margin}
 
 

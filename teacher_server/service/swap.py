@@ -12,8 +12,8 @@ from teacher_server.engines.base import EngineHangs
 from teacher_server.service.host import Host
 from teacher_server.service.metrics import Metrics
 from teacher_server.settings import Settings
+from teacher_server.teachers.base import ModelTeacher
 from teacher_server.teachers.canary import tell_apart
-from teacher_server.teachers.prompted import PromptedTeacher
 from teacher_server.teachers.registry import CannotTeach, choose_teacher, prompts_of, same_teacher
 
 _log = logging.getLogger(__name__)
@@ -50,22 +50,22 @@ class Swapper:
 
     async def _begin(self, wanted: Swap) -> Swapped:
         host = self._host
-        if not isinstance(host.teacher, PromptedTeacher):
+        if (teacher := host.teacher.model) is None:
             raise CannotSwap(409, f"a {host.teacher.kind} teacher has no checkpoint that could be swapped")
-        if host.settings.engine == "openai":
+        if not teacher.local:
             raise CannotSwap(409, "this teacher asks another server's model: exchange it there")
         if host.state in ("starting", "replacing", "gone"):
             raise CannotSwap(503, "the teacher is not ready: swap when it is")
         if host.state != "ready":
             raise CannotSwap(409, f"another swap is going on ({host.state}): wait for its end")
         host.state = "checking"
-        work = host.begin(self._swap(host.teacher, wanted))
+        work = host.begin(self._swap(teacher, wanted))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:  # by the server, when its time to stop is over
             raise CannotSwap(503, "the service is stopping") from None
 
-    async def _swap(self, old: PromptedTeacher, wanted: Swap) -> Swapped:
+    async def _swap(self, old: ModelTeacher, wanted: Swap) -> Swapped:
         host, steps = self._host, _Steps(self._host)
         before = host.settings
         try:
@@ -113,9 +113,7 @@ class Swapper:
             sight=sight,
         )
 
-    async def _go_back(
-        self, new: PromptedTeacher, again: PromptedTeacher, before: Settings, why: str
-    ) -> NoReturn:
+    async def _go_back(self, new: ModelTeacher, again: ModelTeacher, before: Settings, why: str) -> NoReturn:
         """Has the checkpoint that answered before answer once more, in an engine of its own.
 
         Raises:
@@ -162,18 +160,18 @@ class _Steps:
 
 
 def _checked(
-    wanted: Swap, old: PromptedTeacher, before: Settings, after: Settings
-) -> tuple[PromptedTeacher, PromptedTeacher]:
+    wanted: Swap, old: ModelTeacher, before: Settings, after: Settings
+) -> tuple[ModelTeacher, ModelTeacher]:
     """The teacher that is asked for, and once more the one that answers now; neither is started.
 
     Raises:
         CannotSwap: there cannot be the one, or could not be the other.
     """
     try:
-        new = choose_teacher(after, leaving=before)
+        new = choose_teacher(after, leaving=before).model
     except CannotTeach as error:
         raise CannotSwap(422, str(error).removeprefix("--model "), "model") from error
-    assert isinstance(new, PromptedTeacher)
+    assert new is not None
     digest = new.description["checkpoint"]["digest"]
     if wanted.digest not in (None, digest):
         reason = f"the checkpoint in {wanted.model} has the digest {digest}, and not {wanted.digest}"

@@ -10,8 +10,7 @@ from teacher_server.engines.base import EngineError
 from teacher_server.service.host import Host
 from teacher_server.service.metrics import Metrics
 from teacher_server.settings import Settings
-from teacher_server.teachers.base import TeacherGone
-from teacher_server.teachers.prompted import PromptedTeacher
+from teacher_server.teachers.base import ModelTeacher, TeacherGone
 from teacher_server.teachers.registry import same_teacher
 
 _log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class Watchdog:
         self._probe: asyncio.Task[None] | None = None
         self._said = ""
         """The last failure in the log: it is not written down once a second while it stays the same."""
-        self._watched: PromptedTeacher | None = None
+        self._watched: ModelTeacher | None = None
         self._answered, self._quiet_s, self._silent_s = 0, 0.0, 0.0
         metrics.silent.set_function(lambda: self._silent_s)
 
@@ -60,8 +59,8 @@ class Watchdog:
 
     def look(self) -> None:
         """Looks once, and sees to what it finds."""
-        teacher = self._host.teacher
-        if self._host.state != "ready" or not isinstance(teacher, PromptedTeacher):
+        teacher = self._host.teacher.model
+        if self._host.state != "ready" or teacher is None:
             self._watch(None)
             return
         if teacher is not self._watched:
@@ -69,29 +68,29 @@ class Watchdog:
         if self._host.loss is not None:
             self._on_failure(teacher, "dead", self._host.loss)
             return
-        progress, settings = teacher.progress, self._host.settings
-        if progress.answered != self._answered:
-            self._answered, self._quiet_s, self._silent_s = progress.answered, 0.0, 0.0
+        activity, settings = teacher.activity, self._host.settings
+        if activity.answered != self._answered:
+            self._answered, self._quiet_s, self._silent_s = activity.answered, 0.0, 0.0
             return
         probing = self._probe is not None and not self._probe.done()
         self._quiet_s += LOOK_EVERY_S
-        self._silent_s = self._silent_s + LOOK_EVERY_S if progress.asked or probing else 0.0
+        self._silent_s = self._silent_s + LOOK_EVERY_S if activity.asked or probing else 0.0
         if self._silent_s > settings.stall_s:
             reason = f"asked, it has answered nothing for {settings.stall_s:g} s"
             self._on_failure(teacher, "stuck", reason)
         elif self._quiet_s >= settings.watch_s and not probing:
             self._probe = asyncio.create_task(self._ask(teacher))
 
-    def _watch(self, teacher: PromptedTeacher | None) -> None:
+    def _watch(self, teacher: ModelTeacher | None) -> None:
         """Begins to watch a teacher; without one, ends it."""
         self._watched = teacher
-        self._answered = teacher.progress.answered if teacher else 0
+        self._answered = teacher.activity.answered if teacher else 0
         self._quiet_s, self._silent_s = 0.0, 0.0
         if self._probe is not None:
             self._probe.cancel()
             self._probe = None
 
-    async def _ask(self, teacher: PromptedTeacher) -> None:
+    async def _ask(self, teacher: ModelTeacher) -> None:
         """Has a question answered, however often the engine fails on it."""
         try:
             while not await self._answers(teacher):
@@ -99,7 +98,7 @@ class Watchdog:
         except TeacherGone as error:
             self._host.lose(teacher, str(error))
 
-    async def _answers(self, teacher: PromptedTeacher) -> bool:
+    async def _answers(self, teacher: ModelTeacher) -> bool:
         try:
             await teacher.try_out(list(teacher.tasks)[:1])
         except EngineError as error:
@@ -110,10 +109,10 @@ class Watchdog:
         self._said = ""
         return True
 
-    def _on_failure(self, teacher: PromptedTeacher, why: Why, reason: str) -> None:
+    def _on_failure(self, teacher: ModelTeacher, why: Why, reason: str) -> None:
         self._watch(None)
         host = self._host
-        if host.settings.engine != "openai":
+        if teacher.local:
             _log.warning("the engine is %s: %s", why, reason)
             host.state = "replacing"
             host.begin(self._replace(teacher, why, reason))
@@ -124,7 +123,7 @@ class Watchdog:
             host.state = "waiting"
             host.begin(self._wait(teacher))
 
-    async def _replace(self, old: PromptedTeacher, why: Why, reason: str) -> None:
+    async def _replace(self, old: ModelTeacher, why: Why, reason: str) -> None:
         host, settings, began = self._host, self._host.settings, time.monotonic()
         try:
             self._count(began, settings)
@@ -156,7 +155,7 @@ class Watchdog:
             raise _TooOften(f"it has been replaced {times}, as often as --replacements allows")
         self._replaced.append(now)
 
-    async def _start(self, new: PromptedTeacher, settings: Settings) -> None:
+    async def _start(self, new: ModelTeacher, settings: Settings) -> None:
         try:
             async with asyncio.timeout(_START_S):
                 await new.start()
@@ -164,7 +163,7 @@ class Watchdog:
             raise EngineError(f"a new engine has not answered within {_START_S:g} s") from error
         await asyncio.to_thread(same_teacher, settings, new.identity)
 
-    async def _wait(self, teacher: PromptedTeacher) -> None:
+    async def _wait(self, teacher: ModelTeacher) -> None:
         await self._ask(teacher)
         self._host.state = "ready"
         _log.warning("the server of %s answers again", teacher.identity)

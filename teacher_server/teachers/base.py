@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_api.schemas import Stage, StageReport
+
+if TYPE_CHECKING:
+    from teacher_server.engines.sessions import Interviewer
+    from teacher_server.prompting.prompt_set import PromptSet
 
 StageName = Literal["analysis", "action"]
 
@@ -68,11 +74,14 @@ class TeacherGone(Exception):
 
 
 class Teacher(Protocol):
-    """Who answers.
+    """Answers observations.
 
-    `description` holds all that can change an answer and nothing else, `identity` is its digest,
-    `hosting` says where and by what it runs, which changes no answer, and `tasks` maps the tasks that
-    the teacher knows to their useful actions.
+    Attributes:
+        kind: The name of its class of teachers, as in `--teacher`.
+        description: All that can change an answer, and nothing else.
+        identity: The digest of the description.
+        hosting: Where and by what the teacher runs; changes no answer.
+        tasks: The tasks that the teacher knows, with the useful actions of each.
     """
 
     kind: str
@@ -80,6 +89,10 @@ class Teacher(Protocol):
     description: dict[str, Any]
     hosting: dict[str, Any]
     tasks: dict[str, tuple[str, ...]]
+
+    @property
+    def model(self) -> "ModelTeacher | None":
+        """This teacher with what only a teacher over a model can do; None where there is no model."""
 
     async def start(self) -> None:
         """Gets ready to answer; called once, before the first question."""
@@ -95,6 +108,91 @@ class Teacher(Protocol):
 
     async def close(self) -> None:
         """Frees what `start` took."""
+
+
+class Activity:
+    """Counts a model's questions, from which the watchdog tells whether the model answers.
+
+    Attributes:
+        asked: The questions that the model is answering now.
+        answered: The questions that the model has answered so far, readably or not.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answered = 0
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Counts a question; one that is cancelled or fails in the engine does not count as answered."""
+        self.asked += 1
+        try:
+            yield
+        except UnreadableAnswer as unreadable:
+            self.answered += unreadable.fault != "engine"
+            raise
+        else:
+            self.answered += 1
+        finally:
+            self.asked -= 1
+
+
+class ModelTeacher(Teacher, Protocol):
+    """A teacher whose answers a vision-language model generates.
+
+    Attributes:
+        local: Whether the model runs in an engine of this process, which can be replaced; otherwise another
+            server runs it.
+        activity: The counts of the model's questions.
+    """
+
+    activity: Activity
+
+    @property
+    def local(self) -> bool: ...
+
+    @property
+    def prompts(self) -> "PromptSet":
+        """The prompt set that the model is prompted with."""
+
+    @property
+    def interviewer(self) -> "Interviewer":
+        """The sessions with the model."""
+
+    def with_prompts(self, prompts: "PromptSet") -> "ModelTeacher":
+        """Returns a teacher over the same model and another prompt set. Never start or close that teacher.
+
+        Raises:
+            BadChatTemplate: The chat template does not accept the prompt set's messages.
+        """
+
+    async def replace(self, old: "ModelTeacher", *, in_place: bool = False) -> bool:
+        """Starts this teacher in the place of another one, which has no lease any more and is closed.
+
+        Args:
+            in_place: Load the weights into the running engine of the other teacher, where that is possible.
+
+        Returns:
+            Whether the weights were loaded in place.
+
+        Raises:
+            CannotLoad, EngineError: There is no engine, or the engine does not generate.
+        """
+
+    async def label_scores(self, picture: NDArray[np.uint8]) -> tuple[float, ...]:
+        """Returns the natural log-probabilities of the first task's labels, after an empty analysis.
+
+        Raises:
+            EngineError: The engine failed.
+        """
+
+    async def try_out(self, tasks: Iterable[str]) -> None:
+        """Asks a small question about each task; the answers need not be readable.
+
+        Raises:
+            EngineError: The engine failed.
+            TeacherGone: The engine is gone.
+        """
 
 
 def identity_of(description: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ from itertools import starmap
 from gridworld.pictures import draw
 from gridworld.views import code
 from teacher_api.schemas import Sight
-from teacher_server.teachers.base import Observation, UnreadableAnswer
-from teacher_server.teachers.prompted import PromptedTeacher, room
+from teacher_server.teachers.base import ModelTeacher, Observation, UnreadableAnswer
+from teacher_server.teachers.prompted import room
 
 _LEAST_APART = 1e-4
 """Nats. Rounding makes up to 1e-5 of it in float32."""
@@ -20,7 +20,7 @@ class Blind(Exception):
     """A checkpoint that does not see, gives no probabilities, or no answer; the message says which."""
 
 
-async def tell_apart(teacher: PromptedTeacher, *, unreadable: bool = False) -> Sight:
+async def tell_apart(teacher: ModelTeacher, *, unreadable: bool = False) -> Sight:
     """Asks a started teacher about a room, and about the same room with lava in front of the agent.
 
     The labels' log-probabilities are read straight after the picture, twice for each. They have to be those

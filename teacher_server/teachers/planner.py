@@ -22,6 +22,7 @@ class PlannerTeacher:
     """
 
     kind = "planner"
+    model = None
 
     def __init__(self, *, noise: float = 0.0, seed: int = 0, delay_s: float = 0.0) -> None:
         self.noise, self.seed, self.delay_s = noise, seed, delay_s

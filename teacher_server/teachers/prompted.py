@@ -30,9 +30,10 @@ from teacher_server.prompting.readout import (
     with_untold,
 )
 from teacher_server.settings import Readout, Settings, Targets
-from teacher_server.teachers.activity import Progress
 from teacher_server.teachers.base import (
+    Activity,
     CannotAnswer,
+    ModelTeacher,
     NoAnswerNow,
     Observation,
     StageName,
@@ -92,7 +93,7 @@ class PromptedTeacher:
         notes: what the model is asked for and was not trained for; logged when it starts.
 
     Attributes:
-        progress: whether the model answers.
+        activity: the counts of the model's questions.
     """
 
     kind = "prompted"
@@ -108,13 +109,13 @@ class PromptedTeacher:
         seed: int = 0,
         notes: Sequence[str] = (),
     ) -> None:
-        self._interviewer, self._prompts, self._reading, self._seed = interviewer, prompts, reading, seed
+        self.interviewer, self._prompts, self._reading, self._seed = interviewer, prompts, reading, seed
         self._notes = tuple(notes)
         self._schema = jsonschema.Draft202012Validator(prompts.schema)
         self._script = lru_cache(maxsize=512)(self._write)
         self.tasks = dict(prompts.tasks)
         self.hosting = hosting
-        self.progress = Progress()
+        self.activity = Activity()
         self.description: dict[str, Any] = {
             "kind": self.kind,
             "version": PROMPTED_VERSION,
@@ -129,6 +130,16 @@ class PromptedTeacher:
             self._script(task, "", actions)  # so that what cannot be written is refused before any loading
 
     @property
+    def model(self) -> Self:
+        """This teacher: its answers come from a model."""
+        return self
+
+    @property
+    def local(self) -> bool:
+        """Whether the model runs in an engine of this process; otherwise another server runs it."""
+        return "server" not in self.hosting
+
+    @property
     def prompts(self) -> PromptSet:
         """What it is asked with."""
         return self._prompts
@@ -140,7 +151,7 @@ class PromptedTeacher:
             BadChatTemplate: the chat template does not take what the set says.
         """
         return PromptedTeacher(
-            self._interviewer,
+            self.interviewer,
             prompts,
             self._reading,
             checkpoint=self.description["checkpoint"],
@@ -157,10 +168,10 @@ class PromptedTeacher:
         """
         for note in self._notes:
             _log.warning("%s", note)
-        await self._interviewer.start()
+        await self.interviewer.start()
         await self.try_out(self.tasks)
 
-    async def replace(self, old: "PromptedTeacher", *, in_place: bool = False) -> bool:
+    async def replace(self, old: ModelTeacher, *, in_place: bool = False) -> bool:
         """Starts instead of a teacher that nobody asks any more, and that is closed.
 
         Args:
@@ -174,10 +185,10 @@ class PromptedTeacher:
         """
         for note in self._notes:
             _log.warning("%s", note)
-        taken = in_place and await self._interviewer.take_over(old._interviewer)
+        taken = in_place and await self.interviewer.take_over(old.interviewer)
         if not taken:
             await old.close()
-            await self._interviewer.start()
+            await self.interviewer.start()
         await self.try_out(self.tasks)
         return taken
 
@@ -229,7 +240,7 @@ class PromptedTeacher:
         except UnreadablePicture as error:
             raise CannotAnswer("image", str(error)) from error
 
-        with self.progress.asking():
+        with self.activity.asking():
             return await self._interview(script.about(picture), observation, actions)
 
     async def _interview(
@@ -252,13 +263,13 @@ class PromptedTeacher:
 
     async def close(self) -> None:
         """Frees what `start` took."""
-        await self._interviewer.close()
+        await self.interviewer.close()
 
     def _write(self, task: str, mission: str, actions: tuple[str, ...]) -> Script:
         """Raises ValueError for a mission that cannot be part of a conversation."""
-        if mark := self._interviewer.mark_in(mission):
+        if mark := self.interviewer.mark_in(mission):
             raise ValueError(f"the mission holds {mark!r}, which the model takes for a mark of its own")
-        return self._interviewer.script(
+        return self.interviewer.script(
             self._prompts.conversation(
                 task=task, mission=mission, actions=actions, readout=self._reading.readout
             )

@@ -32,7 +32,7 @@ from teacher_server.prompting.prompt_set import (
 )
 from teacher_server.settings import Readout, Settings
 from teacher_server.teachers.attached import attach
-from teacher_server.teachers.base import Teacher
+from teacher_server.teachers.base import ModelTeacher, Teacher
 from teacher_server.teachers.planner import PlannerTeacher
 from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut, room
 from teacher_server.teachers.uniform import UniformTeacher
@@ -80,7 +80,7 @@ def choose_teacher(
         raise CannotTeach(str(error)) from error
 
 
-def same_teacher(settings: Settings, identity: str) -> PromptedTeacher:
+def same_teacher(settings: Settings, identity: str) -> ModelTeacher:
     """The prompted teacher that the settings asked for before, once more and not started: its files are read.
 
     Raises:
@@ -89,8 +89,8 @@ def same_teacher(settings: Settings, identity: str) -> PromptedTeacher:
     again = choose_teacher(settings, check_memory=False)
     if again.identity != identity:
         raise CannotTeach(f"--model {settings.model}: its files have changed since it was loaded")
-    assert isinstance(again, PromptedTeacher)
-    return again
+    assert again.model is not None
+    return again.model
 
 
 def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) -> PromptedTeacher:
@@ -207,9 +207,9 @@ def conversation_problems(
     ]
 
 
-def _memory_need(settings: Settings) -> MemoryNeed | None:
-    if settings.model is None or settings.engine == "openai":
-        return None
+def _memory_need(settings: Settings) -> MemoryNeed:
+    assert settings.model is not None
+    assert settings.engine != "openai"  # only a local checkpoint is swapped
     checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
     return checkpoint.memory_need(settings, settings.engine, Hardware.here(settings, settings.engine))
 

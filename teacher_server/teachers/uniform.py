@@ -17,6 +17,7 @@ class UniformTeacher:
     """Gives each action that was asked for the same probability, whatever the picture shows."""
 
     kind = "uniform"
+    model = None
 
     def __init__(self) -> None:
         self.description: dict[str, Any] = {"kind": self.kind, "version": UNIFORM_VERSION}

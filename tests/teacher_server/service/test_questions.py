@@ -37,6 +37,7 @@ class ScriptedTeacher:
     identity: str = "scripted-1"
     description: dict[str, Any] = field(default_factory=dict)
     hosting: dict[str, Any] = field(default_factory=dict)
+    model: None = None
     tasks: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"fetch": ("left", "right")})
     asked: list[str] = field(default_factory=list)
     cancelled: int = 0

@@ -86,11 +86,11 @@ def test_who_is_asked_nothing_is_asked_by_the_watchdog(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
         house.model.goes.set()
         for times in (1, 2, 3):
-            answered = house.teacher.progress.answered
+            answered = house.teacher.activity.answered
             await house.look(3)
             assert (house.model.asked, house.silent_s) == (times - 1, 0)
             await house.look()
-            await until(lambda answered=answered: house.teacher.progress.answered > answered)
+            await until(lambda answered=answered: house.teacher.activity.answered > answered)
             await house.look()  # sees the answer
             assert house.model.asked == times
         house.model.goes.clear()
@@ -127,7 +127,7 @@ def test_errors_are_no_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         await house.look(4)
         await until(lambda: house.model.asked > 3)
         await house.look(10)
-        assert (house.host.state, house.teacher.progress.answered) == ("ready", 0)
+        assert (house.host.state, house.teacher.activity.answered) == ("ready", 0)
         await house.look()
         assert house.host.state == "replacing"
         await house.until_ready()

@@ -87,9 +87,9 @@ def _answering() -> ToldModel:
     return model
 
 
-def _teacher(model: ToldModel) -> PromptedTeacher:
+def _teacher(model: ToldModel, **hosting: str) -> PromptedTeacher:
     reading = ReadingOut("labels", "soft", 1.0, 0.0, 0.05)
-    return PromptedTeacher(model, _PROMPTS, reading, checkpoint={"digest": "d"}, hosting={})
+    return PromptedTeacher(model, _PROMPTS, reading, checkpoint={"digest": "d"}, hosting=hosting)
 
 
 class WatchedHouse:
@@ -100,7 +100,8 @@ class WatchedHouse:
     ) -> None:
         told: dict[str, Any] = {"teacher": "prompted", "stall_s": 10, "watch_s": 4, "replacements": 2}
         self.settings = Settings(**told | changes)
-        self.metrics, self.model, self.teacher = Metrics(), first, _teacher(first)
+        hosting = {"server": "http://gpu:8000/v1"} if self.settings.engine == "openai" else {}
+        self.metrics, self.model, self.teacher = Metrics(), first, _teacher(first, **hosting)
         self.ended: list[str | None] = []
 
         def on_end() -> None:
