@@ -62,7 +62,7 @@ def main() -> int:
     try:
         demo(parse(DemoSettings, sys.argv[1:]))
     except (CannotStart, TeacherError, Stopped) as error:
-        return fail("demo", error, 1)
+        return fail(error, 1)
     return 0
 
 

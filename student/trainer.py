@@ -34,13 +34,14 @@ from student.runs.folder import CannotWrite, Run
 from student.runs.resuming import resumed
 from student.settings import TrainSettings
 from teacher_api.client import TeacherError, connect
+from teacher_api.command_line import CommandFailed
 from teacher_api.terminal import Bar, say
 
 _RECENT = 100
 """Training episodes over which success and return are averaged."""
 
 
-class Stopped(Exception):
+class Stopped(CommandFailed):
     """The run stopped before its end; its folder holds all that is needed to go on."""
 
     def __init__(self, reason: str, exit_code: int) -> None:

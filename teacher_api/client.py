@@ -15,6 +15,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from teacher_api.command_line import CommandFailed
 from teacher_api.keys import is_key, read_key
 from teacher_api.schemas import (
     Answer,
@@ -40,8 +41,10 @@ _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class TeacherError(Exception):
+class TeacherError(CommandFailed):
     """A teacher could not be asked."""
+
+    exit_code = 3
 
 
 class TeacherUnavailable(TeacherError):

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from teacher_api.terminal import speak_as
+from teacher_api.terminal import say, speak_as
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)
 
@@ -52,12 +52,47 @@ _OF_COMPOSE = frozenset({"TEACHER_GPUS", "TEACHER_IMAGE", "TEACHER_RESTART", "ST
 """Variables of docker-compose.yml alone, which reach the containers with those of the commands."""
 
 
-class CannotStart(Exception):
-    """Why a command cannot do what it was asked to, and what to do, in one line."""
+class CommandFailed(Exception):
+    """Ends a command with one line on stderr and an exit code.
+
+    The message names a setting by its field in backticks; the command line prints the field's flag.
+    """
+
+    exit_code = 1
+
+
+class CannotStart(CommandFailed):
+    """A command cannot start: what is wrong and what to do, in one line."""
+
+    exit_code = 2
 
 
 class BadSetting(CannotStart, ValueError):
-    """A flag or variable that cannot be used."""
+    """A flag or variable has a value that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its line of help, its settings and the function that runs it.
+
+    Attributes:
+        settings: "module:Class", or "module:function" where the class depends on the arguments.
+        run: "module:function", imported after the settings are read; gets them and returns the exit code.
+        takes_rest: `run` gets the arguments after `--` as a list, second.
+    """
+
+    help: str
+    settings: str
+    run: str
+    takes_rest: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands by their names, and a line of help."""
+
+    help: str
+    commands: Mapping[str, "Command | Group"]
 
 
 def flags_and_variables(program: str, prefix: str) -> SettingsConfigDict:
@@ -77,61 +112,115 @@ def flags_and_variables(program: str, prefix: str) -> SettingsConfigDict:
 
 
 def dispatch(
-    program: str,
-    usage: str,
-    commands: Mapping[str, Callable[[Sequence[str]], int]],
-    arguments: Sequence[str] | None,
-    settings: Sequence[str] = (),
+    program: str, group: Group, arguments: Sequence[str] | None, further_settings: Sequence[str] = ()
 ) -> int:
-    """Runs the subcommand that the arguments (None: the process's own) name.
+    """Runs the command that the arguments (None: the process's own) name.
+
+    Sets OMP_WAIT_POLICY for the process, where the environment has none.
 
     Args:
-        settings: "module:Class" of each command's settings: a variable that is none of theirs gets a warning.
+        further_settings: settings whose variables have the program's prefix, besides those of its commands.
 
     Returns:
-        The exit code: the command's, 2 where it could not start, 130 where it was interrupted, 141 where its
-        output was cut off.
+        The exit code: the command's, 2 if it could not start, 130 if it was interrupted, 141 if the reader of
+        its output is gone.
     """
-    # OpenMP reads it once, when torch is loaded: threads that spin while they wait slow down what else runs
+    # OpenMP reads it once, when torch is loaded: threads that spin while they wait slow down other processes
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a sign shows its number
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is shown as its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help", "--version"):
-        version = f"{program} {importlib.metadata.version('lvlm2p')}\n"
-        print(version if name == "--version" else usage, end="")
-        return 0
-    if name not in commands:
-        near = did_you_mean(name, commands)
-        return fail(program, f"no command {name!r}{near or f'; `{program} --help` lists them'}", 2)
-    _warn_of_unknown_variables(program, settings)
-    speak_as(f"{program} {name}")
     try:
-        return _run(program, commands[name], rest)
-    except CannotStart as error:
-        return fail(f"{program} {name}", error, 2)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        found = _find(program, group, words)
+        if found is None:
+            return 0
+        _warn_of_unknown_variables(program, (*settings_of(group), *further_settings))
+        return _run(*found, words)
+    except CommandFailed as error:
+        return fail(error, error.exit_code)
     except KeyboardInterrupt:
-        return fail(f"{program} {name}", "interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `| head` has read enough; what is left to flush at the end goes nowhere
+        return fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # such as `| head`; what is flushed at exit goes to the null device
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
-def _run(program: str, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+def _find(name: str, group: Group, words: list[str]) -> tuple[str, Command] | None:
+    """The command that the first words name, which are taken away; None after --help and --version.
+
+    Raises:
+        CannotStart: no command has such a name.
+    """
+    speak_as(name)
+    word = words.pop(0) if words else "--help"
+    if word in ("-h", "--help"):
+        print(_usage(name, group), end="")
+        return None
+    if word == "--version":
+        print(f"{name} {importlib.metadata.version('lvlm2p')}")
+        return None
+    if word not in group.commands:
+        near = did_you_mean(word, group.commands)
+        raise CannotStart(f"no command {word!r}{near or f'; `{name} --help` lists them'}")
+    name, found = f"{name} {word}", group.commands[word]
+    return (name, found) if isinstance(found, Command) else _find(name, found, words)
+
+
+def settings_of(group: Group) -> Iterator[str]:
+    """The settings of each command in a group, as "module:Class"."""
+    for command in group.commands.values():
+        if isinstance(command, Group):
+            yield from settings_of(command)
+        else:
+            yield command.settings
+
+
+def load_settings(where: str, arguments: Sequence[str] = ()) -> type[BaseSettings]:
+    """The settings that a `Command` names, for its arguments."""
+    found = _load(where)
+    kind: type[BaseSettings] = found if isinstance(found, type) else found(arguments)
+    return kind
+
+
+def _load(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _usage(name: str, group: Group) -> str:
+    width = max(map(len, group.commands)) + 3
+    lines = "".join(f"  {word:{width}}{command.help}\n" for word, command in group.commands.items())
+    about = f"{group.help[0].upper()}{group.help[1:]}."
+    return (
+        f"usage: {name} [--version] COMMAND ...\n\n{about}\n\ncommands:\n{lines}\n"
+        f"`{name} COMMAND --help` lists a command's settings.\n"
+    )
+
+
+def _run(name: str, command: Command, arguments: Sequence[str]) -> int:
+    rest: list[str] = []
+    if command.takes_rest and "--" in arguments:
+        end = list(arguments).index("--")
+        arguments, rest = arguments[:end], list(arguments[end + 1 :])
     try:
-        return command(arguments)
+        kind = load_settings(command.settings, arguments)
+        speak_as(name, flags_of(kind))
+        settings = parse(kind, arguments)
+        run = _load(command.run)
+        code: int = run(settings, rest) if command.takes_rest else run(settings)
+        return code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in _OURS:
             raise
         # The extras have the programs' names
-        raise CannotStart(f"it needs {package}: pip install 'lvlm2p[{program}]'") from error
+        extra = name.partition(" ")[0]
+        raise CannotStart(f"it needs {package}: pip install 'lvlm2p[{extra}]'") from error
 
 
-def fail(command: str, why: Exception | str, code: int) -> int:
-    """Says on stderr, in one line, why a command failed or that it was interrupted; returns the exit code."""
-    kind = "" if code == INTERRUPTED else "error: "
-    print(f"{command}: {kind}{why}", file=sys.stderr)
+def fail(why: Exception | str, code: int) -> int:
+    """Prints on stderr, in one line, why a command failed or was interrupted; returns the exit code."""
+    say(str(why) if code == INTERRUPTED else f"error: {why}")
     return code
 
 
@@ -165,6 +254,14 @@ def flag_of(kind: type[BaseSettings], name: str) -> str:
     return f"--{(field and field.alias) or name}".replace("_", "-")
 
 
+def flags_of(kind: type[BaseSettings]) -> dict[str, str]:
+    """Each field's flag; of a positional argument, its name in the usage."""
+    return {
+        name: name.upper() if _is_positional(field) else flag_of(kind, name)
+        for name, field in kind.model_fields.items()
+    }
+
+
 def variables_of(kind: type[BaseSettings]) -> set[str]:
     """The variables that set a command's fields, in upper case."""
     prefix = str(kind.model_config.get("env_prefix", ""))
@@ -185,8 +282,7 @@ def _warn_of_unknown_variables(program: str, settings: Sequence[str]) -> None:
     for where in settings:
         if unknown <= known:
             return  # before the settings that load the most
-        module, _, name = where.partition(":")
-        known |= variables_of(getattr(importlib.import_module(module), name))
+        known |= variables_of(load_settings(where))
     for name in sorted(unknown - known):
         near = did_you_mean(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], prefix)
         print(f"{program}: warning: no command reads the variable {name}{near}", file=sys.stderr)

@@ -218,7 +218,7 @@ class TrainedGrids(BaseModel):
 
 
 class TrainedOn(BaseModel):
-    """What a checkpoint was trained on, as `teacher forge` writes it down beside the weights."""
+    """What a checkpoint was trained on, as `teacher train` writes it down beside the weights."""
 
     model_config = ConfigDict(frozen=True)
 

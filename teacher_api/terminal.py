@@ -1,6 +1,7 @@
 """What a command writes to stderr while it works: how far it is, what it waits for, and lines between."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -22,22 +23,31 @@ _SLOW_S = 10.0
 """An answer that may take long is waited for in silence for so long at first, then twice as long."""
 
 _speaker = ""
+_flags: Mapping[str, str] = {}
 _bar: "Bar | None" = None
 """The one that is drawn on the terminal."""
 
 
-def speak_as(command: str) -> None:
-    """Has every line of `say` begin with a command's name."""
-    global _speaker  # noqa: PLW0603  (a process is one command)
-    _speaker = f"{command}: "
+def speak_as(command: str, flags: Mapping[str, str] | None = None) -> None:
+    """Has every line of `say` begin with a command's name, and name settings by their flags.
+
+    Args:
+        flags: by the names of the settings' fields.
+    """
+    global _speaker, _flags
+    _speaker, _flags = f"{command}: ", flags or {}
 
 
 def say(line: str) -> None:
-    """Writes a line to stderr, above a bar that is drawn there."""
+    """Writes a line to stderr, above a bar that is drawn there.
+
+    A setting's name in backticks becomes its flag: `max_batch` is printed as --max-batch.
+    """
+    line = re.sub(r"`(\w+)`", lambda found: _flags.get(found[1], found[0]), _speaker + line)
     if _bar is not None:
-        _bar.write(_speaker + line)
+        _bar.write(line)
     else:
-        print(_speaker + line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -2,10 +2,10 @@
 
 import sys
 
-from teacher_api.command_line import dispatch
-from teacher_server.serve import main
+from teacher_api.command_line import Command, Group, dispatch
 
-_USAGE = """usage: python -m teacher_server serve ...
-"""
+_SERVE = Command(
+    "answer questions over HTTP", "teacher_server.settings:Settings", "teacher_server.serve:main"
+)
 
-sys.exit(dispatch("teacher", _USAGE, {"serve": main}, None, ("teacher_server.settings:Settings",)))
+sys.exit(dispatch("teacher", Group("serve a teacher", {"serve": _SERVE}), None))

@@ -1,21 +1,123 @@
 """`teacher serve`: answers questions over HTTP."""
 
-from collections.abc import Sequence
+import errno
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
 
-from teacher_api.command_line import CannotStart, parse
+import uvicorn
+
+from teacher_api.command_line import CannotStart, fail
+from teacher_server.answers.errors import StoreError
+from teacher_server.app import create_app
+from teacher_server.http.connections import BoundedHttp
+from teacher_server.service.logs import write_logs
+from teacher_server.service.state import State
+from teacher_server.settings import Settings
+from teacher_server.teachers.registry import CannotTeach
+
+_SWITCH_S = 0.0005
+"""How long a thread may keep the others from running, ten times less than Python's own choice: planning and
+decoding must not hold up requests that are only to be refused."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serves until it is told to stop; returns the exit code, as `serve` does."""
-    # The settings alone first, so that --help and a wrong flag answer at once
-    from teacher_server.settings import Settings  # noqa: PLC0415
+class CannotListen(CannotStart):
+    """The address cannot be listened on; the message says what to do."""
 
-    settings = parse(Settings, arguments)
-    from teacher_server.answers.errors import StoreError  # noqa: PLC0415
-    from teacher_server.serving import CannotListen, serve  # noqa: PLC0415
-    from teacher_server.teachers.registry import CannotTeach  # noqa: PLC0415
 
+def main(settings: Settings) -> int:
+    """Runs the command; returns the exit code of `serve`."""
     try:
         return serve(settings)
-    except (CannotListen, CannotTeach, StoreError) as error:
+    except (CannotTeach, StoreError) as error:
         raise CannotStart(str(error)) from error
+
+
+def serve(settings: Settings) -> int:
+    """Answers until SIGTERM or SIGINT, then lets requests in hand finish.
+
+    Returns:
+        The exit code: 0, or 1 if the teacher could not start or is gone.
+
+    Raises:
+        BadKeyFile: the file of the key holds none.
+        CannotListen: the address is taken or is not ours, or others could ask there without a key.
+        CannotTeach: there cannot be a teacher as the settings ask for it.
+        StoreError: the answer store cannot be used.
+    """
+    write_logs(settings.log_format)
+    sys.setswitchinterval(_SWITCH_S)
+    _allow_connections()
+    with _listen(settings.host, settings.port) as listener:
+        app = create_app(settings)
+        teaching: State = app.state.teaching
+        if teaching.keyless and not settings.allow_keyless and not _is_loopback(listener):
+            raise CannotListen(
+                f"--host {settings.host} lets others than this machine ask, and no key is asked for: give"
+                " --api-key-file FILE, or --allow-keyless where the network keeps them out"
+            )
+        # uvicorn raises the signal that stopped it once more when it is done: then it is no error
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        http: Any = partial(BoundedHttp, within_s=settings.receive_s, most=settings.max_connections)
+        config = uvicorn.Config(
+            app,
+            http=http,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_s,
+            server_header=False,
+        )
+        _Server(config, f"listening on {_url(listener)} as {teaching.host.teacher.identity}").run([listener])
+    if teaching.host.failure is not None:
+        fail(f"the teacher {teaching.host.failure}", 1)
+        if teaching.host.hangs:
+            os._exit(1)  # a thread in a driver could keep the process from ending otherwise
+        return 1
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens as soon as it answers."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(f"teacher: {self._greeting}", flush=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CannotListen(f"port {port} on {host} is in use; choose another with --port") from error
+        raise CannotListen(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ip_address(listener.getsockname()[0]).is_loopback
+
+
+def _allow_connections() -> None:
+    """Has the system allow as many open files as it will; connections are bounded by the settings."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -118,7 +118,7 @@ class Settings(EngineSettings, BaseSettings):
     prompts: PromptSetName | None = Field(
         default=None,
         description="prompted: a prompt set, by name (`teacher prompts list`) or folder; default: the one"
-        " that teacher forge trained the checkpoint with, or else minigrid",
+        " that teacher train trained the checkpoint with, or else minigrid",
     )
     readout: Readout | None = Field(
         default=None,

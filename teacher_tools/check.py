@@ -1,6 +1,6 @@
 """`teacher check`: can a checkpoint be served on this machine, offline? Says all that is in the way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 
-from teacher_api.command_line import BadSetting, PromptSetName, flags_and_variables, parse
+from teacher_api.command_line import BadSetting, PromptSetName, flags_and_variables
 from teacher_server.checkpoints.checkpoint import (
     ARCHITECTURE,
     BadCheckpoint,
@@ -42,20 +42,19 @@ class CheckSettings(EngineSettings, BaseSettings):
     prompts: PromptSetName | None = Field(
         default=None,
         description="a prompt set, by name or folder, whose conversations the checkpoint has to take;"
-        " default: the one that teacher forge trained it with, or else minigrid",
+        " default: the one that teacher train trained it with, or else minigrid",
     )
     readout: Readout | None = Field(
         default=None, description="labels or numbers: how it will be read out; default: the prompt set's"
     )
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(settings: CheckSettings) -> int:
     """Runs the command; returns 0 if the checkpoint can be served, and 1 if not.
 
     Raises:
-        BadSetting: an unknown flag, or a value that cannot be used.
+        BadSetting: no checkpoint is named.
     """
-    settings = parse(CheckSettings, arguments)
     if settings.model is None:
         raise BadSetting("which checkpoint? Name its folder: teacher check DIR")
     problems = _library_problems(settings.engine)

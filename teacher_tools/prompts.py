@@ -1,6 +1,6 @@
 """The `teacher prompts` command: which prompt sets there are, and what a model gets to see with one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from gridworld.environments import failure, make
 from gridworld.pictures import draw
 from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, task_key
 from gridworld.views import view_of
-from teacher_api.command_line import CannotStart, File, ValueName, dispatch, flags_and_variables, parse
+from teacher_api.command_line import CannotStart, File, ValueName, flags_and_variables
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import (
     BadPromptSet,
@@ -21,13 +21,6 @@ from teacher_server.prompting.prompt_set import (
     prompt_set_names,
 )
 from teacher_server.settings import Readout
-
-_USAGE = """usage: teacher prompts COMMAND ...
-
-commands:
-  list       the prompt sets that there are by name
-  show       the conversation about one picture; `teacher prompts show --help` lists the settings
-"""
 
 
 class ListSettings(BaseSettings):
@@ -56,14 +49,8 @@ class ShowSettings(BaseSettings):
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs a command; returns the exit code: 0 done, 2 could not start."""
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "show": _show}
-    return dispatch("teacher prompts", _USAGE, commands, arguments)
-
-
-def _list(arguments: Sequence[str]) -> int:
-    parse(ListSettings, arguments)
+def list_sets(_: ListSettings) -> int:
+    """Runs `teacher prompts list`; returns 0."""
     for name in prompt_set_names():
         prompts = _load(name)
         print(f"{name}  {prompts.digest[:12]}")
@@ -72,8 +59,8 @@ def _list(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _show(arguments: Sequence[str]) -> int:
-    settings = parse(ShowSettings, arguments)
+def show(settings: ShowSettings) -> int:
+    """Runs `teacher prompts show`; returns 0."""
     prompts = _load(settings.prompts)
     if settings.task not in prompts.tasks:
         raise CannotStart(

@@ -1,6 +1,5 @@
 """`teacher swap`: has a running teacher serve another checkpoint, and shows how far it is."""
 
-from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
@@ -10,7 +9,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from teacher_api.client import checked_url
-from teacher_api.command_line import BadSetting, CannotStart, File, fail, flags_and_variables, parse
+from teacher_api.command_line import BadSetting, CannotStart, File, fail, flags_and_variables
 from teacher_api.keys import read_key
 from teacher_api.schemas import ErrorAnswer, Hosted, Swap, Swapped
 from teacher_api.terminal import Waiting
@@ -45,13 +44,12 @@ class SwapSettings(BaseSettings):
     )
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(settings: SwapSettings) -> int:
     """Runs the command; returns 0 when the checkpoint answers, and 1 if the swap failed on the way.
 
     Raises:
         CannotStart: it was refused, and nothing was touched; BadSetting, BadKeyFile: by this command itself.
     """
-    settings = parse(SwapSettings, arguments)
     if settings.folder is None:
         raise BadSetting("which checkpoint? Name its folder: teacher swap DIR")
     try:
@@ -81,12 +79,12 @@ def _swap(http: httpx.Client, wanted: Swap) -> int:
         reply = asked.result()
     except httpx.HTTPError as error:
         why = f"the connection was lost ({error}): the teacher goes on with it, or has ended; look there"
-        return fail("teacher swap", why, 1)
+        return fail(why, 1)
     if reply.status_code != httpx.codes.OK:
         reason = _reason(reply)
         if reply.status_code in _NOTHING_TOUCHED and not touched:
             raise CannotStart(reason)
-        return fail("teacher swap", reason, 1)
+        return fail(reason, 1)
     swapped = Swapped.model_validate_json(reply.content)
     took = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in swapped.seconds.items())
     print(f"{swapped.how}: {took}")

@@ -16,6 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
+from teacher_api.command_line import load_settings, settings_of
+
 _ROOT = Path(__file__).parents[1]
 _log = logging.getLogger("mkdocs.site")  # a warning fails `mkdocs build --strict`
 
@@ -49,10 +51,8 @@ def on_post_build(config: Any, **_: Any) -> None:
 def _settings(program: Literal["teacher", "student"]) -> str:
     """A section for each command: its flags with defaults and meanings, in the groups of its --help."""
     module = import_module({"teacher": "teacher_tools.cli", "student": "student.cli"}[program])
-    kinds = [
-        getattr(import_module(path), name) for path, name in (each.split(":") for each in module.SETTINGS)
-    ]
-    return "\n".join(line for kind in kinds for line in _command(kind))
+    named = [*settings_of(module.COMMANDS), *getattr(module, "FURTHER_SETTINGS", ())]
+    return "\n".join(line for each in named for line in _command(load_settings(each)))
 
 
 def _command(kind: type[BaseSettings]) -> Iterator[str]:

@@ -22,12 +22,10 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.tasks import task_key
 from student.settings import AlgorithmName, EnvId, TrainSettings, preset_for
-from teacher_api.client import checked_url
-from teacher_api.command_line import CannotStart, File, Folder, ValueName, flags_and_variables, mistakes
+from teacher_api.command_line import CannotStart, mistakes
 
 SWEEP_FILE = "sweep.json"
 VERSION = 2
@@ -58,35 +56,6 @@ _SETTINGS = {
     if key not in _THE_SWEEPS_OWN
 }
 """What each setting may be called in a plan, and its name in TrainSettings' input."""
-
-
-class SweepSettings(BaseSettings):
-    """Runs every arm of a plan with every algorithm, environment and seed; the same command again goes on."""
-
-    model_config = flags_and_variables("student sweep", "STUDENT_")
-
-    plan: CliPositionalArg[Path] = Field(description="the plan, a TOML file: see docs/guides/sweeps.md")
-    out: Folder = Field(description="the sweep's folder; made if it is not there, gone on with if it is")
-    teacher: Annotated[str, AfterValidator(checked_url), ValueName("URL")] | None = Field(
-        default=None, description=f'address of the teacher that arms with teacher = "{GIVEN}" learn from'
-    )
-    teacher_key_file: File | None = Field(
-        default=None, description="a file that holds the key which the teacher at --teacher asks for"
-    )
-    teacher_wait_s: float = Field(
-        default=60.0,
-        ge=0,
-        description="seconds to wait for a teacher before the first run",
-    )
-    jobs: int | None = Field(
-        default=None, ge=1, description="runs at once; default: one for each core, here or in the Ray cluster"
-    )
-    threads: int = Field(default=1, ge=1, description="threads of the arithmetic of each run")
-    ray: Annotated[str, ValueName("HOST:PORT")] | None = Field(
-        default=None,
-        description="run on this Ray cluster: HOST:PORT, ray://HOST:PORT or auto; needs the extra `ray`",
-    )
-    progress: bool = Field(default=True, description="show how far the sweep is")
 
 
 class BadPlan(CannotStart):

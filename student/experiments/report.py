@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg
 
 from student.experiments.comparison import Comparison, named_arms
 from student.experiments.figures import draw_ablations, draw_samples, draw_success, short
 from student.experiments.plans import SWEEP_FILE
 from student.experiments.results import BadSweep, Sweep, read_runs, read_sweep
+from student.experiments.settings import ReportSettings
 from student.experiments.tables import (
     curves_csv,
     final_csv,
@@ -31,7 +30,7 @@ from student.experiments.tables import (
     speed_ups_csv,
     teachers_table,
 )
-from teacher_api.command_line import Folder, flags_and_variables
+from teacher_api.terminal import say
 
 _PAGES = {"report.html", "report.md"}
 _FIGURES = ("success.png", "samples.png", "ablations.png")
@@ -42,33 +41,13 @@ _FOR_A_CLAIM = 10
 """Seeds; with fewer the page says that intervals are too narrow."""
 
 
-class ReportSettings(BaseSettings):
-    """Compares runs: success against frames, samples to a threshold, speed-ups, questions, ablations."""
-
-    model_config = flags_and_variables("student report", "STUDENT_")
-
-    runs: CliPositionalArg[list[Path]] = Field(
-        min_length=1,
-        description="a sweep's folder, or folders of runs, or folders that have such in them",
-    )
-    out: Folder | None = Field(
-        default=None,
-        description="the report's folder; by default `report` in the folder that is named, or in the one that"
-        " holds all that are named. An old one is replaced",
-    )
-    baseline: str | None = Field(
-        default=None,
-        description="the arm that the others are compared with; default: the plan's, and of runs without a"
-        " plan those without a teacher",
-    )
-    threshold: float = Field(
-        default=0.9,
-        gt=0,
-        le=1,
-        description="the success to be held over 3 evaluations; LavaGap's return: 0.91",
-    )
-    resamples: int = Field(default=2000, ge=200, description="bootstrap resamples behind each interval")
-    seed: int = Field(default=1, ge=0, description="of the resampling")
+def main(settings: ReportSettings) -> int:
+    """Runs the command; returns 0."""
+    out, notes = report(settings)
+    for note in notes:
+        say(f"note: {note}")
+    print(f"Written: {out}/report.html, and its figures and tables beside it")
+    return 0
 
 
 def report(settings: ReportSettings) -> tuple[Path, list[str]]:

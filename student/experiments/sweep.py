@@ -17,16 +17,19 @@ from student.experiments.plans import (
     BadPlan,
     Plan,
     PlannedRun,
-    SweepSettings,
     differences,
+    ignore_variables,
+    read_plan,
     stored_plan,
 )
 from student.experiments.progress import Progress
+from student.experiments.settings import SweepSettings
 from student.experiments.workers import LocalWorkers, Task, Workers, locked, score_teacher, train_run
 from student.runs.folder import write_json
 from teacher_api.client import connect
-from teacher_api.command_line import CannotStart
+from teacher_api.command_line import INTERRUPTED, CannotStart, CommandFailed, fail
 from teacher_api.processes import TeacherDidNotStart, served_teacher
+from teacher_api.terminal import say
 
 _ATTEMPTS = 2
 """How often a task may cost its worker's life before it is given up."""
@@ -34,8 +37,10 @@ _LOOK_S = 0.5
 """Between two looks at signals and progress."""
 
 
-class Interrupted(Exception):
+class Interrupted(CommandFailed):
     """A signal asked the sweep to stop; the message says how far it came and how to go on."""
+
+    exit_code = INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,18 @@ class _Teacher:
     address: str
     key_file: Path | None
     identity: str
+
+
+def main(settings: SweepSettings) -> int:
+    """Runs the command; returns 0, or 1 if runs failed."""
+    ignore_variables()
+    plan = read_plan(settings.plan)
+    for note in plan.notes():
+        say(f"note: {note}")
+    failed = sweep(settings, plan)
+    for name, why in failed.items():
+        fail(f"{name}: {why}", 1)
+    return 1 if failed else 0
 
 
 def sweep(settings: SweepSettings, plan: Plan) -> dict[str, str]:

@@ -14,12 +14,35 @@ from student.labels.table import LabelTable
 from student.runs.animation import animate
 from student.runs.evaluation import Policy, evaluate
 from student.runs.exported import open_exported
-from student.runs.folder import BadRun, Run
+from student.runs.folder import BadRun, Run, write_json
 from student.runs.resuming import load_settings
 from student.settings import EvaluateSettings, TrainSettings, is_address
 from teacher_api.client import TeacherError, connect
 
 _EPISODES_SHOWN = 4
+
+
+def main(settings: EvaluateSettings) -> int:
+    """Runs the command; returns 0."""
+    report = score(settings)
+    print_report(report)
+    if settings.out:
+        write_json(settings.out, report)
+    return 0
+
+
+def print_report(report: dict[str, dict[str, Any]]) -> None:
+    """Prints success, return and length by the kind of actions, as a table."""
+    print(f"{'actions':9}{'episodes':>9}{'success':>9}  {'95 %':15}{'return':>7}  {'95 %':15}{'length':>7}")
+    for name, row in report.items():
+        print(
+            f"{name:9}{row['episodes']:9}{row['success']:9.3f}  {_interval(row['success_interval']):15}"
+            f"{row['return']:7.3f}  {_interval(row['return_interval']):15}{row['length']:7.1f}"
+        )
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3f}..{interval[1]:.3f}"
 
 
 def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:

@@ -70,6 +70,12 @@ class Figures:
     teacher: TeacherFigures | None
 
 
+def main(settings: ExportSettings) -> int:
+    """Runs the command; returns 0."""
+    print(table(export(settings)))
+    return 0
+
+
 def export(settings: ExportSettings) -> Figures:
     """Writes a run's student into a file and measures it.
 

@@ -74,7 +74,7 @@ class Checkpoint:
         tensors: what is in them, by the published names.
         quantisation: the method by which the weights are quantised, if they are.
         own_bounds: of pictures, by the picture processor's files; no engine here applies them.
-        trained_on: by `teacher forge`, where that made it.
+        trained_on: by `teacher train`, where that made it.
         files: all that can change an answer.
     """
 

@@ -1,4 +1,4 @@
-"""What a checkpoint was trained on, as `teacher forge` writes it beside the weights; it changes no answer."""
+"""What a checkpoint was trained on, as `teacher train` writes it beside the weights; it changes no answer."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def read_record(folder: Path) -> TrainedOn | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
-        raise unusable(RECORD, "is no record of what teacher forge trained on: take it away") from None
+        raise unusable(RECORD, "is no record of what teacher train trained on: take it away") from None
 
 
 def write_record(folder: Path, record: TrainedOn) -> None:

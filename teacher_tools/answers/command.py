@@ -8,12 +8,13 @@ import shutil
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from teacher_api.command_line import CannotStart, dispatch, parse
+from teacher_api.command_line import CannotStart
+from teacher_api.terminal import say
 from teacher_server.answers.errors import StoreError, store_error
 from teacher_server.answers.lock import beside
 from teacher_server.answers.opening import open_existing, open_store
@@ -30,33 +31,11 @@ from teacher_tools.answers.settings import (
 from teacher_tools.answers.statistics import Figures, as_text, figures_of
 from teacher_tools.answers.table import export_table, newest, printable
 
-_USAGE = """usage: teacher answers COMMAND ...
-
-commands:
-  show       list the newest answers
-  export     write answers into a file, for another machine or to keep; --csv: as a table
-  import     take over what was exported
-  stats      what the store holds, how much room it takes, whether it is sound
-  prune      delete answers, by teacher, age or size, and give the room back
-"""
-
 _LOCK_TIMEOUT_S = 30.0
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs a command; returns the exit code: 0 done, 1 the store is damaged (stats), 2 could not start."""
-    commands: dict[str, Callable[[Sequence[str]], int]] = {
-        "show": _show,
-        "export": _export,
-        "import": _import,
-        "stats": _stats,
-        "prune": _prune,
-    }
-    return dispatch("teacher answers", _USAGE, commands, arguments)
-
-
-def _show(arguments: Sequence[str]) -> int:
-    settings = parse(ShowSettings, arguments)
+def show(settings: ShowSettings) -> int:
+    """Runs `teacher answers show`; returns 0."""
     width = shutil.get_terminal_size().columns
     with _store(settings.store) as connection:
         names = names_of(connection)
@@ -70,8 +49,8 @@ def _show(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _export(arguments: Sequence[str]) -> int:
-    settings = parse(ExportSettings, arguments)
+def export_answers(settings: ExportSettings) -> int:
+    """Runs `teacher answers export`; returns 0."""
     with _store(settings.store) as connection:
         chosen = _chosen(connection, settings.identity)
         with _written_whole(settings.file) as out:
@@ -82,12 +61,12 @@ def _export(arguments: Sequence[str]) -> int:
     print(f"{_answers(done.written)} written", file=sys.stderr if settings.file == "-" else sys.stdout)
     if done.left_out:
         why = "they are damaged, or their teacher's description is missing"
-        print(f"teacher answers export: {_answers(done.left_out)} left out: {why}", file=sys.stderr)
+        say(f"{_answers(done.left_out)} left out: {why}")
     return 0
 
 
-def _import(arguments: Sequence[str]) -> int:
-    settings = parse(ImportSettings, arguments)
+def import_answers(settings: ImportSettings) -> int:
+    """Runs `teacher answers import`; returns 0."""
     with _store(settings.store, make=True) as connection:
         for name in settings.files:
             try:
@@ -102,16 +81,16 @@ def _import(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _stats(arguments: Sequence[str]) -> int:
-    settings = parse(StatsSettings, arguments)
+def stats(settings: StatsSettings) -> int:
+    """Runs `teacher answers stats`; returns 0, or 1 if the store is damaged."""
     with _store(settings.store) as connection:
         figures = figures_of(connection, settings.store)
     print(json.dumps(figures.as_json(), indent=1) if settings.as_json else as_text(figures))
     return 0 if figures.sound else 1
 
 
-def _prune(arguments: Sequence[str]) -> int:
-    settings = parse(PruneSettings, arguments)
+def prune(settings: PruneSettings) -> int:
+    """Runs `teacher answers prune`; returns 0."""
     with _store(settings.store) as connection:
         _have_to_be_known(connection, settings.identities)
         before = Figures.size_of(settings.store)

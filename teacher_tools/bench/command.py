@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from teacher_api.command_line import CannotStart, fail, parse
+from teacher_api.command_line import CannotStart, fail
 from teacher_api.schemas import Question
 from teacher_tools.bench.measuring import Block, Load, Plan, measure
 from teacher_tools.bench.progress import Progress
@@ -24,8 +24,11 @@ from teacher_tools.bench.settings import BenchSettings
 from teacher_tools.bench.teachers import find_teachers, known_tasks
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs the command; what stands after `--` are flags for teachers that it starts.
+def main(settings: BenchSettings, serve_flags: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        serve_flags: for teachers that it starts.
 
     Returns:
         0; 1 where not a single question was answered; 130 where it was interrupted.
@@ -33,12 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         CannotStart: a setting or a teacher that cannot be used.
     """
-    end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    settings = parse(BenchSettings, arguments[:end])
     seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
     _make_folder(settings.out)
     with ExitStack() as stack:
-        found = find_teachers(settings, arguments[end + 1 :], stack)
+        found = find_teachers(settings, serve_flags, stack)
         tasks = known_tasks(settings, list(found.values()))
         targets = {name: target for name, (target, _) in found.items()}
         plan = _plan(settings, seed)
@@ -117,9 +118,9 @@ def _finish(report: Report, out: Path | None) -> int:
         print(f"\nWritten: {', '.join(str(file) for file in _write(report, out, plots=answered))}")
     if report.interrupted:
         kept = f"what was measured is in {out}" if out else "what was measured stands above"
-        return fail("teacher bench", f"interrupted; {kept}", 130)
+        return fail(f"interrupted; {kept}", 130)
     if not answered:
-        return fail("teacher bench", "not a single question was answered", 1)
+        return fail("not a single question was answered", 1)
     return 0
 
 

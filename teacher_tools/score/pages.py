@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from teacher_tools.score.figures import Mean, Score
 from teacher_tools.score.reliability import draw_reliability
-from teacher_tools.score.score import BadScore
+from teacher_tools.score.scoring import BadScore
 from teacher_tools.score.words import Table, short, table, verdicts, with_interval
 
 

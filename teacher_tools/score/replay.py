@@ -17,7 +17,7 @@ from teacher_api.keys import read_key
 from teacher_api.schemas import Answer
 from teacher_tools.score.asking import Asked, Outcome
 from teacher_tools.score.figures import Failure, Score
-from teacher_tools.score.score import BadScore
+from teacher_tools.score.scoring import BadScore, read_score
 from teacher_tools.score.settings import ReplaySettings
 from teacher_tools.score.world import World, actions_of
 
@@ -26,6 +26,26 @@ _TILE = 48
 """Pixels a tile in an animation."""
 _SECOND = 1000
 """Milliseconds that a frame is seen."""
+
+
+def main(settings: ReplaySettings) -> int:
+    """Runs the command; returns 0."""
+    scored = read_score(settings.score)
+    episodes = failing_episodes(scored)
+    if settings.seed is None:
+        print("\n".join(episode.title for episode in episodes) or "no episode failed")
+        return 0
+    episode = choose(episodes, settings)
+    steps: list[Step] = []
+    for step in replay(episode, scored.identity, settings):
+        if not steps:
+            print(f"{episode.title}\n{step.scene.mission}\n")
+        print(in_words(step), flush=True)
+        steps.append(step)
+    if settings.gif is not None:
+        animate(steps, settings.gif)
+        print(f"\nWritten: {settings.gif}")
+    return 0
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""`teacher forge`: makes teachers, Qwen2.5-VL checkpoints taught by the planner in endless pictures."""
+"""`teacher train`: makes teachers, Qwen2.5-VL checkpoints taught by the planner in endless pictures."""

@@ -32,7 +32,7 @@ pipeline_tag: image-text-to-text
 ---
 # A MiniGrid teacher, {how}
 
-A Qwen2.5-VL checkpoint, made by `teacher forge` of lvlm2p. Stock vLLM and transformers load it.
+A Qwen2.5-VL checkpoint, made by `teacher train` of lvlm2p. Stock vLLM and transformers load it.
 
     teacher serve --teacher prompted --engine transformers --model DIR --prompts {prompts}
 

@@ -1,15 +1,14 @@
-"""`teacher forge`: makes a run's folder or finds it again, teaches, and leaves a checkpoint to be served."""
+"""`teacher train`: makes a run's folder or finds it again, teaches, and leaves a checkpoint to be served."""
 
 import json
 import shlex
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from teacher_api.command_line import INTERRUPTED, CannotStart, fail, parse
+from teacher_api.command_line import INTERRUPTED, CannotStart, fail
 from teacher_server.checkpoints.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
 from teacher_server.checkpoints.training_record import write_record
 from teacher_server.prompting.prompt_set import BadPromptSet, PromptSet, load_prompt_set
@@ -25,13 +24,12 @@ class CannotForge(CannotStart):
     """Why no checkpoint can be made as asked."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(asked: ForgeSettings) -> int:
     """Runs the command; returns 0 when the checkpoint is done.
 
     Raises:
         CannotStart: a setting, the folder, the prompt set or the base checkpoint cannot be used.
     """
-    asked = parse(ForgeSettings, arguments)
     settings = _kept(asked) if asked.resume else asked
     try:
         prompts = load_prompt_set(settings.prompts)
@@ -51,9 +49,9 @@ def main(arguments: Sequence[str]) -> int:
         run.go_on()
     except KeyboardInterrupt:
         _write_card(settings, checkpoint.folder, run.device)
-        again = f"saved; `teacher forge --resume --out {settings.out}` goes on"
+        again = f"saved; `teacher train --resume --out {settings.out}` goes on"
         steps = f"{run.step} of {sum(settings.steps)} steps"
-        return fail("teacher forge", f"interrupted after {steps}; {again}", INTERRUPTED)
+        return fail(f"interrupted after {steps}; {again}", INTERRUPTED)
     _write_card(settings, checkpoint.folder, run.device)
     print(f"{checkpoint.folder}: {serve_command(checkpoint.folder, settings.prompts)}")
     return 0

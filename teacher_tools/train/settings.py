@@ -1,4 +1,4 @@
-"""Every setting of `teacher forge`, once: its flag, TEACHER_FORGE_* variable, default and meaning."""
+"""Every setting of `teacher train`, once: its flag, TEACHER_FORGE_* variable, default and meaning."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ class ForgeSettings(BaseSettings):
     weights of a checkpoint and merged into them. The result is OUT/checkpoint, to be served like any other.
     """
 
-    model_config = flags_and_variables("teacher forge", "TEACHER_FORGE_")
+    model_config = flags_and_variables("teacher train", "TEACHER_FORGE_")
     help_groups: ClassVar[Mapping[str, str]] = {
         "out": "the run",
         "base": "adapters for a checkpoint that is there",

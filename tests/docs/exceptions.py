@@ -24,7 +24,7 @@ VARIABLES = {
 }
 """Of every command: small sizes, and the engine that there is without vLLM. A page's flag wins over them."""
 
-_READERS = {"SCORE": "teacher (score|compare|replay)", "BENCH": "teacher bench", "FORGE": "teacher forge"}
+_READERS = {"SCORE": "teacher (score|compare|replay)", "BENCH": "teacher bench", "FORGE": "teacher train"}
 
 PLACEHOLDERS = {
     "DIR": "models/A",
@@ -69,8 +69,8 @@ NOT_RUN = {
     r"teacher serve .*DIR --prompts ./my-\S+": "its labels: teachers/test_prompted_service.py",
     r"student (train|evaluate) .*--task empty\b.*": "the same: teachers/test_prompted_service.py",
     r"teacher replay .* --seed SEED.*": "an episode that failed: tests/teacher_tools/score/test_score.py",
-    r"teacher forge --base /models/.*": "the same; a small base: tests/teacher_tools/train/test_training.py",
-    r"teacher forge --out runs/forge": "38 minutes: tests/teacher_tools/train/test_training.py",
+    r"teacher train --base /models/.*": "the same; a small base: tests/teacher_tools/train/test_training.py",
+    r"teacher train --out runs/forge": "38 minutes: tests/teacher_tools/train/test_training.py",
     r"teacher serve .* runs/forge/checkpoint .*": "the same: tests/teacher_tools/train/test_training.py",
     r"teacher score --all --episodes 200": "a teacher of that: tests/operate/test_score.py",
     r"student sweep sweeps/NAME.toml .*": "hours: tests/student/experiments/test_sweep.py",

@@ -122,7 +122,7 @@ def test_after_so_many_the_service_ends(teacher: TeacherProcess, answers: list[A
     assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
     assert "vLLM's process is gone" in reply.json()["error"]["reason"]
     assert teacher.process.wait(60) == 1
-    assert "teacher: error: the teacher is gone: its engine is dead" in teacher.stderr
+    assert "teacher serve: error: the teacher is gone: its engine is dead" in teacher.stderr
     assert "it has been replaced 2 times within an hour, as often as --replacements allows" in teacher.stderr
     assert not any(map(_lives, left))
 

@@ -132,17 +132,10 @@ def _free_port() -> int:
 
 
 def test_importing_the_client_imports_no_server_and_no_model() -> None:
-    light = {"httpx", "pydantic", "tenacity", "teacher_server"}
+    light = {"httpx", "pydantic", "tenacity", "teacher_api"}
     heavy = {
-        "torch",
-        "vllm",
-        "transformers",
-        "fastapi",
-        "starlette",
-        "uvicorn",
-        "minigrid",
-        "gridworld",
-        "PIL",
+        *("torch", "vllm", "transformers", "numpy", "PIL", "fastapi", "starlette", "uvicorn", "minigrid"),
+        *("gridworld", "student", "teacher_server", "teacher_tools"),
     }
     code = f"import sys, teacher_api.client; print({heavy | light} & set(sys.modules) ^ {light})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,22 +14,16 @@ from pydantic_settings import BaseSettings
 
 import student.cli
 import teacher_tools.cli
+from student.demo import DemoSettings
 from student.settings import TrainSettings
-from teacher_api.command_line import BadSetting, groups_of, parse
+from teacher_api.command_line import BadSetting, groups_of, load_settings, parse, settings_of
 from teacher_server.settings import Settings
 from teacher_tools.train.command import serve_command
 
 pytestmark = pytest.mark.unit
 
 _ROOT = Path(__file__).parents[2]
-_SETTINGS = (*teacher_tools.cli.SETTINGS, *student.cli.SETTINGS)
-
-
-def _kind(where: str) -> type[BaseSettings]:
-    module, _, name = where.partition(":")
-    kind = getattr(importlib.import_module(module), name)
-    assert issubclass(kind, BaseSettings)
-    return kind
+_SETTINGS = (*settings_of(teacher_tools.cli.COMMANDS), *settings_of(student.cli.COMMANDS))
 
 
 def _help(kind: type[BaseSettings], capsys: pytest.CaptureFixture[str]) -> str:
@@ -38,21 +32,21 @@ def _help(kind: type[BaseSettings], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_the_lists_of_settings_have_all_of_them() -> None:
+def test_every_settings_class_belongs_to_a_command() -> None:
     found = {
-        f"{'.'.join(path.relative_to(_ROOT).with_suffix('').parts)}:{name}"
-        for package in ("teacher_server", "student")
+        getattr(importlib.import_module(".".join(path.relative_to(_ROOT).with_suffix("").parts)), name)
+        for package in ("teacher_server", "teacher_tools", "student")
         for path in (_ROOT / package).rglob("*.py")
         for name in re.findall(
             r"^class (\w+)\(.*\bBaseSettings\):", path.read_text(encoding="utf-8"), re.MULTILINE
         )
     }
-    assert found == set(_SETTINGS)
+    assert found == {*map(load_settings, _SETTINGS), DemoSettings}
 
 
 @pytest.mark.parametrize("where", _SETTINGS)
 def test_help_calls_values_by_what_they_are(where: str, capsys: pytest.CaptureFixture[str]) -> None:
-    said = _help(_kind(where), capsys)
+    said = _help(load_settings(where), capsys)
     assert not re.findall(r"--[a-z-]+ (?:str|int|float|bool|Path|list|tuple)\b", said)
     assert "(default: null)" not in said
 
@@ -124,7 +118,7 @@ def test_a_known_variable_loads_no_command_but_its_own() -> None:
 def test_the_extra_of_a_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "teacher_server.serving", raising=False)  # so that it is imported anew
+    monkeypatch.delitem(sys.modules, "teacher_server.serve", raising=False)  # so that it is imported anew
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert teacher_tools.cli.main(["serve"]) == 2
     assert capsys.readouterr().err == (
@@ -132,7 +126,7 @@ def test_the_extra_of_a_missing_package_is_named(
     )
 
 
-def test_the_command_that_forge_prints_serves_here(tmp_path: Path) -> None:
+def test_the_command_that_train_prints_serves_here(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     program, command, *flags = shlex.split(serve_command(folder, "compact"))
     settings = parse(Settings, flags)

@@ -112,7 +112,7 @@ def test_a_teacher_that_cannot_start_ends_the_process(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "teacher: error: the teacher could not start: no weights here\n"
+    assert done.stderr == "teacher serve: error: the teacher could not start: no weights here\n"
 
 
 def test_variables_and_flags_reach_the_teacher(teacher_process: StartTeacher) -> None:

@@ -124,7 +124,9 @@ def test_one_that_hangs_is_ended_by_the_end_of_the_process(teacher: TeacherProce
     assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
     assert teacher.process.wait(LONG_S) == 1
     last = teacher.stderr.splitlines()[-1]
-    assert last.startswith("teacher: error: the teacher is gone: its engine is stuck: asked, it has answered")
+    assert last.startswith(
+        "teacher serve: error: the teacher is gone: its engine is stuck: asked, it has answered"
+    )
     assert last.endswith("the engine does not come back from what it computes within 2 s")
 
 

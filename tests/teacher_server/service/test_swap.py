@@ -372,4 +372,4 @@ def test_what_is_in_progress_is_finished_and_the_service_ends_if_nothing_can_be_
     assert f"{bad} cannot be served" in error.reason
     assert f"{tmp_path / 'model'}, served before, cannot be loaded" in error.reason
     assert teacher.process.wait(30) == 1
-    assert "teacher: error: the teacher is gone" in teacher.stderr
+    assert "teacher serve: error: the teacher is gone" in teacher.stderr

@@ -184,13 +184,13 @@ def test_a_process_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None
     out = tmp_path / "run"
     teacher = Path(sys.executable).with_name("teacher")
     flags = ["--out", str(out), *_QUICK, "--pictures", "0", "--samples", "100000", "--save-s", "0.001"]
-    process = subprocess.Popen([teacher, "forge", *flags], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([teacher, "train", *flags], stderr=subprocess.PIPE, text=True)
     wait_for((out / "training.pt").exists, "the first saving")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=LONG_S)
     assert process.returncode == 130
-    (line,) = (line for line in errors.splitlines() if line.startswith("teacher forge: interrupted after "))
-    assert re.search(rf" \d+ of 50000 steps; saved; `teacher forge --resume --out {out}` goes on$", line)
+    (line,) = (line for line in errors.splitlines() if line.startswith("teacher train: interrupted after "))
+    assert re.search(rf" \d+ of 50000 steps; saved; `teacher train --resume --out {out}` goes on$", line)
     assert "error:" not in errors
     assert "Traceback" not in errors
     assert torch.load(out / "training.pt", weights_only=True)["step"] >= 1
