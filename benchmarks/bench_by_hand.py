@@ -29,8 +29,7 @@ from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.bench.figures import Ratio, ratios_of
 from teacher_tools.bench.loops import Reply, Sample, Window
 from teacher_tools.bench.questions import questions
-from tests.checkpoints import make_checkpoint
-from tests.prompt_sets import shortened
+from tools.random_checkpoint import make_checkpoint, shortened
 
 _AHEAD_S = 3.0
 """Of each round by hand, before anything counts."""

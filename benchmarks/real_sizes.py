@@ -27,7 +27,7 @@ from teacher_api.schemas import Question
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.prompting.prompt_set import SETS
 from teacher_tools.bench.questions import distinct_questions
-from tests.checkpoints import make_checkpoint
+from tools.random_checkpoint import make_checkpoint
 
 _H100_BYTES_S = 3.35e12
 _WARM_UP = 5

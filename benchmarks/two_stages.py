@@ -45,9 +45,8 @@ from teacher_tools.bench.openai import OpenAITarget
 from teacher_tools.bench.progress import Progress
 from teacher_tools.bench.questions import distinct_questions
 from teacher_tools.bench.targets import Target, TeacherTarget
-from tests.checkpoints import make_checkpoint
-from tests.prompt_sets import shortened
-from tests.stock import stock_flags
+from tools.random_checkpoint import make_checkpoint, shortened
+from tools.stock_vllm import stock_flags
 
 _WARM_UP = 8
 """Questions before each round that are not counted: two of each task."""

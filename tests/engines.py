@@ -15,7 +15,7 @@ from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines.base import Decoding, Prompt
 from teacher_server.prompting.preparation import Preparation, PreparedPicture
 from teacher_server.settings import EngineSettings
-from tests.checkpoints import make_checkpoint
+from tools.random_checkpoint import make_checkpoint
 
 if TYPE_CHECKING:
     from teacher_server.engines.transformers import TransformersEngine

@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from gridworld.pictures import draw
 from gridworld.views import view_of
 from teacher_server.checkpoints.checkpoint import read_checkpoint
-from tests.checkpoints import make_checkpoint
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,4 @@
-"""Makes a virtual environment, installs the project into it with pip, and says how far it is.
+"""Makes a virtual environment, installs the project into it with pip, and prints the progress.
 
     python3 tools/install.py .venv '.[teacher,dev]'     an editable install; further arguments are for pip
 
@@ -67,8 +67,13 @@ class Progress:
         self._now, self._file_mb = now, 0.0
 
 
-def main(environment: str, requirement: str, *others: str) -> int:
-    """Installs; the exit code of what failed, or 0.
+def main(environment: str, requirement: str, *others: str, editable: bool = True) -> int:
+    """Installs the requirement; returns the exit code of what failed, or 0.
+
+    Args:
+        environment: the folder of the virtual environment; made if it is missing.
+        requirement: the project with extras, or a package where `editable` is False.
+        others: further arguments for pip.
 
     Raises:
         SystemExit: this Python is none that the project can be installed with.
@@ -85,7 +90,8 @@ def main(environment: str, requirement: str, *others: str) -> int:
             subprocess.run([*install, "--quiet", "--upgrade", "pip"], check=True)
     except subprocess.CalledProcessError as error:
         return int(error.returncode)
-    command = [*install, "--progress-bar", "raw", "--editable", requirement, *others]
+    what = ["--editable", requirement] if editable else [requirement]
+    command = [*install, "--progress-bar", "raw", *what, *others]
     return run_pip(command, Progress(Path(environment)))
 
 

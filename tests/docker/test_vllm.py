@@ -8,9 +8,8 @@ import pytest
 
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.bench.questions import distinct_questions
-from tests.checkpoints import make_checkpoint
 from tests.docker.conftest import VLLM_CPU, Stack, stack, wait_for
-from tests.prompt_sets import shortened
+from tools.random_checkpoint import make_checkpoint, shortened
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 

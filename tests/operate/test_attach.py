@@ -34,9 +34,9 @@ from teacher_server.settings import EngineSettings
 from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import TeacherProcess, started_teachers
 from tests.engines import ENDLESS, checkpoint_with_habits
-from tests.prompt_sets import shortened
-from tests.stock import StockServer
 from tests.waiting import LONG_S, wait_for, wait_until_ready
+from tools.random_checkpoint import shortened
+from tools.stock_vllm import StockServer
 
 pytestmark = [
     pytest.mark.operate,

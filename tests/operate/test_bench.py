@@ -13,9 +13,9 @@ import pytest
 
 from teacher_server.prompting.prompt_set import load_prompt_set
 from tests.conftest import TeacherProcess
-from tests.stock import StockServer
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, checkpoint, short_prompts, start_prompted
 from tests.waiting import metric
+from tools.stock_vllm import StockServer
 
 __all__ = ["checkpoint", "short_prompts", "start_prompted"]
 

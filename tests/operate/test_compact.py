@@ -9,8 +9,8 @@ import pytest
 from teacher_api.processes import COMPACT
 from tests.compact import assert_it_knows_its_tasks
 from tests.conftest import StartTeacher
-from tests.stock import StockServer
 from tests.waiting import wait_until_ready
+from tools.stock_vllm import StockServer
 
 pytestmark = [
     pytest.mark.operate,

@@ -18,10 +18,9 @@ from PIL import Image
 
 from gridworld.tasks import TASKS
 from teacher_server.prompting.prompt_set import load_prompt_set
-from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, StartTeacher, TeacherProcess, started_teachers
-from tests.prompt_sets import shortened
 from tests.waiting import LONG_S, metric, wait_until_ready
+from tools.random_checkpoint import make_checkpoint, shortened
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright: pip install 'lvlm2p[operate]'")
 Browser, Page = playwright.Browser, playwright.Page

@@ -8,10 +8,10 @@ import pytest
 
 from gridworld.tasks import TASKS
 from teacher_tools.cli import main
-from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher
 from tests.teacher_tools.score.scenes import brief_prompts
 from tests.waiting import wait_until_ready
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = [pytest.mark.operate, pytest.mark.timeout(900)]
 

@@ -20,11 +20,10 @@ from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.bench.questions import distinct_questions
-from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess, environment_without, started_teachers
-from tests.prompt_sets import shortened
 from tests.teacher_server.checkpoints.breaking import BLIND, NOT_NUMBERS, WITHOUT_VISION, Break
 from tests.waiting import metric, wait_for, wait_until_ready
+from tools.random_checkpoint import make_checkpoint, shortened
 
 pytestmark = [
     pytest.mark.operate,

@@ -9,8 +9,8 @@ import pytest
 
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.engines.base import how_to_install
-from tests.checkpoints import make_checkpoint
 from tests.waiting import LONG_S
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.integration
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from teacher_server.prompting.prompt_set import load_prompt_set
-from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
-from tests.prompt_sets import shortened
 from tests.teacher_server.checkpoints.breaking import set_fields
 from tests.waiting import wait_until_ready
+from tools.random_checkpoint import make_checkpoint, shortened
 
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
 

@@ -13,7 +13,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from teacher_server.checkpoints.checkpoint import BadCheckpoint, label_problems, read_checkpoint
 from teacher_server.checkpoints.processor import processor_problems
-from tests.checkpoints import CHAT_TEMPLATE, SPECIAL_TOKENS, make_checkpoint
 from tests.teacher_server.checkpoints.breaking import (
     INDEX,
     SHARD,
@@ -31,6 +30,7 @@ from tests.teacher_server.checkpoints.breaking import (
     write,
 )
 from tests.waiting import LONG_S
+from tools.random_checkpoint import CHAT_TEMPLATE, SPECIAL_TOKENS, make_checkpoint
 
 pytestmark = pytest.mark.unit
 

@@ -24,8 +24,8 @@ from teacher_server.checkpoints.memory import (
     need_problems,
 )
 from teacher_server.settings import EngineSettings
-from tests.checkpoints import make_checkpoint
 from tests.waiting import LONG_S
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.unit
 

@@ -13,7 +13,6 @@ from teacher_server.checkpoints.checkpoint import BadCheckpoint, quantisation_pr
 from teacher_server.checkpoints.dimensions import Dimensions
 from teacher_server.checkpoints.quantisation import quantisation_of
 from teacher_server.settings import EngineSettings
-from tests.checkpoints import Size, make_checkpoint
 from tests.teacher_server.checkpoints.breaking import (
     INDEX,
     SHARD,
@@ -29,6 +28,7 @@ from tests.teacher_server.checkpoints.breaking import (
     split_then,
     write,
 )
+from tools.random_checkpoint import Size, make_checkpoint
 
 pytestmark = pytest.mark.unit
 

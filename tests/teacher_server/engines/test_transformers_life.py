@@ -11,8 +11,8 @@ import pytest
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines.base import CannotLoad, Decoding, EngineDead, EngineError, Generated, Prompt
 from tests import engines
-from tests.checkpoints import make_checkpoint
 from tests.engines import ENDLESS, SCHEMA, WHOLE, prompt_of, settings, started
+from tools.random_checkpoint import make_checkpoint
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -24,10 +24,9 @@ from teacher_api.schemas import Answer, ErrorAnswer, ErrorBody, TrainedGrids, Tr
 from teacher_server.playground.scenes import places
 from teacher_server.prompting.preparation import Preparation
 from teacher_server.prompting.prompt_set import SETS, load_prompt_set
-from tests.checkpoints import make_checkpoint
 from tests.conftest import AskAbout, TeacherProcess, started_teachers
-from tests.prompt_sets import shortened
 from tests.waiting import LONG_S, metric, wait_until_ready
+from tools.random_checkpoint import make_checkpoint, shortened
 
 pytestmark = pytest.mark.integration
 

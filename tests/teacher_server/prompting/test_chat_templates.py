@@ -13,7 +13,7 @@ from teacher_server.prompting.chat_templates import (
     stages_of,
     template_of,
 )
-from tests.checkpoints import CHAT_TEMPLATE
+from tools.random_checkpoint import CHAT_TEMPLATE
 
 pytestmark = pytest.mark.unit
 

@@ -19,7 +19,7 @@ from gridworld.views import view_of
 from teacher_server.engines.base import EngineError
 from teacher_server.prompting import preparation
 from teacher_server.prompting.preparation import MIN_PIXELS, Preparation
-from tests.checkpoints import PREPROCESSOR
+from tools.random_checkpoint import PREPROCESSOR
 
 Pixels = NDArray[np.uint8]
 

@@ -15,9 +15,9 @@ from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer
 from teacher_server.prompting.prompt_set import SETS
 from teacher_tools.bench.questions import distinct_questions
-from tests.checkpoints import make_checkpoint
 from tests.conftest import TeacherProcess, started_teachers
 from tests.waiting import LONG_S, metric, wait_for, wait_until_ready
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.integration
 

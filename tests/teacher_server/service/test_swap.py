@@ -21,7 +21,6 @@ from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.prompting.prompt_set import SETS
 from teacher_tools.bench.questions import distinct_questions
 from teacher_tools.cli import main
-from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess, started_teachers
 from tests.teacher_server.checkpoints.breaking import (
     BLIND,
@@ -32,6 +31,7 @@ from tests.teacher_server.checkpoints.breaking import (
     quantise,
 )
 from tests.waiting import LONG_S, metric, wait_for, wait_until_ready
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,7 @@ from teacher_server.prompting.readout import numbers_schema
 from teacher_server.teachers.base import CannotAnswer, NoAnswerNow, Observation, TeacherGone, UnreadableAnswer
 from teacher_server.teachers.canary import Blind, tell_apart
 from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
-from tests.checkpoints import make_checkpoint
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.integration
 

@@ -17,9 +17,9 @@ from student.labels.table import LabelTable, UselessTeacher
 from teacher_api.client import TeacherClient
 from teacher_server.prompting.prompt_set import SETS
 from teacher_tools.bench.questions import distinct_questions
-from tests.checkpoints import make_checkpoint
 from tests.conftest import StartTeacher, TeacherProcess
 from tests.waiting import LONG_S, metric, wait_until_ready
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.integration
 

@@ -1,4 +1,4 @@
-"""Stock `vllm serve`, as others run it, to measure beside and to attach to."""
+"""Starts stock `vllm serve`, for benchmarks to compare with and for tests to attach to."""
 
 import json
 import os
@@ -11,8 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
-
-from tests.waiting import LONG_S
 
 _VLLM = str(Path(sys.executable).with_name("vllm"))
 
@@ -66,7 +64,7 @@ class StockServer:
         """kill -9, with all that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(LONG_S)
+        self._process.wait(60)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series, now."""

@@ -1,4 +1,4 @@
-"""Makes checkpoints to test with: real Qwen2.5-VL models, laid out like the published ones, random weights.
+"""Makes Qwen2.5-VL checkpoints with random weights for tests and benchmarks, laid out like the published ones.
 
 The tiny one has under a million parameters. Those of the real dimensions are meant for `weights=False`: what
 vLLM needs to measure speed with `load_format="dummy"`.
@@ -6,6 +6,8 @@ vLLM needs to measure speed with `load_format="dummy"`.
 
 import argparse
 import json
+import math
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from teacher_server.prompting.prompt_set import PromptSet
 from teacher_tools.train.folder import PREPROCESSOR
 from teacher_tools.train.vocabulary import SPECIAL_TOKENS
 
@@ -195,6 +198,39 @@ def make_checkpoint(
     return folder
 
 
+def shortened(prompts: PromptSet, copy: Path) -> Path:
+    """Copies a prompt set with strings of a tenth of their length and lists of at most two items.
+
+    Random weights write until the schema stops them, one or two letters a token. With the short schema an
+    analysis has about as many tokens as that of a worked example: 100 to 130.
+    """
+
+    def shorter(schema: Any) -> Any:
+        if not isinstance(schema, dict):
+            return schema
+        cut = {key: shorter(value) for key, value in schema.items()}
+        if "maxLength" in cut:
+            cut["maxLength"] = math.ceil(cut["maxLength"] / 10)
+        if "maxItems" in cut:
+            cut["maxItems"] = max(cut.get("minItems", 0), min(cut["maxItems"], 2))
+        return cut
+
+    def fitting(value: Any, schema: dict[str, Any]) -> Any:
+        if isinstance(value, dict):
+            return {key: fitting(part, schema["properties"][key]) for key, part in value.items()}
+        if isinstance(value, list):
+            return [fitting(part, schema["items"]) for part in value[: schema["maxItems"]]]
+        return value[: schema["maxLength"]] if "maxLength" in schema else value
+
+    shutil.copytree(prompts.folder, copy)
+    schema = shorter(prompts.schema)
+    (copy / "analysis.schema.json").write_text(json.dumps(schema))
+    for file in copy.glob("examples/*/*.json"):
+        example = json.loads(file.read_text())
+        file.write_text(json.dumps(example | {"analysis": fitting(example["analysis"], schema)}))
+    return copy
+
+
 def make_tokenizer() -> Tokenizer:
     """Byte-level BPE like Qwen's, of a small vocabulary."""
     tokenizer = Tokenizer(models.BPE())
@@ -329,7 +365,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.checkpoints", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.random_checkpoint", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=list(_SIZES), default="tiny")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
