@@ -22,6 +22,26 @@ from teacher_api.schemas import Question
 _TEACHER = str(Path(sys.executable).with_name("teacher"))
 
 
+_processes_started: list[str] = []
+
+
+def _note_process(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
+        _processes_started.append(f"{event} {arguments}")
+
+
+sys.addaudithook(_note_process)
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that is marked `unit` and starts a process: mark it `integration`."""
+    before = len(_processes_started)
+    yield
+    if request.node.get_closest_marker("unit"):
+        assert _processes_started[before:] == []
+
+
 def environment_without(prefix: str) -> dict[str, str]:
     """This process's variables but for those that set something of a command."""
     return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}

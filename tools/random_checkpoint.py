@@ -1,4 +1,4 @@
-"""Makes Qwen2.5-VL checkpoints with random weights for tests and benchmarks, laid out like the published ones.
+"""Makes Qwen2.5-VL checkpoints with random weights, laid out like the published ones.
 
 The tiny one has under a million parameters. Those of the real dimensions are meant for `weights=False`: what
 vLLM needs to measure speed with `load_format="dummy"`.
