@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.tasks import EVALUATION_SEEDS
-from student.environments import Environment, Vocabulary, layout_of, rows_of
+from student.environments import Environment, Vocabulary, layout_of, stacked
 from student.labels import asking
 from student.labels.table import LabelTable
 from student.runs.folder import Run, write_json
@@ -119,7 +119,7 @@ def _warm_up(url: str, env_id: str) -> None:
     layout, vocabulary = layout_of(env_id), Vocabulary()
     row = Environment(layout, vocabulary, lambda _: EVALUATION_SEEDS).reset()
     table = LabelTable(layout, vocabulary, TeacherClient(url))
-    table.look_up(rows_of([row]))
+    table.labels_of(table.rows_of(stacked([row])))
     table.close()
 
 
@@ -144,7 +144,7 @@ def _train(way: str, teacher: str, folder: Path, env_id: str, frames: int) -> No
     # What torch does only once is no part of any way
     train(settings.model_copy(update={"out": folder / "warm-up", "frames": 1, "evaluation_episodes": 1}))
     if way in ("in-turn", "at-end"):
-        LabelTable.see = _see_nothing  # type: ignore[method-assign]
+        LabelTable.ask = _ask_nothing  # type: ignore[method-assign]
     if way == "in-turn":
         asking.THREADS, asking.TOGETHER = 1, 64
     late = "go-on" if way == "go-on" else "wait"
@@ -153,8 +153,8 @@ def _train(way: str, teacher: str, folder: Path, env_id: str, frames: int) -> No
     print(summary["seconds"])
 
 
-def _see_nothing(table: LabelTable, obs_NK: NDArray[np.uint8]) -> None:
-    """In place of `LabelTable.see`: nothing is asked before the rollout's end."""
+def _ask_nothing(table: LabelTable, rows_N: NDArray[np.intp]) -> None:
+    """In place of `LabelTable.ask`: nothing is asked before the rollout's end."""
 
 
 if __name__ == "__main__":

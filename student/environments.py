@@ -1,4 +1,4 @@
-"""Fully observed MiniGrid, many environments stepped in this process, without the partial view."""
+"""Fully observed MiniGrid environments, stepped together in this process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,27 +14,28 @@ from gridworld.views import NAMES, Unobservable, View, encode_cells
 from teacher_api.command_line import CannotStart
 
 WORDS = 16
-"""Words of a mission that an observation holds."""
+"""Mission words in an observation."""
 
-Row = NDArray[np.uint8]
-"""One observation, uint8 [K]: a code for each cell row by row, then x, y, heading, then WORDS word ids."""
-
+Observation = NDArray[np.uint8]
+"""One observation, uint8 [K]: a code for each cell, row by row, then x, y, heading, then WORDS word ids."""
 
 _TOGGLE = ACTIONS.index("toggle")
-"""The one action that changes things in place in MiniGrid's families: it opens and closes doors."""
+"""The only action that changes an object in place in MiniGrid's families: it opens and closes doors."""
 
 
 class EnvironmentFailed(CannotStart):
-    """What an environment raised in an episode, or how it is not as it was before."""
+    """An environment raised an error in an episode, or changed in a way that a student cannot follow."""
 
 
 class UnknownWord(CannotStart, ValueError):
-    """A mission that does not fit into an observation."""
+    """A mission does not fit into an observation."""
 
 
 class Vocabulary:
-    """The words of missions and their ids 1 .. 255: first MiniGrid's names for things and colours, then
-    what else is met, in the order in which it is."""
+    """Mission words and their ids 1 .. 255.
+
+    MiniGrid's names of objects and colours come first, then other words in the order in which they are met.
+    """
 
     def __init__(self, words: Sequence[str] = ()) -> None:
         self.words: list[str] = []
@@ -43,37 +44,37 @@ class Vocabulary:
         self.extend((*NAMES, *words))
 
     def extend(self, words: Sequence[str]) -> None:
-        """Gives the next ids to those of the words that have none."""
+        """Gives the next ids to the words that have none."""
         for word in words:
             if word not in self._ids:
                 self.words.append(word)
                 self._ids[word] = len(self.words)
 
     def encode(self, mission: str) -> bytes:
-        """The ids of a mission's words, WORDS bytes, 0 after the last.
+        """Returns the ids of a mission's words as WORDS bytes, padded with 0.
 
         Raises:
-            UnknownWord: more than WORDS words, or more than 255 different ones in all.
+            UnknownWord: the mission has more than WORDS words, or more than 255 different words were met.
         """
         if mission not in self._encoded:
             words = mission.split()
             self.extend(words)
             if len(words) > WORDS or len(self.words) > 255:
                 raise UnknownWord(
-                    f"the mission {mission!r} has {len(words)} words, and {len(self.words)} different ones"
-                    f" were met; at most {WORDS} and 255 can be encoded"
+                    f"the mission {mission!r} has {len(words)} words, and {len(self.words)} different words"
+                    f" were met; an observation holds {WORDS} words, and a vocabulary 255"
                 )
             self._encoded[mission] = bytes(self._ids[word] for word in words).ljust(WORDS, b"\0")
         return self._encoded[mission]
 
     def decode(self, ids: bytes) -> str:
-        """The mission that was encoded."""
+        """Returns the mission with these word ids."""
         return " ".join(self.words[i - 1] for i in ids if i)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What an environment's observations look like: the grid's size and the actions."""
+    """The shape of an environment's observations: the grid's size and the names of the actions."""
 
     env_id: str
     height: int
@@ -89,21 +90,21 @@ class Layout:
         """K, the length of an observation."""
         return self.cells + 3 + WORDS
 
-    def view(self, row: Row) -> View:
-        """The view that an observation encodes."""
-        x, y, heading = (int(i) for i in row[self.cells : self.cells + 3])
-        return View(row[: self.cells].reshape(self.height, self.width), x, y, heading)
+    def view(self, obs_K: Observation) -> View:
+        """Returns the view that an observation encodes."""
+        x, y, heading = (int(i) for i in obs_K[self.cells : self.cells + 3])
+        return View(obs_K[: self.cells].reshape(self.height, self.width), x, y, heading)
 
-    def words(self, row: Row) -> bytes:
-        """The mission's word ids in an observation."""
-        return row[self.cells + 3 :].tobytes()
+    def words(self, obs_K: Observation) -> bytes:
+        """Returns the mission's word ids in an observation."""
+        return obs_K[self.cells + 3 :].tobytes()
 
 
 def make(env_id: str) -> Any:
-    """A MiniGrid environment without wrappers.
+    """Returns a MiniGrid environment without wrappers.
 
-    MiniGrid's own come without the 7x7 partial view, which takes most of a step's time and which nobody looks
-    at. An environment of another package keeps it: its code may read its own observation.
+    MiniGrid's own environments come without the 7x7 partial view: it takes most of a step's time, and a
+    student does not use it. An environment of another package keeps the view, because its code may read it.
 
     Raises:
         UnknownEnvironment: see `gridworld.environments.make`.
@@ -116,10 +117,10 @@ def make(env_id: str) -> Any:
 
 
 def check(env_id: str) -> None:
-    """Makes an environment and looks at a first state of it.
+    """Checks that an environment can be made and that its first state can be observed.
 
     Raises:
-        UnknownEnvironment: it cannot be made, or what it shows cannot be observed.
+        UnknownEnvironment: the environment cannot be made, or its first state cannot be observed.
     """
     layout = layout_of(env_id)
     try:
@@ -130,21 +131,21 @@ def check(env_id: str) -> None:
 
 
 def layout_of(env_id: str) -> Layout:
-    """The layout of an environment's observations, without making an episode."""
+    """Returns the layout of an environment's observations, without starting an episode."""
     env = make(env_id)
     return Layout(env_id, env.height, env.width, actions_of(env))
 
 
 @dataclass(frozen=True)
 class EpisodeState:
-    """An environment in mid-episode, as data: which episode, and what was done in it."""
+    """An environment in the middle of an episode: the episode's number and the actions taken in it."""
 
     episode: int
     actions: list[int]
 
 
 class Environment:
-    """One environment; `seed_of` gives the seed of each of its episodes."""
+    """One environment; `seed_of` returns the seed of each of its episodes."""
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary, seed_of: Callable[[int], int]) -> None:
         self._env, self._layout = make(layout.env_id), layout
@@ -153,16 +154,16 @@ class Environment:
         self._episode = -1
         self._actions: list[int] = []
         self._in_place = family_of(layout.env_id) is None
-        """Whether things may change in place at any step, as for all that is known of the environment."""
+        """Whether any step may change an object in place; only MiniGrid's own families are known not to."""
         self._things: list[Any] = []
         self._cells = b""
         self.total = 0.0
 
     def reset(self) -> bytes:
-        """Starts the next episode.
+        """Starts the next episode and returns its first observation, as bytes.
 
         Raises:
-            EnvironmentFailed: the environment raised an error, or cannot be observed there.
+            EnvironmentFailed: the environment raised an error, or its state cannot be observed.
         """
         self._episode += 1
         self._actions = []
@@ -174,17 +175,17 @@ class Environment:
             raise self._failed(error) from error
 
     def step(self, action: int) -> tuple[bytes, float, bool, bool]:
-        """Next observation, reward, terminated, truncated.
+        """Takes one action; returns the next observation, the reward, terminated and truncated.
 
         Raises:
-            EnvironmentFailed: the environment raised an error, or cannot be observed there.
+            EnvironmentFailed: the environment raised an error, or its state cannot be observed.
         """
         self._actions.append(action)
         try:
             _, reward, terminated, truncated, _ = self._env.step(action)
             self.total += reward
-            row = self._observe(changed=self._in_place or action == _TOGGLE)
-            return row, float(reward), terminated, truncated
+            obs = self._observe(changed=self._in_place or action == _TOGGLE)
+            return obs, float(reward), terminated, truncated
         except Exception as error:
             raise self._failed(error) from error
 
@@ -202,17 +203,20 @@ class Environment:
         return EpisodeState(self._episode, self._actions.copy())
 
     def restore(self, state: EpisodeState) -> bytes:
-        """Plays the episode up to a state once more; an episode is a function of its seed and actions."""
+        """Replays an episode up to a state and returns the observation there.
+
+        An episode is a function of its seed and actions.
+        """
         self._episode = state.episode - 1
-        row = self.reset()
+        obs = self.reset()
         for action in state.actions:
-            row, *_ = self.step(action)
-        return row
+            obs, *_ = self.step(action)
+        return obs
 
     def _observe(self, changed: bool) -> bytes:
-        """The observation as the bytes of a `Row`.
+        """Returns the bytes of an `Observation`.
 
-        Cells are encoded again where things came, went or moved, or where one may have `changed` in place.
+        The cells are encoded anew where an object came, went or moved, or may have `changed` in place.
         """
         env = self._env
         if changed or env.grid.grid != self._things:
@@ -227,16 +231,17 @@ class Environment:
         if (height, width) != (layout.height, layout.width):
             raise Unobservable(
                 f"its grid has {width} x {height} cells, and had {layout.width} x {layout.height} when it was"
-                " made; a student learns one size: give each size an environment id of its own"
+                " made; a student learns one size: register an environment id for each size"
             )
 
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one action in each of N environments.
+    """The result of one action in each of N environments.
 
-    obs_NK is where each environment stands now, a new episode's first observation where one ended;
-    last_NK is the observation that the action led to, also where it was the episode's last.
+    obs_NK: the observations to act on next; where an episode ended, the next episode's first observation.
+    last_NK: the observations that the actions led to; where an episode ended, its last observation.
+    ended: (return, length) of the episodes that ended.
     """
 
     obs_NK: NDArray[np.uint8]
@@ -245,37 +250,36 @@ class Step:
     terminated_N: NDArray[np.bool_]
     truncated_N: NDArray[np.bool_]
     ended: list[tuple[float, int]]
-    """(return, length) of the episodes that ended."""
 
 
 class Environments:
-    """N environments of one kind. Every training episode has a seed of its own, below EVALUATION_SEEDS."""
+    """N environments with one id. Each training episode has its own seed, below EVALUATION_SEEDS."""
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary, n: int, seed: int) -> None:
         self.layout = layout
         self._envs = [Environment(layout, vocabulary, _training_seeds(seed, i)) for i in range(n)]
 
     def reset(self) -> NDArray[np.uint8]:
-        """Starts an episode in each: uint8 [N, K]."""
-        return rows_of([env.reset() for env in self._envs])
+        """Starts an episode in each environment and returns the observations, uint8 [N, K]."""
+        return stacked([env.reset() for env in self._envs])
 
     def step(self, actions_N: NDArray[np.int64]) -> Step:
-        """One action in each; an environment whose episode ends starts its next one at once."""
-        rows, last_rows, ended = [], [], []
+        """Takes one action in each environment; where an episode ends, the next one starts at once."""
+        obs, last_obs, ended = [], [], []
         rewards, terminations, truncations = [], [], []
         for env, action in zip(self._envs, actions_N.tolist(), strict=True):
-            row, reward, terminated, truncated = env.step(action)
-            last_rows.append(row)
+            after, reward, terminated, truncated = env.step(action)
+            last_obs.append(after)
             if terminated or truncated:
                 ended.append((env.total, env.length))
-                row = env.reset()
-            rows.append(row)
+                after = env.reset()
+            obs.append(after)
             rewards.append(reward)
             terminations.append(terminated)
             truncations.append(truncated)
         return Step(
-            rows_of(rows),
-            rows_of(last_rows),
+            stacked(obs),
+            stacked(last_obs),
             np.array(rewards, np.float32),
             np.array(terminations),
             np.array(truncations),
@@ -287,19 +291,13 @@ class Environments:
         return [env.state for env in self._envs]
 
     def restore(self, states: Sequence[EpisodeState]) -> NDArray[np.uint8]:
-        """Puts each environment back into a state: uint8 [N, K], the observations there."""
-        return rows_of([env.restore(state) for env, state in zip(self._envs, states, strict=True)])
+        """Puts each environment into a state and returns the observations there, uint8 [N, K]."""
+        return stacked([env.restore(state) for env, state in zip(self._envs, states, strict=True)])
 
 
-def rows_of(observations: Sequence[bytes]) -> NDArray[np.uint8]:
-    """Observations one under the other: uint8 [N, K]."""
+def stacked(observations: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Returns observations as one array, uint8 [N, K]."""
     return np.frombuffer(bytearray().join(observations), np.uint8).reshape(len(observations), -1)
-
-
-def keys_of(obs_NK: NDArray[np.uint8]) -> list[bytes]:
-    """The observations as the keys of a dictionary; the inverse of `rows_of`."""
-    data, length = obs_NK.tobytes(), obs_NK.shape[1]
-    return [data[i : i + length] for i in range(0, len(data), length)]
 
 
 def _training_seeds(seed: int, index: int) -> Callable[[int], int]:

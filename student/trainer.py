@@ -176,8 +176,10 @@ class _Trainer:
         settings = self.settings
         teacher_lambda = lambda_at(self.taught, settings) if self.labels is not None else 0.0
         # A teacher without weight is not asked
-        see = self.labels.see if self.labels is not None and teacher_lambda > 0 else None
-        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, see)
+        asking = (
+            (self.labels.rows_of, self.labels.ask) if self.labels is not None and teacher_lambda > 0 else ()
+        )
+        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, *asking)
         labels = self._labels_of(rollout, teacher_lambda)
         self.recent.extend(rollout.ended)
         doubt = doubt_at(self.taught, self._success(), settings)
@@ -225,7 +227,7 @@ class _Trainer:
         last = settings.frames if settings.late_labels == "go-on" else taught_frames(settings)
         frames_left = min(last, settings.frames) - self.frames
         frames = rollout.which_TN.size
-        return self.labels.look_up(rollout.states_UK, visits_U * entropy_U, frames_left, frames)
+        return self.labels.labels_of(rollout.rows_U, visits_U * entropy_U, frames_left, frames)
 
     def _clock(self) -> float:
         """The frames that count for lambda: all, or where labels may be late as large a share as has come.
@@ -234,7 +236,7 @@ class _Trainer:
         """
         if self.labels is None or self.settings.late_labels == "wait":
             return self.frames
-        return max(self.taught, self.frames * self.labels.come)
+        return max(self.taught, self.frames * self.labels.answered)
 
     def _success(self) -> float:
         """The share of the recent training episodes that succeeded; 0 before the first one ends."""
@@ -289,13 +291,11 @@ class _Trainer:
         labels = state["labels"] if state else None
         key_file, wait_s = self.settings.teacher_key_file, self.settings.teacher_wait_s
         client = connect(self.settings.teacher, key_file=key_file, wait_s=wait_s)
-        identity = labels["identity"] if labels else None
         table = LabelTable(
             self.layout,
             self.vocabulary,
             client,
             task=self.settings.task,
-            identity=identity,
             allow_change=self.settings.allow_teacher_change,
             late=self.settings.late_labels,
             budget=self.settings.teacher_budget,
@@ -304,6 +304,7 @@ class _Trainer:
         )
         if labels:
             table.restore(labels)
+        table.start()
         return table
 
     def _show_wait(self, missing: int) -> None:

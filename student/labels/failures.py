@@ -1,4 +1,4 @@
-"""The labels that a teacher did not give: how many, and why, by reason."""
+"""States without a label, counted by the reason that the teacher gave."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from teacher_api.schemas import ErrorBody
 
 _NO_PROBABILITIES = ErrorBody(status=200, reason="the answer holds no probabilities")
 _MOST_KINDS = 100
-"""Kinds that are told apart; the others are counted together."""
+"""Kinds of error that are counted apart; further kinds are counted together."""
 _OTHER = "other reasons"
 _EARLIER = "reasons that an earlier version did not keep"
 
@@ -17,12 +17,12 @@ _EARLIER = "reasons that an earlier version did not keep"
 class _Kind:
     count: int
     row: int
-    """The first of its states, so that the example is the same in whatever order answers come."""
+    """The lowest row, so that the example does not depend on the order in which answers arrive."""
     example: str
 
 
 class Failures:
-    """Counts states without a label by what their errors have in common."""
+    """Counts states without a label by the kind of their error."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, _Kind] = {}
@@ -31,7 +31,7 @@ class Failures:
         return sum(kind.count for kind in self._kinds.values())
 
     def add(self, row: int, error: ErrorBody | None) -> None:
-        """Counts a state; None: it was answered, without probabilities."""
+        """Counts a state; without an error its answer held no probabilities."""
         error = error or _NO_PROBABILITIES
         name = error.kind
         if name not in self._kinds and len(self._kinds) >= _MOST_KINDS:
@@ -42,29 +42,29 @@ class Failures:
             kind.row, kind.example = row, error.reason
 
     def report(self) -> list[dict[str, Any]]:
-        """For summary.json, the commonest first."""
+        """Returns reason, count and an example of each kind, the most frequent first, for summary.json."""
         kinds = sorted(self._kinds.items(), key=lambda item: (-item[1].count, item[0]))
         return [{"reason": name, "count": kind.count, "example": kind.example} for name, kind in kinds]
 
     @property
     def example(self) -> str:
-        """What the teacher said of one of the commonest kind; empty without any."""
+        """The teacher's reason for a state of the most frequent kind; empty without failures."""
         return next((each["example"] for each in self.report()), "")
 
     def __str__(self) -> str:
-        """The commonest, as "1,100 x 422 mission: the mission '…' names no key, 72 x 504: ..."."""
+        """Returns the most frequent kinds, as "1,100 x 422 mission: the mission '…' names no key, ..."."""
         return in_words(self.report())
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """For a checkpoint."""
+        """Returns the counts for a checkpoint."""
         return {name: asdict(kind) for name, kind in self._kinds.items()}
 
     def restore(self, state: Mapping[str, Mapping[str, Any]] | None, failed: int) -> None:
-        """Goes on from a checkpoint.
+        """Restores the counts of a checkpoint.
 
         Args:
-            state: None: of a version that kept none.
-            failed: how many there are.
+            state: None in checkpoints of versions that kept no reasons.
+            failed: the number of failures.
         """
         if state is None:
             state = {_EARLIER: {"count": failed, "row": 0, "example": ""}} if failed else {}
@@ -72,7 +72,7 @@ class Failures:
 
 
 def in_words(report: list[dict[str, Any]], most: int = 3) -> str:
-    """The commonest reasons of a `Failures.report`."""
-    told = [f"{each['count']:,} x {each['reason']}" for each in report[:most]]
+    """Returns the most frequent reasons of a `Failures.report` in a line."""
+    shown = [f"{each['count']:,} x {each['reason']}" for each in report[:most]]
     others = sum(each["count"] for each in report[most:])
-    return ", ".join([*told, f"{others:,} x other reasons"] if others else told)
+    return ", ".join([*shown, f"{others:,} x other reasons"] if others else shown)

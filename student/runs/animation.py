@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gridworld.pictures import draw
 from gridworld.tasks import EVALUATION_SEEDS
-from student.environments import Environment, Layout, Vocabulary, rows_of
+from student.environments import Environment, Layout, Vocabulary, stacked
 from student.runs.evaluation import Policy, choose
 
 _SIDE = 448
@@ -53,7 +53,7 @@ def _episode(
     """An image for each step, with the action about to be taken, and one for what the last action led to."""
     row, step, ended = env.reset(), 0, False
     while not ended:
-        rows_1K = rows_of([row])
+        rows_1K = stacked([row])
         log_probs_A = policy(rows_1K)[0]
         action = int(choose(log_probs_A[np.newaxis], None)[0])
         yield _image(layout, vocabulary, rows_1K[0], f"{title}, step {step}", np.exp(log_probs_A), action)
@@ -61,7 +61,7 @@ def _episode(
         step, ended = step + 1, terminated or truncated
     outcome = "success" if env.total > 0 else "failure" if terminated else "out of time"
     said = f"{title}: {outcome}, return {env.total:.2f}"
-    yield _image(layout, vocabulary, rows_of([row])[0], said, None, None)
+    yield _image(layout, vocabulary, stacked([row])[0], said, None, None)
 
 
 def _image(

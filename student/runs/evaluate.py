@@ -136,9 +136,10 @@ def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
     layout, vocabulary = layout_of(settings.env), Vocabulary()
     client = connect(settings.policy, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s)
     labels = LabelTable(layout, vocabulary, client, task=settings.task)
+    labels.start()
 
     def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answers = labels.look_up(obs_BK)
+        answers = labels.labels_of(labels.rows_of(obs_BK))
         if not answers.given_B.all():
             raise TeacherError(
                 f"{settings.policy} gave no answer for {labels.failed} of {labels.states} states"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gridworld.episodes import Evaluation, play
 from student.algorithms.rollout import sample
-from student.environments import Environment, Layout, Vocabulary, rows_of
+from student.environments import Environment, Layout, Vocabulary, stacked
 
 Policy = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Observations uint8 [B, K] to log-probabilities [B, A]."""
@@ -24,7 +24,7 @@ def evaluate(
     """
     return play(
         partial(Environment, layout, vocabulary),
-        lambda rows: choose(policy(rows_of(rows)), rng).tolist(),
+        lambda rows: choose(policy(stacked(rows)), rng).tolist(),
         episodes,
     )
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from gridworld.tasks import EVALUATION_SEEDS, UnknownTask, task_key
-from student.environments import Environment, Layout, Vocabulary, rows_of
+from student.environments import Environment, Layout, Vocabulary, stacked
 from student.labels.table import LabelTable
 from student.runs.evaluate import Trained, load_trained
 from student.runs.exported import (
@@ -208,7 +208,7 @@ def _states(layout: Layout, vocabulary: Vocabulary, most: int) -> NDArray[np.uin
         if terminated or truncated:  # nobody has to act there
             row = env.reset()
         met[row] = None
-    return rows_of(list(met))
+    return stacked(list(met))
 
 
 def _median_ms(run: Callable[[NDArray[np.uint8]], object], batches: Sequence[NDArray[np.uint8]]) -> float:
@@ -233,6 +233,7 @@ class _Teacher:
             settings.teacher, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s
         )
         self._labels = LabelTable(trained.layout, Vocabulary(trained.words), self._client, task=task)
+        self._labels.start()
 
     def measure(self, states_SK: NDArray[np.uint8], questions: int) -> tuple[TeacherFigures, list[int]]:
         """Asks about one state after another until it had to answer `questions` times itself.

@@ -15,13 +15,13 @@ from student.environments import (
     Environment,
     EnvironmentFailed,
     Environments,
-    Row,
+    Observation,
     UnknownWord,
     Vocabulary,
     check,
     layout_of,
     make,
-    rows_of,
+    stacked,
 )
 
 pytestmark = pytest.mark.unit
@@ -255,5 +255,5 @@ def _drawn_at_the_start(env_id: str) -> Picture:
     return frame
 
 
-def _row(observation: bytes) -> Row:
-    return rows_of([observation])[0]
+def _row(observation: bytes) -> Observation:
+    return stacked([observation])[0]

@@ -7,6 +7,7 @@ import torch
 from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import Rollout, act, advantages, collect, sample
 from student.environments import Environments, Vocabulary, layout_of
+from student.states import StateIndex
 
 pytestmark = pytest.mark.unit
 
@@ -26,6 +27,7 @@ def _rollout(
     states = np.arange(steps)
     return Rollout(
         states[:, None].astype(np.uint8),
+        states,
         np.zeros((steps, 1), np.float32),
         np.array(values_T, np.float32),
         states[:, None],
@@ -95,8 +97,10 @@ def test_a_real_rollout_bootstraps_by_how_each_episode_ended() -> None:
         return seen[-1]
 
     envs.step = recorded  # type: ignore[assignment]
-    asked: list[np.ndarray] = []
-    rollout = collect(network, envs, envs.reset(), 200, np.random.default_rng(0), asked.append)
+    index, met = StateIndex(), envs.reset()
+    rows_N = index.rows_of(met[::-1])  # as a table that knows some states already
+    new: list[np.ndarray] = []
+    rollout = collect(network, envs, met, 200, np.random.default_rng(0), index.rows_of, new.append)
     kinds = {
         (bool(a), bool(b)) for a, b in zip(rollout.terminated_TN.flat, rollout.truncated_TN.flat, strict=True)
     }
@@ -106,7 +110,10 @@ def test_a_real_rollout_bootstraps_by_how_each_episode_ended() -> None:
         np.testing.assert_allclose(rollout.next_values_TN[t], after_N, atol=1e-5)
         if t + 1 < len(seen):
             np.testing.assert_array_equal(rollout.states_UK[rollout.which_TN[t + 1]], step.obs_NK)
-    np.testing.assert_array_equal(np.concatenate(asked), rollout.states_UK)
+    np.testing.assert_array_equal(np.concatenate(new), rollout.rows_U)
+    np.testing.assert_array_equal(index.rows_of(rollout.states_UK), rollout.rows_U)
+    np.testing.assert_array_equal(rollout.rows_U[rollout.which_TN[0]], rows_N[::-1])
+    assert sorted(rollout.rows_U) == list(range(len(index)))
     assert len({row.tobytes() for row in rollout.states_UK}) == len(rollout.states_UK) < rollout.which_TN.size
     log_probs_UA, values_U = act(network, rollout.states_UK)
     np.testing.assert_allclose(rollout.log_probs_UA, log_probs_UA, atol=1e-5)

@@ -22,6 +22,7 @@ from student.trainer import train
 from teacher_api.client import TeacherClient, TeacherUnavailable
 from teacher_api.command_line import parse
 from tests.conftest import StartTeacher, TeacherProcess, environment_without
+from tests.student.labels.lookup import labels_of
 from tests.waiting import metric, wait_for, without_waiting
 
 pytestmark = pytest.mark.integration
@@ -61,10 +62,16 @@ def _first_met(*rollouts: np.ndarray) -> list[bytes]:
 
 
 def _learn(table: LabelTable, rollout_TNK: np.ndarray, **spending: Any) -> torch.Tensor:
-    """Sees each step, then looks the rollout up, as a trainer does; which rows have labels [T * N]."""
-    for obs_NK in rollout_TNK:
-        table.see(obs_NK)
-    return table.look_up(_flat(rollout_TNK), **spending).given_B
+    """Asks at each step and takes the labels at the end, as a trainer does; which are given [T * N]."""
+    return table.labels_of(_asked(table, rollout_TNK), **spending).given_B
+
+
+def _asked(table: LabelTable, rollout_TNK: np.ndarray) -> np.ndarray:
+    """The rows of a rollout [T * N], asked about step by step."""
+    rows = [table.rows_of(obs_NK) for obs_NK in rollout_TNK]
+    for rows_N in rows:
+        table.ask(rows_N)
+    return np.concatenate(rows)
 
 
 def _assert_same_labels(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -80,37 +87,22 @@ def test_what_is_learnt_does_not_hang_on_when_answers_come(teacher_process: Star
     with _table(slow.url, vocabulary) as seen, _table(fast.url, vocabulary) as looked_up:
         for rollout_TNK in rollouts:
             assert _learn(seen, rollout_TNK).all()
-            assert looked_up.look_up(_flat(rollout_TNK)).given_B.all()
+            assert labels_of(looked_up, _flat(rollout_TNK)).given_B.all()
         _assert_same_labels(seen.state(), looked_up.state())
         obs_MK, labels = seen.stored()
         assert [row.tobytes() for row in obs_MK] == _first_met(*rollouts)
-        torch.testing.assert_close(looked_up.look_up(obs_MK).probs_BA, labels.probs_BA, rtol=0, atol=0)
+        torch.testing.assert_close(labels_of(looked_up, obs_MK).probs_BA, labels.probs_BA, rtol=0, atol=0)
 
 
 def test_a_question_leaves_as_soon_as_its_state_is_seen(teacher_process: StartTeacher) -> None:
     vocabulary, (rollout_TNK,) = _rollouts()
     teacher = teacher_process()
     with _table(teacher.url, vocabulary) as table:
-        for obs_NK in rollout_TNK:
-            table.see(obs_NK)
+        _asked(table, rollout_TNK)
         asked = len(_first_met(rollout_TNK))
         wait_for(lambda: metric(teacher, "teacher_questions_total", way="asked") == asked, "all questions")
-        assert table.look_up(_flat(rollout_TNK)[::-1].copy()).given_B.all()
+        assert labels_of(table, _flat(rollout_TNK)[::-1].copy()).given_B.all()
         assert table.asked == asked
-
-
-def test_rows_other_than_those_seen_are_looked_up_as_what_they_are(shared_teacher: TeacherProcess) -> None:
-    vocabulary, (rollout_TNK, other_TNK) = _rollouts(2)
-    with _table(shared_teacher.url, vocabulary) as table:
-        for obs_NK in rollout_TNK:
-            table.see(obs_NK)
-        labels = table.look_up(_flat(other_TNK))
-        again = table.look_up(_flat(other_TNK))
-        assert labels.given_B.all()
-        torch.testing.assert_close(again.probs_BA, labels.probs_BA, rtol=0, atol=0)
-        of = {key: row for row, key in enumerate(_first_met(rollout_TNK, other_TNK))}
-        rows_B = [of[row.tobytes()] for row in _flat(other_TNK)]
-        torch.testing.assert_close(table.stored()[1].probs_BA[rows_B], labels.probs_BA, rtol=0, atol=0)
 
 
 def test_late_labels_serve_the_next_look_up(teacher_process: StartTeacher) -> None:
@@ -119,7 +111,7 @@ def test_late_labels_serve_the_next_look_up(teacher_process: StartTeacher) -> No
     with _table(teacher.url, vocabulary, late="go-on") as table:
         assert not _learn(table, rollout_TNK).any()
         assert not table.stored()[1].given_B.any()
-        wait_for(lambda: bool(table.look_up(_flat(rollout_TNK)).given_B.all()), "the labels")
+        wait_for(lambda: bool(labels_of(table, _flat(rollout_TNK)).given_B.all()), "the labels")
         assert table.stored()[1].given_B.all()
         assert table.asked == table.states == len(_first_met(rollout_TNK))
 
@@ -130,8 +122,7 @@ def test_a_checkpoint_in_mid_flight_holds_what_was_answered_and_the_rest_is_aske
     vocabulary, rollouts = _rollouts(2)
     teacher = teacher_process("--delay-ms", "100", "--concurrency", "2")
     with _table(teacher.url, vocabulary) as table:
-        for obs_NK in rollouts[0]:
-            table.see(obs_NK)
+        _asked(table, rollouts[0])
         wait_for(lambda: table.state()["asked"] > 0, "an answer")
         state = table.state()
         assert state["asked"] == int(table.stored()[1].given_B.sum()) < table.states
@@ -164,7 +155,7 @@ def test_a_budget_is_spread_over_the_run_and_never_exceeded(shared_teacher: Teac
             assert {row.tobytes() for row in rows[given_B.numpy()]} & unasked.keys() == set(best)
             states.append(table.state())
         assert table.asked + table.store_hits == budget < table.states
-        table.look_up(_flat(rollouts[0]))
+        labels_of(table, _flat(rollouts[0]))
         assert table.asked + table.store_hits == budget
     with _table(shared_teacher.url, vocabulary, budget=budget) as resumed:
         resumed.restore(states[2])
@@ -208,10 +199,9 @@ def test_an_error_in_the_background_is_raised_at_the_next_look_up_and_nothing_is
     with _table(teacher.url, vocabulary, deadline_s=0.4) as table:
         assert _learn(table, rollout_TNK).all()
         teacher.kill()
-        for obs_NK in next_TNK:
-            table.see(obs_NK)
+        _asked(table, next_TNK)
         with pytest.raises(TeacherUnavailable, match=teacher.url):
-            table.look_up(_flat(next_TNK))
+            labels_of(table, _flat(next_TNK))
         assert table.stored()[1].given_B.sum() == len(_first_met(rollout_TNK))
         teacher.restart()
         wait_for(lambda: _answered(table, _flat(next_TNK)), "all labels")
@@ -221,7 +211,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_look_up_and_nothing_is
 
 def _answered(table: LabelTable, obs_BK: np.ndarray) -> bool:
     try:
-        return bool(table.look_up(obs_BK).given_B.all())
+        return bool(labels_of(table, obs_BK).given_B.all())
     except TeacherUnavailable:
         return False
 
@@ -232,8 +222,7 @@ def test_closing_ends_the_threads_at_once_whatever_they_wait_for(
     vocabulary, (rollout_TNK,) = _rollouts()
     teacher = teacher_process("--delay-ms", "600000")
     with _table(teacher.url, vocabulary) as table:
-        for obs_NK in rollout_TNK:
-            table.see(obs_NK)
+        _asked(table, rollout_TNK)
         wait_for(lambda: metric(teacher, "teacher_pending") >= len(_first_met(rollout_TNK)), "the questions")
         began = time.monotonic()
         table.close()

@@ -14,6 +14,7 @@ from student.labels.table import LabelTable, TeacherChanged, UselessTeacher
 from teacher_api.client import TeacherClient, TeacherUnavailable
 from teacher_api.schemas import ErrorBody
 from tests.conftest import StartTeacher, TeacherProcess
+from tests.student.labels.lookup import labels_of
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +35,7 @@ def test_labels_are_the_teachers_answers_each_state_asked_once(client: TeacherCl
     layout = layout_of(env_id)
     vocabulary, obs_BK = _observations(layout)
     table = LabelTable(layout, vocabulary, client)
-    labels = table.look_up(obs_BK)
+    labels = labels_of(table, obs_BK)
     task = "lava_gap" if "Lava" in env_id else "go_to_door"
     for row, probs_A in zip(obs_BK, labels.probs_BA, strict=True):
         planned = plan(layout.view(row), task, vocabulary.decode(layout.words(row)), layout.actions)
@@ -42,7 +43,7 @@ def test_labels_are_the_teachers_answers_each_state_asked_once(client: TeacherCl
     assert labels.given_B.all()
     distinct = len({row.tobytes() for row in obs_BK})
     assert table.states == distinct == table.asked + table.store_hits
-    table.look_up(obs_BK[::-1].copy())
+    labels_of(table, obs_BK[::-1].copy())
     assert distinct == table.asked + table.store_hits
 
 
@@ -51,11 +52,11 @@ def test_a_failed_answer_is_a_masked_label_and_not_asked_again(client: TeacherCl
     without_goal = obs_BK[0].copy()
     without_goal[without_goal == code("goal", "green")] = EMPTY
     table = LabelTable(LAYOUT, vocabulary, client)
-    labels = table.look_up(np.stack([obs_BK[0], without_goal]))
+    labels = labels_of(table, np.stack([obs_BK[0], without_goal]))
     assert labels.given_B.tolist() == [True, False]
     assert (table.failed, table.states) == (1, 2)
     questions = table.asked + table.store_hits
-    assert table.look_up(without_goal[None]).given_B.tolist() == [False]
+    assert labels_of(table, without_goal[None]).given_B.tolist() == [False]
     assert table.asked + table.store_hits == questions
 
 
@@ -89,7 +90,7 @@ def test_a_teacher_that_answers_nothing_at_all_is_an_error(client: TeacherClient
     without_goal = obs_BK.copy()
     without_goal[:, : LAYOUT.cells] = EMPTY
     with pytest.raises(UselessTeacher, match=r"answered none of the first 18.*no green goal"):
-        LabelTable(LAYOUT, vocabulary, client).look_up(np.unique(without_goal, axis=0))
+        labels_of(LabelTable(LAYOUT, vocabulary, client), np.unique(without_goal, axis=0))
 
 
 def test_a_table_comes_back_from_its_state(client: TeacherClient) -> None:
@@ -98,12 +99,12 @@ def test_a_table_comes_back_from_its_state(client: TeacherClient) -> None:
     without_goal[without_goal == code("goal", "green")] = EMPTY
     obs_BK = np.concatenate([obs_BK, without_goal[None]])
     table = LabelTable(LAYOUT, vocabulary, client)
-    labels = table.look_up(obs_BK)
-    again = LabelTable(LAYOUT, vocabulary, client, identity=table.identity)
+    labels = labels_of(table, obs_BK)
+    again = LabelTable(LAYOUT, vocabulary, client)
     again.restore(table.state())
     questions = (again.asked, again.store_hits, again.failed)
     assert questions == (table.asked, table.store_hits, table.failed)
-    restored = again.look_up(obs_BK)
+    restored = labels_of(again, obs_BK)
     assert (again.asked, again.store_hits, again.failed) == questions
     torch.testing.assert_close(restored.probs_BA, labels.probs_BA, rtol=0, atol=0)
     assert restored.given_B.tolist() == labels.given_B.tolist()
@@ -117,16 +118,22 @@ def test_another_teacher_behind_the_address_is_noticed_at_its_first_answer(
     first, second = teacher_process(), teacher_process("--noise", "0.5")
     with TeacherClient(first.url, deadline_s=30) as client:
         table = LabelTable(LAYOUT, vocabulary, client)
+        table.start()
         with TeacherClient(second.url, deadline_s=30) as other:
             table._client = other  # as if the second had been started at the first one's address
             with pytest.raises(TeacherChanged, match=f"learns from the teacher {table.identity}"):
-                table.look_up(obs_BK)
+                labels_of(table, obs_BK)
             assert table.asked + table.store_hits == 0
             assert not table.stored()[1].given_B.any()
+            resumed, allowed = (
+                LabelTable(LAYOUT, vocabulary, other, allow_change=allow) for allow in (False, True)
+            )
+            for each in (resumed, allowed):
+                each.restore(table.state())
             with pytest.raises(TeacherChanged):
-                LabelTable(LAYOUT, vocabulary, other, identity=table.identity)
-            allowed = LabelTable(LAYOUT, vocabulary, other, identity=table.identity, allow_change=True)
-            assert allowed.look_up(obs_BK).given_B.all()
+                resumed.start()
+            allowed.start()
+            assert labels_of(allowed, obs_BK).given_B.all()
             assert allowed.identity != table.identity
 
 
@@ -135,4 +142,4 @@ def test_no_teacher_at_the_address(shared_teacher: TeacherProcess) -> None:
         TeacherClient("http://127.0.0.1:9", deadline_s=0.5) as client,
         pytest.raises(TeacherUnavailable, match=r"127\.0\.0\.1:9"),
     ):
-        LabelTable(LAYOUT, Vocabulary(), client)
+        LabelTable(LAYOUT, Vocabulary(), client).start()

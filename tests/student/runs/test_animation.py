@@ -9,7 +9,7 @@ from PIL import Image
 
 from gridworld.pictures import draw
 from gridworld.tasks import EVALUATION_SEEDS
-from student.environments import Environment, Vocabulary, layout_of, rows_of
+from student.environments import Environment, Vocabulary, layout_of, stacked
 from student.runs.animation import animate
 
 pytestmark = pytest.mark.unit
@@ -27,7 +27,7 @@ def test_images_show_the_state_and_a_bar_as_long_as_the_probability_of_the_actio
     layout, vocabulary = layout_of("MiniGrid-LavaGapS5-v0"), Vocabulary()
     animate(_forward, layout, vocabulary, 2, tmp_path / "new" / "student.gif")
     env = Environment(layout, vocabulary, lambda episode: EVALUATION_SEEDS + episode)
-    picture = draw(layout.view(rows_of([env.reset()])[0]), 448 // 5)
+    picture = draw(layout.view(stacked([env.reset()])[0]), 448 // 5)
     with Image.open(tmp_path / "new" / "student.gif") as animation:
         image = np.array(animation.convert("RGB")).astype(int)
         animation.seek(animation.n_frames - 1)

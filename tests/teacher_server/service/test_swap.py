@@ -250,14 +250,14 @@ def test_students_stop_or_go_on_as_told(teacher: TeacherProcess, models: Path) -
     pinned = LabelTable(layout, vocabulary, clients[0])
     allowing = LabelTable(layout, vocabulary, clients[1], allow_change=True)
     for table in (pinned, allowing):
-        assert table.look_up(obs_NK[:1]).given_B.all()
+        assert table.labels_of(table.rows_of(obs_NK[:1])).given_B.all()
     swapped = _swapped(teacher, models / "two")
     with pytest.raises(TeacherChanged, match=f"learns from the teacher {swapped.old}.*now {swapped.new}"):
-        pinned.look_up(obs_NK)
-    assert allowing.look_up(obs_NK).given_B.all()
+        pinned.labels_of(pinned.rows_of(obs_NK))
+    assert allowing.labels_of(allowing.rows_of(obs_NK)).given_B.all()
     assert allowing.identity == swapped.new
     _swapped(teacher, models / "one")
-    assert pinned.look_up(obs_NK).given_B.all()
+    assert pinned.labels_of(pinned.rows_of(obs_NK)).given_B.all()
     for table in (pinned, allowing):
         table.close()
 

@@ -79,7 +79,7 @@ def test_it_knows_its_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
                 ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", None),
                 ("MiniGrid-GoToDoor-8x8-v0", "trained on grids of 6 x 6 for go_to_door, and never of 8 x 8"),
             ):
-                LabelTable(layout_of(env_id), Vocabulary(), client)
+                LabelTable(layout_of(env_id), Vocabulary(), client).start()
                 said = capsys.readouterr().err
                 assert said.count("\n") == bool(note)
                 assert (note or "") in said

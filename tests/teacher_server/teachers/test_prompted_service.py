@@ -106,9 +106,9 @@ def test_it_answers_a_student_about_a_task_of_ones_own(
     obs_NK = Environments(layout, vocabulary, 2, seed=1).reset()
     with TeacherClient(teacher.url, deadline_s=100) as client:
         with pytest.raises(UselessTeacher, match="knows empty, and not lava_gap"):
-            LabelTable(layout, vocabulary, client, task="lava_gap")
+            LabelTable(layout, vocabulary, client, task="lava_gap").start()
         table = LabelTable(layout, vocabulary, client, task="empty")
-        probs_A = table.look_up(obs_NK[:1]).probs_BA[0]
+        probs_A = table.labels_of(table.rows_of(obs_NK[:1])).probs_BA[0]
         table.close()
     assert (table.asked, table.failed) == (1, 0)
     assert probs_A.sum() == pytest.approx(1)
