@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from teacher_api.terminal import say, speak_as
+from teacher_api.validation import problems, reason, sentence
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)
 
@@ -233,14 +234,9 @@ def parse(kind: type[_Settings], arguments: Sequence[str]) -> _Settings:
     try:
         return CliApp.run(kind, cli_args=list(arguments), cli_settings_source=_flags(kind))
     except ValidationError as error:
-        raise BadSetting("; ".join(_in_words(kind, problem) for problem in mistakes(error))) from error
+        raise BadSetting("; ".join(_in_words(kind, problem) for problem in problems(error))) from error
     except SettingsError as error:
         raise BadSetting(str(error)) from error
-
-
-def mistakes(error: ValidationError) -> list[ErrorDetails]:
-    """What is wrong with settings, without defaults that are missing only because they hang on what is."""
-    return [each for each in error.errors() if each["type"] != "default_factory_not_called"]
 
 
 def names_a_service(variable: str, value: str) -> bool:
@@ -392,11 +388,9 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 def _in_words(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     if not problem["loc"]:
-        return problem["msg"].removeprefix("Value error, ")
+        return reason(problem)
     flag = f"--{problem['loc'][0]}".replace("_", "-")
     variable = f"{kind.model_config.get('env_prefix', '')}{flag[2:]}".upper().replace("-", "_")
-    if problem["type"] == "missing":
-        return f"{flag} (or {variable}) is missing: give it a value"
     value = problem["input"]
     if isinstance(value, str) and value == os.environ.get(variable) and names_a_service(variable, value):
         service = variable.removesuffix("_PORT").replace("_", "-").lower()
@@ -404,6 +398,4 @@ def _in_words(kind: type[BaseSettings], problem: ErrorDetails) -> str:
             f"{variable} is {value!r}, which is no setting: Kubernetes sets it for a Service named {service};"
             f" write enableServiceLinks: false into the pod's spec, or give {flag} a value"
         )
-    # A check of our own has said the value already
-    said = "" if problem["type"] == "value_error" else f", not {value!r}"
-    return f"{flag} (or {variable}): {problem['msg'].removeprefix('Value error, ')}{said}"
+    return sentence(problem, f"{flag} (or {variable})")

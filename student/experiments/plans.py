@@ -25,7 +25,9 @@ from pydantic_core import ErrorDetails
 
 from gridworld.tasks import task_key
 from student.settings import AlgorithmName, EnvId, TrainSettings, preset_for
-from teacher_api.command_line import CannotStart, mistakes
+from teacher_api.command_line import CannotStart
+from teacher_api.validation import in_words, problems, reason, sentence
+from teacher_api.validation import path as field_path
 
 SWEEP_FILE = "sweep.json"
 VERSION = 2
@@ -208,7 +210,7 @@ class Plan(BaseModel):
         for table, known in (("env", self.envs), ("algo", self.algos)):
             for name in getattr(self, table):
                 if name not in known:
-                    raise ValueError(f"{table}.{_quoted(name)}: {table}s does not list it; add it there")
+                    raise ValueError(f"{field_path((table, name))}: {table}s does not list it; add it there")
         for arm, algo, env in product(self.arms, self.algos, self.envs):
             self.settings_of(arm, algo, env)
         return self
@@ -224,7 +226,7 @@ class Plan(BaseModel):
         for where, table in (
             ("settings", self.settings),
             (f"algo.{algo}", self.algo.get(algo, {})),
-            (f"env.{_quoted(env)}", self.env.get(env, {})),
+            (field_path(("env", env)), self.env.get(env, {})),
             (f"arms.{arm}", self.arms[arm].settings),
         ):
             told |= table
@@ -232,7 +234,7 @@ class Plan(BaseModel):
         try:
             settings = TrainSettings.model_validate({**told, "algo": algo, "env": env})
         except ValidationError as error:
-            said = "; ".join(_in_words(problem, key, arm, algo) for problem in mistakes(error))
+            said = "; ".join(_in_words(problem, key, arm, algo) for problem in problems(error))
             raise ValueError(said) from error
         if self.arms[arm].teacher_name is not None:
             task_key(env, settings.task)
@@ -277,7 +279,7 @@ def read_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate(content)
     except ValidationError as error:
-        raise BadPlan(f"{path}: " + "; ".join(map(_key_and_reason, error.errors()))) from error
+        raise BadPlan(f"{path}: " + in_words(error)) from error
 
 
 class StoredPlan(BaseModel):
@@ -316,10 +318,7 @@ def read_stored_plan(path: Path) -> StoredPlan:
     try:
         return StoredPlan.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        said = f"{where + ': ' if where else ''}{problem['msg']}"
-        raise BadPlan(f"{path} cannot be read as a sweep: {said}") from error
+        raise BadPlan(f"{path} cannot be read as a sweep: {in_words(error)}") from error
     except OSError as error:
         raise BadPlan(f"{path} cannot be read: {error.strerror}") from error
 
@@ -334,7 +333,7 @@ def stored_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate(content)
     except ValidationError as error:
-        raise BadPlan(f"{path}: " + "; ".join(map(_key_and_reason, error.errors()))) from error
+        raise BadPlan(f"{path}: " + in_words(error)) from error
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
@@ -358,28 +357,10 @@ def differences(old: Plan, new: Plan) -> list[str]:
     return found
 
 
-def _key_and_reason(problem: ErrorDetails) -> str:
-    reason = problem["msg"].removeprefix("Value error, ")
-    key = ".".join(_quoted(str(part)) for part in problem["loc"] if part != "[key]")
-    if problem["type"] == "extra_forbidden":
-        known = ", ".join(Plan.model_fields)
-        return f"{key}: no such key; a plan has {known}"
-    if problem["type"] == "missing":
-        return f"{key} is missing: give it a value"
-    if problem["type"] in ("value_error", "too_short"):
-        return f"{key}: {reason}" if key else reason
-    return f"{key}: {reason}, not {problem['input']!r}"
-
-
 def _in_words(problem: ErrorDetails, key: Mapping[str, str], arm: str, algo: str) -> str:
-    reason = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
-        return f"arms.{arm} with {algo}: {reason}; what one algorithm alone knows goes into [algo.NAME]"
+        return (
+            f"arms.{arm} with {algo}: {reason(problem)}; what one algorithm alone knows goes into [algo.NAME]"
+        )
     name = str(problem["loc"][0])
-    said = "" if problem["type"] == "value_error" else f", not {problem['input']!r}"
-    return f"{key.get(name, f'arms.{arm}')}.{name}: {reason}{said}"
-
-
-def _quoted(key: str) -> str:
-    """A key as TOML writes it."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+    return sentence(problem, f"{key.get(name, f'arms.{arm}')}.{name}")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from teacher_api.schemas import TrainedOn
+from teacher_api.validation import problems, sentence
 from teacher_server.checkpoints.dimensions import ITEM_BYTES, Dimensions, config_problems, said_dtype
 from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, Unusable, unusable
 from teacher_server.checkpoints.memory import (
@@ -256,8 +257,7 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
     try:
         dimensions = Dimensions.of(config)
     except ValidationError as error:
-        whys = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors()]
-        raise unusable(name, *(f"{why}: {COPY_AGAIN}" for why in whys)) from None
+        raise unusable(name, *(f"{sentence(each)}: {COPY_AGAIN}" for each in problems(error))) from None
     if whys := [*config_problems(config, dimensions)]:
         raise unusable(name, *whys)
     return dimensions

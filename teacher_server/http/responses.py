@@ -13,6 +13,7 @@ from teacher_api.schemas import (
     ErrorAnswer,
     ErrorBody,
 )
+from teacher_api.validation import sentence
 
 
 def respond(model: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -32,19 +33,15 @@ def unprocessable(problems: Sequence[Any]) -> ErrorBody:
 
 
 def _in_words(problem: Any) -> tuple[str | None, str]:
-    kind, value = problem["type"], problem["input"]
-    if kind == "json_invalid":
+    if problem["type"] == "json_invalid":
         return None, f"the body is not JSON: {problem['ctx']['error']}"
-    if isinstance(value, bytes):
+    if isinstance(problem["input"], bytes):
         return None, "the body is not JSON: its content type is not application/json"
-    reason = problem["msg"].removeprefix("Value error, ")
-    if kind not in ("missing", "value_error", "too_short", "too_long"):
-        reason += f", not {reprlib.repr(value)}"
     path = [part for part in problem["loc"] if part != "body"]
     if not path:
-        return None, reason
+        return None, sentence(problem, "")
     field = reprlib.repr(path[0]).strip("'")  # a client may name fields as it likes: short, and escaped
-    return field, f"{field}: {reason}"
+    return field, sentence(problem, field)
 
 
 async def on_invalid(request: Request, error: Exception) -> Response:

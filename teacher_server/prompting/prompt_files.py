@@ -13,9 +13,9 @@ import jinja2.meta
 import jinja2.sandbox
 import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from gridworld.tasks import ACTIONS
+from teacher_api.validation import in_words
 
 SYSTEM, QUESTION = "system.txt", "question.txt"
 FOLLOWUPS = {"labels": "action-labels.txt", "numbers": "action-numbers.txt"}
@@ -256,7 +256,7 @@ class Files:
         try:
             return kind.model_validate(content)
         except ValidationError as error:
-            raise self.bad(name, "; ".join(map(_in_words, error.errors()))) from error
+            raise self.bad(name, in_words(error)) from error
 
 
 _JINJA = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -281,12 +281,3 @@ def _disorder(value: Any, schema: dict[str, Any], at: str) -> str | None:
         return f"{at}: its keys are not in the schema's order, in which models write: {', '.join(expected)}"
     below = (_disorder(value[key], known[key], f"{at}.{key}") for key in expected)
     return next((problem for problem in below if problem), None)
-
-
-def _in_words(problem: ErrorDetails) -> str:
-    key = ".".join(map(str, problem["loc"])) or "the file"
-    if problem["type"] == "missing":
-        return f"{key} is missing; add it"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}; correct its name or take it out"
-    return f"{key}: {problem['msg']}, not {problem['input']!r}"

@@ -13,6 +13,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from teacher_api.schemas import Answer, ErrorBody, Question, Stage, Stages
+from teacher_api.validation import in_words
 from teacher_server.answers.errors import DAMAGED_ANSWER, FailureLog, StoreError
 from teacher_server.answers.rows import Key
 from teacher_server.answers.store import AnswerStore
@@ -318,7 +319,7 @@ def _read(given: TeacherAnswer, inquiry: _Inquiry, milliseconds: dict[str, float
             milliseconds=milliseconds,
         )
     except ValidationError as error:
-        raise UnreadableAnswer(error.errors()[0]["msg"], raw) from error
+        raise UnreadableAnswer(in_words(error), raw) from error
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teacher_api.schemas import Answer, Question
+from teacher_api.validation import in_words
 from teacher_server.answers.layout import UNLESS_SOUND
 from teacher_server.answers.reading import answers_of, known_teachers
 from teacher_server.answers.rows import Key, Row, as_stored, is_valid, row_of
@@ -224,9 +225,7 @@ def _answer(read: dict[str, Any], known: set[str]) -> Row:
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        return in_words(error)
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return f"it is not JSON: {error}"
     return str(error) or type(error).__name__

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from teacher_api.client import TeacherClient, TeacherError, connect
 from teacher_api.command_line import CannotStart
 from teacher_api.terminal import Bar
+from teacher_api.validation import in_words
 from teacher_tools.score import measures
 from teacher_tools.score.asking import Asked
 from teacher_tools.score.figures import FORMAT, Played, Score, TaskScore
@@ -69,10 +70,8 @@ def read_score(folder: Path) -> Score:
             " `teacher score --out` made, or a teacher's address such as http://127.0.0.1:8000"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
         raise BadScore(
-            f"{path} is no score of format {FORMAT} ({where}: {first['msg']}): make it anew with"
+            f"{path} is no score of format {FORMAT} ({in_words(error)}): make it anew with"
             " `teacher score --out`"
         ) from error
 

@@ -2,10 +2,8 @@
 
 import importlib
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -100,19 +98,6 @@ def test_unknown_variables_are_told(
         "student: warning: no command reads the variable STUDENT_LAMDA: did you mean STUDENT_LAMBDA?",
         "student: warning: no command reads the variable STUDENT_ZZZ",
     ]
-
-
-def test_a_known_variable_loads_no_command_but_its_own() -> None:
-    code = "import sys, student.cli; student.cli.main(['train', '--zzz'])"
-    code += "; print([name for name in ('torch', 'matplotlib') if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "STUDENT_FRAMES": "3"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "[]\n"
 
 
 def test_the_extra_of_a_missing_package_is_named(

@@ -11,6 +11,7 @@ import httpx
 import tenacity
 from pydantic import ValidationError
 
+from teacher_api.validation import in_words
 from teacher_server.engines.base import EngineAway, EngineDead, EngineError
 from teacher_server.engines.openai.private_addresses import PrivateTransport
 from teacher_server.engines.openai.replies import Reply
@@ -210,9 +211,8 @@ class ChatServer:
         try:
             return Reply.model_validate(answer)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
             fault = _fault(answer)
-            what = f"an error: {fault}" if fault else f"{where}: {error.errors()[0]['msg']}"
+            what = f"an error: {fault}" if fault else in_words(error)
             raise OddReply(f"the reply of {self.url} is no chat completion: {what}", _OK) from error
 
     async def _works(self) -> bool:

@@ -80,7 +80,7 @@ def _write(folder: Path, *changes: tuple[str, str], text: str = _PLAN) -> Path:
         ("seeds = 2", "seeds = 0", "seeds: write how many"),
         ("seeds = 2", "seeds = [1, 2, 1]", "seeds: 1 stands there more than once"),
         ("seeds = 2", "", "seeds is missing"),
-        ("seeds = 2", "seeds = 2\nspeed = 3", "speed: no such key; a plan has envs, algos, seeds"),
+        ("seeds = 2", "seeds = 2\nspeed = 3", "speed: no such key; correct its name"),
         ("seeds = 2", "seeds = = 2", "is no TOML"),
         (
             'baseline = "alone"',

@@ -98,7 +98,7 @@ def _png(width: int, height: int) -> bytes:
         (_remove("set.toml"), "set.toml", "is missing"),
         (_write("set.toml", b"tasks = ["), "set.toml", "is no TOML"),
         (_replace("set.toml", "margin = true\n", ""), "set.toml", "picture.margin is missing"),
-        (_replace("set.toml", "margin =", "margins ="), "set.toml", "unknown key picture.margins"),
+        (_replace("set.toml", "margin =", "margins ="), "set.toml", "picture.margins: no such key"),
         (_replace("set.toml", 'kind = "labels"', 'kind = "words"'), "set.toml", "not 'words'"),
         (_replace("set.toml", "max_pixels = 1003520", "max_pixels = 9"), "set.toml", "picture.max_pixels"),
         (
