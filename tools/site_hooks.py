@@ -48,6 +48,13 @@ def on_post_build(config: Any, **_: Any) -> None:
                 _log.warning("%s links to %s, which does not exist", page, target)
 
 
+def _file(name: str) -> str:
+    """A file beside docs/, with its links seen from docs/."""
+    text = (_ROOT / name).read_text("utf-8")
+    text = re.sub(r"(\]\(|src=\")docs/", r"\1", text)
+    return re.sub(r"\]\((CHANGELOG|CONTRIBUTING)\.md", lambda found: f"]({found[1].lower()}.md", text)
+
+
 def _settings(program: Literal["teacher", "student"]) -> str:
     """A section for each command: its flags with defaults and meanings, in the groups of its --help."""
     module = import_module({"teacher": "teacher_tools.cli", "student": "student.cli"}[program])
@@ -183,6 +190,7 @@ def _labels(name: str) -> tuple[str, ...]:
 
 
 _GENERATORS: dict[str, Callable[..., str]] = {
+    "file": _file,
     "settings": _settings,
     "http": _http,
     "errors": _errors,

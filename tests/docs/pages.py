@@ -11,6 +11,7 @@ PAGES = (
     "README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "checkpoints/compact/README.md",
 )
 PROGRAMS = (
@@ -20,7 +21,7 @@ PROGRAMS = (
 )
 """What a command begins with."""
 
-_OTHER_LANGUAGES = frozenset({"text", "json", "toml", "yaml", "ini", "python", "html"})
+_OTHER_LANGUAGES = frozenset({"text", "json", "toml", "yaml", "ini", "html"})
 
 
 class BadPage(AssertionError):
@@ -29,7 +30,7 @@ class BadPage(AssertionError):
 
 @dataclass(frozen=True)
 class Command:
-    """What a reader types: one command line, without its comment, its continuation lines joined."""
+    """One command line without its comment, its continuation lines joined; or a whole block of Python."""
 
     page: str
     line: int
@@ -44,14 +45,33 @@ class Stop:
     """A comment line that has the reader end the newest server: `# Stop it: Ctrl-C`."""
 
 
-def steps(page: str) -> Iterator[Command | Stop]:
-    """The commands of a page's blocks, in order.
+@dataclass(frozen=True)
+class Reply:
+    """A block of JSON that follows a `curl` command: what the page says that the command prints."""
+
+    page: str
+    line: int
+    text: str
+
+
+def steps(page: str) -> Iterator[Command | Stop | Reply]:
+    """The commands of a page's blocks, and the replies that the page shows, in order.
 
     Raises:
         BadPage: a block of no language, or a line of a command block that begins with no known program.
     """
-    for first, lines in _blocks(page):
-        yield from _of_a_block(page, first, lines)
+    newest = ""
+    for language, first, lines in _blocks(page):
+        if language == "json":
+            if newest.startswith("curl"):
+                yield Reply(page, first, "\n".join(lines))
+            newest = ""
+        elif language == "python":
+            yield Command(page, first, "\n".join(["python - <<'END'", *lines, "END"]))
+        else:
+            for step in _of_a_block(page, first, lines):
+                newest = step.text if isinstance(step, Command) else ""
+                yield step
 
 
 def inline_commands(page: str) -> list[Command]:
@@ -68,29 +88,31 @@ def _lines(page: str) -> list[str]:
     return (ROOT / page).read_text(encoding="utf-8").splitlines()
 
 
-def _blocks(page: str) -> Iterator[tuple[int, list[str]]]:
-    """Blocks of commands: indented by four, or fenced as `sh`; the first line's number, and the lines."""
+def _blocks(page: str) -> Iterator[tuple[str, int, list[str]]]:
+    """The blocks of a page: the language, the first line's number, and the lines.
+
+    What is indented by four is a block of commands too.
+    """
     language: str | None = None
     block: list[str] = []
     for number, line in enumerate([*_lines(page), ""], 1):
         fence = re.match(r"```(\w*)$", line)
         if fence and language is None:
             language = fence[1]
-            if language != "sh" and language not in _OTHER_LANGUAGES:
+            if language not in ("sh", "python", *_OTHER_LANGUAGES):
                 raise BadPage(
-                    f"{page}, line {number}: ```{language}: write ```sh for commands, and one of"
+                    f"{page}, line {number}: ```{language}: write ```sh for commands, ```python for what is run, one of"
                     f" {', '.join(sorted(_OTHER_LANGUAGES))} for anything else"
                 )
         elif fence:
-            if language == "sh":
-                yield number - len(block), block
+            yield str(language), number - len(block), block
             language, block = None, []
         elif language is not None or line.startswith("    "):
             block.append(line if language is not None else line[4:])
         elif not line.strip() and block and number < len(_lines(page)) and _goes_on(page, number):
             block.append("")
         elif block:
-            yield number - len(block), block
+            yield "sh", number - len(block), block
             block = []
 
 

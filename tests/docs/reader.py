@@ -1,5 +1,7 @@
 """A reader who types a page's commands into shells, beside the servers that earlier ones started."""
 
+import json
+import math
 import os
 import re
 import shutil
@@ -12,12 +14,13 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from safetensors.torch import load_file, save_file
 
 from tests.docs.exceptions import SMOKE, VARIABLES, as_typed, may_read
-from tests.docs.pages import ROOT, Command
+from tests.docs.pages import ROOT, Command, Reply
 from tests.waiting import LONG_S
 
 _SERVERS = r"(teacher serve|tensorboard) "
@@ -49,6 +52,7 @@ class Reader:
         self._ports: defaultdict[str, int] = defaultdict(_free_port)
         self._servers: list[_Server] = []
         self._done: dict[str, str] = {}
+        self._printed = ""
         for name in ("checkpoints", "prompts", "sweeps"):
             shutil.copytree(ROOT / name, folder / name)
         smoke = folder / "sweeps/smoke.toml"
@@ -92,8 +96,15 @@ class Reader:
             timeout=LONG_S,
             check=False,
         )
+        self._printed = _text(done.stdout)
         if done.returncode != 0:
-            raise DoesNotWork(command, f"exit code {done.returncode}", _text(done.stdout))
+            raise DoesNotWork(command, f"exit code {done.returncode}", self._printed)
+
+    def compare(self, reply: Reply) -> None:
+        """Fails unless the newest command printed what the page shows, but for times."""
+        printed, _ = json.JSONDecoder().raw_decode(self._printed[self._printed.index("{") :])
+        if not _alike(json.loads(reply.text), printed):
+            raise DoesNotWork(Command(reply.page, reply.line, "the reply"), "it is another", self._printed)
 
     def stop_newest(self) -> None:
         """Ends the newest server."""
@@ -163,6 +174,18 @@ class Reader:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         }
+
+
+def _alike(shown: Any, printed: Any) -> bool:
+    """Whether a page shows what was printed: texts may be cut off by "...", and times differ."""
+    if isinstance(shown, dict) and isinstance(printed, dict):
+        names = set(shown) - {"milliseconds", "stored"}
+        return set(shown) == set(printed) and all(_alike(shown[name], printed[name]) for name in names)
+    if isinstance(shown, str) and shown.endswith("..."):
+        return str(printed).startswith(shown.removesuffix("..."))
+    if isinstance(shown, float):
+        return math.isclose(shown, printed, abs_tol=1e-4)
+    return bool(shown == printed)
 
 
 def _free_port() -> int:

@@ -8,7 +8,7 @@ import pytest
 from tests.docs import exceptions
 from tests.docs.exceptions import NOT_RUN, PLACEHOLDERS, SHORTER, not_run
 from tests.docs.lookup import look_up
-from tests.docs.pages import PAGES, ROOT, Command, Stop, inline_commands, steps
+from tests.docs.pages import PAGES, ROOT, Command, Reply, Stop, inline_commands, steps
 from tests.docs.reader import Reader
 
 _ONE_AFTER_ANOTHER = (
@@ -47,6 +47,8 @@ def test_the_commands_of_a_page_work_in_their_order(pages: tuple[str, ...], tmp_
             for step in steps(page):
                 if isinstance(step, Stop):
                     reader.stop_newest()
+                elif isinstance(step, Reply):
+                    reader.compare(step)
                 elif not_run(step.text) is None:
                     reader.type(step)
         finally:
@@ -80,3 +82,12 @@ def test_what_runs_them_instead_is_there() -> None:
     missing = sorted(path for path in named if not (ROOT / path).exists())
     assert named
     assert not missing, f"tests/docs/exceptions.py: NOT_RUN names {missing}"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    packages = "gridworld|teacher_api|teacher_server|teacher_tools|student|tests|tools|benchmarks|prompts|sweeps"
+    named = set(re.findall(rf"`((?:{packages})/[\w./-]+)`", (ROOT / page).read_text(encoding="utf-8")))
+    missing = sorted(path for path in named if not (ROOT / path).exists())
+    assert not missing, f"{page} names {missing}"

@@ -76,8 +76,8 @@ def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
 
 
 def test_a_task_of_ones_own_as_the_document_has_it(tmp_path: Path) -> None:
-    """The commands under "A task of your own" in docs/guides/prompts.md, as they stand there."""
-    section = (SETS.parent / "docs/guides/prompts.md").read_text().split("## A task of your own")[1]
+    """The commands under "A task of your own" in docs/start/environment.md, as they stand there."""
+    section = (SETS.parent / "docs/start/environment.md").read_text().split("## A task of your own")[1]
     commands = section.split("```sh\n")[1].split("```")[0]
     (tmp_path / "prompts").symlink_to(SETS)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

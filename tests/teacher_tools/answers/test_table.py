@@ -39,7 +39,7 @@ _MISSIONS = (
     "grün ключ 🔑",
     "",
 )
-_DOCS = Path(__file__).parents[3] / "docs/guides/answers.md"
+_DOCS = Path(__file__).parents[3] / "docs/start/pandas.md"
 
 Run = Callable[..., str]
 
