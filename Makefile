@@ -46,7 +46,7 @@ $(BIN)/uv:
 	$(MAKE) setup
 
 docs: setup ## the documentation's site in build/site; a dead link fails it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: setup docs ## formatting, lint, types, import contracts and the documentation's links
 	$(BIN)/ruff format --check .

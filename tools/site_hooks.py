@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
-from teacher_api.command_line import load_settings, settings_of
+from teacher_api.command_line import Command, Group
 
 _ROOT = Path(__file__).parents[1]
 _log = logging.getLogger("mkdocs.site")  # a warning fails `mkdocs build --strict`
@@ -55,15 +55,21 @@ def _file(name: str) -> str:
     return re.sub(r"\]\((CHANGELOG|CONTRIBUTING)\.md", lambda found: f"]({found[1].lower()}.md", text)
 
 
-def _settings(program: Literal["teacher", "student"]) -> str:
+def _settings(program: str) -> str:
     """A section for each command: its flags with defaults and meanings, in the groups of its --help."""
-    module = import_module({"teacher": "teacher_tools.cli", "student": "student.cli"}[program])
-    named = [*settings_of(module.COMMANDS), *getattr(module, "FURTHER_SETTINGS", ())]
-    return "\n".join(line for each in named for line in _command(load_settings(each)))
+    group: Group = import_module({"teacher": "teacher_tools.cli", "student": "student.cli"}[program]).COMMANDS
+    return "\n".join(_commands(program, group))
 
 
-def _command(kind: type[BaseSettings]) -> Iterator[str]:
-    yield f"## {kind.model_config.get('cli_prog_name')}\n\n{getdoc(kind)}\n"
+def _commands(title: str, command: Command | Group) -> Iterator[str]:
+    if isinstance(command, Group):
+        for word, each in command.commands.items():
+            yield from _commands(f"{title} {word}", each)
+        return
+    module, _, attribute = command.settings.partition(":")
+    settings = getattr(import_module(module), attribute)
+    kind: type[BaseSettings] = settings if isinstance(settings, type) else settings([])
+    yield f"## {title}\n\n{cleandoc(getdoc(kind) or command.help)}\n"
     if prefix := kind.model_config.get("env_prefix"):
         yield f"Variables begin with `{prefix}`.\n"
     headings = getattr(kind, "help_groups", {})
@@ -73,21 +79,24 @@ def _command(kind: type[BaseSettings]) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         if name in headings:
             yield f"\n**{headings[name][0].upper()}{headings[name][1:]}**\n\n{table}"
-        default, meaning = field.get_default(), field.description or ""
-        if field.default_factory is not None:
-            default = "by preset" if kind.__module__ == "student.settings" else "see the meaning"
-        elif default is PydanticUndefined:
-            default = "required"
-        elif default is None:
-            default = ""
-        else:
-            shown = ",".join(map(str, default)) if isinstance(default, (tuple, list)) else str(default)
-            default = f"`{shown.lower() if isinstance(default, bool) else shown or '(empty)'}`"
-        choices = _choices(field.annotation)
-        if choices:
+        meaning = (field.description or "").replace("|", "\\|")
+        if choices := _choices(field.annotation):
             meaning += f" (one of {', '.join(f'`{each}`' for each in choices)})"
-        yield f"| {_flag(name, field)} | {default} | {meaning.replace('|', chr(92) + '|')} |"
+        yield f"| {_flag(name, field)} | {_default(kind, field)} | {meaning} |"
     yield ""
+
+
+def _default(kind: type[BaseSettings], field: FieldInfo) -> str:
+    default = field.get_default()
+    if field.default_factory is not None:
+        return "by preset" if kind.__module__ == "student.settings" else ""
+    if default is PydanticUndefined:
+        return "required"
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{','.join(map(str, default)) if isinstance(default, (tuple, list)) else default}`"
 
 
 def _flag(name: str, field: FieldInfo) -> str:

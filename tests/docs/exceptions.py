@@ -20,11 +20,11 @@ VARIABLES = {
     "TEACHER_BENCH_QUESTIONS": "16",
     "TEACHER_BENCH_ROUNDS": "2",
     "TEACHER_BENCH_WARM_UP": "1",
-    "TEACHER_FORGE_DEVICE": "cpu",
+    "TEACHER_TRAIN_DEVICE": "cpu",
 }
 """Of every command: small sizes, and the engine that there is without vLLM. A page's flag wins over them."""
 
-_READERS = {"SCORE": "teacher (score|compare|replay)", "BENCH": "teacher bench", "FORGE": "teacher train"}
+_READERS = {"SCORE": "teacher (score|compare|replay)", "BENCH": "teacher bench", "TRAIN": "teacher train"}
 
 PLACEHOLDERS = {
     "DIR": "models/A",
@@ -65,13 +65,14 @@ NOT_RUN = {
     r"teacher .* --openai-url .*": "a chat server: tests/teacher_server/teachers/test_attached.py",
     r"teacher bench .* --vs-openai .*": "vLLM: tests/operate/test_bench.py",
     r"teacher (check|serve|bench) .*models/Qwen2.5-VL-3B-Instruct.*": "7 GiB; smaller ones: tests/vllm",
-    r"teacher serve .*DIR --prompts compact": "README.md serves such a folder with these flags",
+    r"teacher serve .*DIR --prompts compact": "docs/reference/policy.md serves one with these flags",
     r"teacher serve .*DIR --prompts ./my-\S+": "its labels: teachers/test_prompted_service.py",
+    r"student train .*:8002 .*|teacher score .*:8002 .*": "the teacher on this port is not run",
     r"student (train|evaluate) .*--task empty\b.*": "the same: teachers/test_prompted_service.py",
     r"teacher replay .* --seed SEED.*": "an episode that failed: tests/teacher_tools/score/test_score.py",
     r"teacher train --base /models/.*": "the same; a small base: tests/teacher_tools/train/test_training.py",
-    r"teacher train --out runs/forge": "38 minutes: tests/teacher_tools/train/test_training.py",
-    r"teacher serve .* runs/forge/checkpoint .*": "the same: tests/teacher_tools/train/test_training.py",
+    r"teacher train --out runs/compact": "38 minutes: tests/teacher_tools/train/test_training.py",
+    r"teacher serve .* runs/compact/checkpoint .*": "the same: tests/teacher_tools/train/test_training.py",
     r"teacher score --all --episodes 200": "a teacher of that: tests/operate/test_score.py",
     r"student sweep sweeps/NAME.toml .*": "hours: tests/student/experiments/test_sweep.py",
     r"student report runs/NAME": "what that leaves: tests/student/experiments/test_report.py",
@@ -91,7 +92,7 @@ def not_run(text: str) -> str | None:
 
 def may_read(text: str, variable: str) -> bool:
     """Whether a command is one of those that a variable is for: others load all settings to know it."""
-    family = re.match(r"TEACHER_(SCORE|BENCH|FORGE)_", variable)
+    family = re.match(r"TEACHER_(SCORE|BENCH|TRAIN)_", variable)
     return family is None or re.search(_READERS[family[1]], text) is not None
 
 

@@ -6,28 +6,18 @@ import shlex
 import tomllib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
 
 import pytest
-from pydantic_settings import BaseSettings, CliApp
+from pydantic_settings import BaseSettings
 
 import student.cli
 import teacher_tools.cli
-from teacher_api.command_line import CannotStart, parse
+from teacher_api.command_line import CannotStart, Group, load_settings, parse
+from teacher_api.command_line import Command as Entry
 from tests.docs.exceptions import as_typed
 from tests.docs.pages import ROOT, Command
 
-_MAINS: dict[str, Callable[[Sequence[str]], int]] = {
-    "teacher": teacher_tools.cli.main,
-    "student": student.cli.main,
-}
-
-
-class _Reached(BaseException):
-    """The command has come to its settings."""
-
-    def __init__(self, kind: type[BaseSettings], arguments: list[str]) -> None:
-        self.kind, self.arguments = kind, arguments
+_PROGRAMS = {"teacher": teacher_tools.cli.COMMANDS, "student": student.cli.COMMANDS}
 
 
 def look_up(command: Command, *, whole: bool) -> None:
@@ -44,7 +34,7 @@ def look_up(command: Command, *, whole: bool) -> None:
         words.pop(0)
     program = words[0].rsplit("/", 1)[-1]
     try:
-        if program in _MAINS:
+        if program in _PROGRAMS:
             _ours(program, words[1:], whole=whole)
         elif program in _LOOK_UPS:
             _LOOK_UPS[program](words)
@@ -75,19 +65,15 @@ def words_that_are_flags(words: Sequence[str]) -> list[str]:
 
 def _settings(program: str, words: list[str]) -> tuple[type[BaseSettings], list[str]]:
     """The settings that a command reads, and the arguments that are left to them."""
-
-    def reached(kind: type[BaseSettings], cli_args: list[str], **_: Any) -> NoReturn:
-        raise _Reached(kind, cli_args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CliApp, "run", reached)
-        try:
-            _MAINS[program](words)
-        except _Reached as found:
-            return found.kind, found.arguments
-    if words[1:] in ([], ["--help"]):
-        return BaseSettings, []  # a command of commands, such as `teacher answers`
-    raise LookupError(f"no command `{program} {words[0]}`")
+    found: Entry | Group = _PROGRAMS[program]
+    rest = list(words)
+    while isinstance(found, Group):
+        if rest in ([], ["--help"]):
+            return BaseSettings, []  # a group of commands, such as `teacher answers`
+        if rest[0] not in found.commands:
+            raise LookupError(f"no command `{program} {' '.join(words)}`")
+        found = found.commands[rest.pop(0)]
+    return load_settings(found.settings, rest), rest
 
 
 def _make(words: list[str]) -> None:
@@ -129,7 +115,7 @@ def _docker(words: list[str]) -> None:
             if rest[0] not in services:
                 raise LookupError(f"docker-compose.yml has no service {rest[0]}")
             program, *arguments = rest if verb == "run" else rest[1:]
-            if program in _MAINS:
+            if program in _PROGRAMS:
                 _ours(program, arguments, whole=False)
 
 

@@ -1,7 +1,7 @@
 """Pages of the documentation as their reader meets them: the commands to type, in order."""
 
 import re
-import subprocess
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def steps(page: str) -> Iterator[Command | Stop | Reply]:
             newest = ""
         elif language == "python":
             yield Command(page, first, "\n".join(["python - <<'END'", *lines, "END"]))
-        else:
+        elif language == "sh":
             for step in _of_a_block(page, first, lines):
                 newest = step.text if isinstance(step, Command) else ""
                 yield step
@@ -101,7 +101,7 @@ def _blocks(page: str) -> Iterator[tuple[str, int, list[str]]]:
             language = fence[1]
             if language not in ("sh", "python", *_OTHER_LANGUAGES):
                 raise BadPage(
-                    f"{page}, line {number}: ```{language}: write ```sh for commands, ```python for what is run, one of"
+                    f"{page}, line {number}: ```{language}: write ```sh or ```python for what is run, else"
                     f" {', '.join(sorted(_OTHER_LANGUAGES))} for anything else"
                 )
         elif fence:
@@ -162,7 +162,10 @@ def _complete(typed: list[str]) -> bool:
         return typed[-1].strip() == heredoc[1]
     if typed[-1].endswith("\\"):
         return False
-    return (
-        subprocess.run(["bash", "-n", "-c", "\n".join(typed)], capture_output=True, check=False).returncode
-        == 0
-    )
+    if typed[0].startswith("for "):
+        return typed[-1].strip() == "done"
+    try:
+        shlex.split("\n".join(typed), comments=True)
+    except ValueError:  # a quotation is open
+        return False
+    return True

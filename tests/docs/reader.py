@@ -40,6 +40,8 @@ class DoesNotWork(AssertionError):
 @dataclass
 class _Server:
     command: Command
+    text: str
+    port: str
     process: subprocess.Popen[bytes]
     output: Path
 
@@ -108,7 +110,10 @@ class Reader:
 
     def stop_newest(self) -> None:
         """Ends the newest server."""
-        server = self._servers.pop()
+        self._stop(self._servers[-1])
+
+    def _stop(self, server: _Server) -> None:
+        self._servers.remove(server)
         with suppress(ProcessLookupError):
             os.killpg(server.process.pid, signal.SIGTERM)
         try:
@@ -127,7 +132,15 @@ class Reader:
             self.stop_newest()
 
     def _serve(self, command: Command, text: str) -> None:
-        output = self._folder / f"server-{len(self._servers)}.txt"
+        """Starts a server, unless an earlier page has; ends the one that an earlier page has on its port."""
+        named = re.search(r"--port (\d+)", text)
+        port = named[1] if named else str(self._ports["8000"])
+        for server in list(self._servers):
+            if server.text == text:
+                return
+            if server.port == port:
+                self._stop(server)
+        output = self._folder / f"server-{_free_port()}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {text}"],
@@ -138,7 +151,7 @@ class Reader:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._servers.append(_Server(command, process, output))
+        self._servers.append(_Server(command, text, port, process, output))
         end = time.monotonic() + LONG_S
         while not self._answers(text, output):
             if process.poll() is not None or time.monotonic() > end:

@@ -12,13 +12,12 @@ from tests.docs.pages import PAGES, ROOT, Command, Reply, Stop, inline_commands,
 from tests.docs.reader import Reader
 
 _ONE_AFTER_ANOTHER = (
-    "README.md",
-    "docs/guides/answers.md",
-    "docs/guides/export.md",
-    "docs/guides/sweeps.md",
-    "docs/guides/reports.md",
+    ("README.md", "start/quickstart.md", "start/pandas.md", "guides/answers.md", "guides/train-student.md"),
+    ("guides/export.md", "guides/sweeps.md", "guides/reports.md"),
+    ("reference/policy.md", "start/checkpoint.md", "guides/swap.md"),
+    ("guides/bench.md", "guides/score.md", "how/planner.md", "guides/playground.md", "guides/serve.md"),
 )
-"""Read in one folder: what the README makes, the others go on with, so that no command is run twice."""
+"""Pages under docs/ that are read in one folder, beside the same servers: no command is run twice."""
 
 
 def _commands(page: str) -> list[Command]:
@@ -29,9 +28,10 @@ def _is_run(page: str) -> bool:
     return any(not_run(command.text) is None for command in _commands(page))
 
 
+_GROUPS = [tuple(page if page in PAGES else f"docs/{page}" for page in pages) for pages in _ONE_AFTER_ANOTHER]
 _READINGS = [
-    _ONE_AFTER_ANOTHER,
-    *((page,) for page in PAGES if page not in _ONE_AFTER_ANOTHER and _is_run(page)),
+    *_GROUPS,
+    *((page,) for page in PAGES if _is_run(page) and not any(page in pages for pages in _GROUPS)),
 ]
 
 
@@ -42,17 +42,16 @@ def test_the_commands_of_a_page_work_in_their_order(pages: tuple[str, ...], tmp_
     reader = Reader(tmp_path)
     if any("models/A" in exceptions.as_typed(command.text) for page in pages for command in _commands(page)):
         reader.bring_checkpoints()
-    for page in pages:
-        try:
-            for step in steps(page):
-                if isinstance(step, Stop):
-                    reader.stop_newest()
-                elif isinstance(step, Reply):
-                    reader.compare(step)
-                elif not_run(step.text) is None:
-                    reader.type(step)
-        finally:
-            reader.leave()
+    try:
+        for step in (step for page in pages for step in steps(page)):
+            if isinstance(step, Stop):
+                reader.stop_newest()
+            elif isinstance(step, Reply):
+                reader.compare(step)
+            elif not_run(step.text) is None:
+                reader.type(step)
+    finally:
+        reader.leave()
 
 
 @pytest.mark.unit
@@ -87,7 +86,9 @@ def test_what_runs_them_instead_is_there() -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page: str) -> None:
-    packages = "gridworld|teacher_api|teacher_server|teacher_tools|student|tests|tools|benchmarks|prompts|sweeps"
+    packages = (
+        "gridworld|teacher_api|teacher_server|teacher_tools|student|tests|tools|benchmarks|prompts|sweeps"
+    )
     named = set(re.findall(rf"`((?:{packages})/[\w./-]+)`", (ROOT / page).read_text(encoding="utf-8")))
     missing = sorted(path for path in named if not (ROOT / path).exists())
     assert not missing, f"{page} names {missing}"
