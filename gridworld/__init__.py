@@ -1,1 +1,1 @@
-"""What teacher and student both know of MiniGrid: tasks, views, pictures and the optimal planner."""
+"""MiniGrid as data, for teacher and student alike: tasks, views, pictures and the optimal planner."""

@@ -1,4 +1,4 @@
-"""Environments of MiniGrid's kind, whoever registered them."""
+"""Makes MiniGrid environments, those of other packages included."""
 
 import logging
 from enum import Enum
@@ -16,19 +16,19 @@ from gridworld.views import Unobservable
 
 _log = logging.getLogger(__name__)
 
-# BabyAI prints a line for each layout that it tries and rejects, thousands an hour: part of its search
+# BabyAI prints a line for each layout that its generator rejects: thousands an hour
 roomgrid_level.print = lambda *words: _log.debug("%s", " ".join(map(str, words)))  # type: ignore[attr-defined]
 
 
 def make(env_id: str) -> MiniGridEnv:
-    """A registered environment, without wrappers. It opens no window.
+    """Makes a registered environment, without wrappers and without a window.
 
     Args:
-        env_id: gymnasium's id; `package.module:Some-Env-v0` imports the module first, which registers it.
+        env_id: gymnasium's id; for `package.module:Some-Env-v0`, the module is imported first to register it.
 
     Raises:
-        UnknownEnvironment: there is none of this id, it cannot be made, it is not of MiniGrid's kind, its
-            actions are not, or it comes with wrappers.
+        UnknownEnvironment: the id is not registered, the environment cannot be made, is no MiniGridEnv, has
+            other actions than MiniGrid's, or is registered with wrappers.
     """
     module, _, name = env_id.rpartition(":")
     try:
@@ -40,26 +40,26 @@ def make(env_id: str) -> MiniGridEnv:
         raise UnknownEnvironment(f"unknown environment {env_id!r}: {in_a_line(error)}") from error
     env = wrapped.unwrapped
     if not isinstance(env, MiniGridEnv):
-        raise UnknownEnvironment(f"the environment {env_id!r} is not of MiniGrid's kind, a MiniGridEnv")
+        raise UnknownEnvironment(f"the environment {env_id!r} is not a MiniGridEnv")
     try:
         actions_of(env)
     except ValueError as error:
         raise UnknownEnvironment(f"the environment {env_id!r} has {error}") from error
     if left_out := _wrappers(wrapped):
         raise UnknownEnvironment(
-            f"the environment {env_id!r} is registered with {' and '.join(left_out)}, which would be left"
-            " out: do what they do in the environment itself"
+            f"the environment {env_id!r} is registered with {' and '.join(left_out)}, which this project"
+            " leaves out: implement the same in the environment itself"
         )
     env.render_mode = None
     return env
 
 
 def actions_of(env: Any) -> tuple[str, ...]:
-    """The names of an environment's actions, in the order of its action numbers 0, 1, ...
+    """Returns the names of an environment's actions, in the order of its action numbers 0, 1, ...
 
     Raises:
-        ValueError: they are not named as MiniGrid's are, some of which suffice, in any order; what it says
-            fits behind `the environment has`.
+        ValueError: an action has no name, or a name that is none of MiniGrid's seven. The message continues
+            the words "the environment has".
     """
     space, named = env.action_space, env.actions
     if not isinstance(space, gymnasium.spaces.Discrete) or space.start != 0:
@@ -80,7 +80,7 @@ def actions_of(env: Any) -> tuple[str, ...]:
 
 
 def _wrappers(env: gymnasium.Env[Any, Any]) -> list[str]:
-    """What is around an environment and changes more than its observations, which nobody looks at."""
+    """Names the wrappers that change more than observations; this project reads no observations."""
     found = []
     while isinstance(env, gymnasium.Wrapper):
         harmless = isinstance(env, (OrderEnforcing, PassiveEnvChecker)) or (
@@ -96,17 +96,17 @@ def _wrappers(env: gymnasium.Env[Any, Any]) -> list[str]:
 
 
 def in_a_line(error: Exception) -> str:
-    """What an error says, its name where it says nothing."""
+    """Returns an error's message on one line, or its class name where the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def in_full(error: BaseException) -> str:
-    """What an error is and says, in a line; what we raised ourselves needs no name."""
+    """Returns an error's class and message on one line; an `Unobservable` has its message alone."""
     words = " ".join(str(error).split())
     return words if isinstance(error, Unobservable) else f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
 def failure(env_id: str, seed: int, steps: int, error: Exception) -> str:
-    """In one line, what an environment raised in an episode, and where."""
+    """Describes in one line an error that an environment raised, with the episode's seed and the step."""
     where = f"in step {steps} of" if steps else "at the start of"
     return f"the environment {env_id!r} failed {where} the episode with seed {seed}: {in_full(error)}"

@@ -1,4 +1,4 @@
-"""Episodes on held-out seeds, the same ones for every policy, and what they come to."""
+"""Plays held-out episodes, the same for every policy, and sums up their returns and lengths."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ _Seen_co = TypeVar("_Seen_co", covariant=True)
 
 
 class Playable(Protocol[_Seen_co]):
-    """One environment, its episodes one after the other."""
+    """An environment that plays one episode after another."""
 
     total: float
-    """The return so far."""
+    """The return of the episode so far."""
 
     @property
     def length(self) -> int:
-        """Steps taken in this episode."""
+        """Steps taken in the episode."""
 
     def reset(self) -> _Seen_co:
-        """Starts the next episode."""
+        """Starts the next episode; returns its first observation."""
 
     def step(self, action: int) -> tuple[_Seen_co, float, bool, bool]:
-        """What is seen next, reward, terminated, truncated."""
+        """Takes a step; returns the next observation, the reward, terminated and truncated."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Evaluation:
         return float(self.returns_E.mean())
 
     def report(self) -> dict[str, Any]:
-        """Success rate, return and length, the first two with 95 % intervals."""
+        """Returns success rate, mean return and mean length, the first two with 95 % intervals."""
         return {
             "episodes": len(self.returns_E),
             "success": self.success,
@@ -76,9 +76,9 @@ def play(
     """Plays the first `episodes` held-out episodes, many at once.
 
     Args:
-        new: makes an environment; what it is given tells the seed of the episode that starts.
-        choose: what is seen in each of B environments to B actions.
-        together: environments played at once, at most.
+        new: makes an environment from a function that returns the seed of each episode.
+        choose: maps the observations of B environments to B actions.
+        together: the largest number of environments played at once.
     """
     returns_E, lengths_E = np.zeros(episodes), np.zeros(episodes, np.int64)
     seeds = iter(range(episodes))

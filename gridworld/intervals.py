@@ -1,6 +1,6 @@
-"""95 % intervals of what was measured: shares and means.
+"""Confidence intervals of shares and means.
 
-Written out, since importing scipy.stats takes more than a second of every student and every score.
+Written without scipy.stats, whose import takes more than a second.
 """
 
 from statistics import NormalDist
@@ -14,7 +14,7 @@ _RESAMPLES = 2000
 
 
 def success_interval(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
-    """Wilson's interval of a success rate, or of any other share (Newcombe 1998, method 3)."""
+    """Returns Wilson's interval of a share, such as a success rate (Newcombe 1998, method 3)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / episodes
     centre = share + z**2 / (2 * episodes)
@@ -24,7 +24,7 @@ def success_interval(successes: int, episodes: int, confidence: float = 0.95) ->
 
 
 def mean_interval(values: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """A bootstrap interval (percentiles of 2,000 resamples, always the same ones) of a mean."""
+    """Returns the bootstrap interval of a mean: percentiles of 2,000 resamples, drawn from a fixed seed."""
     if len(values) < 2 or np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
     drawn_RN = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))

@@ -1,4 +1,4 @@
-"""Views to pictures and back: MiniGrid's own tiles, put together and recognised again."""
+"""Draws views as MiniGrid does, and reads pictures back into views."""
 
 import io
 from functools import lru_cache
@@ -15,23 +15,23 @@ Picture = NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
 
 TILE = 28
-"""Pixels a tile, unless said otherwise: the size of one visual token of Qwen2.5-VL."""
+"""Default pixels per tile: the size of one visual token of Qwen2.5-VL."""
 TILE_SIZES = range(8, 65)
-"""Tile sizes in pixels that can be read back."""
+"""Tile sizes in pixels that `read` recognises."""
 
 _LOSSY_FROM = 16
-"""Pixels a tile from which a lossy copy (JPEG) can be read: below it, its blurred colours hide the shapes."""
+"""The smallest tile size at which `read` accepts a lossy copy (JPEG): in smaller tiles, blur hides shapes."""
 _LARGEST_ERROR = 30.0
-"""Root mean square difference, in grey levels, that a tile may have from MiniGrid's drawing."""
+"""The largest root mean square difference of a tile from MiniGrid's drawing, in grey levels."""
 _LARGEST_RATIO = 0.8
-"""... and how much of the difference from the second nearest drawing that may be."""
+"""The largest ratio of that difference to the difference from the second nearest drawing."""
 
 _MOST_TILES = 50
-"""Tiles a side: MiniGrid's largest grid has 25."""
+"""Tiles per side; MiniGrid's largest grid has 25."""
 
 
-class _Look(NamedTuple):
-    """What a tile can show: a cell code, the heading of the agent on it if it is there, and a highlight."""
+class _Content(NamedTuple):
+    """What a tile shows: a cell code, the heading of an agent on the cell, and a highlight."""
 
     cell: int
     heading: int | None = None
@@ -40,37 +40,46 @@ class _Look(NamedTuple):
 
 _BESIDE = [
     EMPTY,
-    # A wall in another colour than grey is left out: it is the same picture as the goal of that colour
+    # Only grey walls: a wall of another colour has the same picture as the goal of that colour
     code("wall", "grey"),
     *(code("goal", colour) for colour in COLOURS if colour != "grey"),
     code("lava"),
     *(code(kind, colour) for kind in ("floor", "ball", "key", "box") for colour in COLOURS),
     *(code("door", colour, state) for state in range(3) for colour in COLOURS),
 ]
-"""What can be seen in a cell without the agent..."""
+"""Cell codes that a tile without the agent can show."""
 _UNDER = [cell for cell in _BESIDE if cell not in (code("wall", "grey"), code("goal", "red"))]
 _UNDER.append(code("goal", "grey"))
-"""... and beneath it. On a red goal the agent, as red, cannot be seen."""
+"""Cell codes that a tile can show under the agent; on a red goal the agent, also red, is invisible."""
 _GROUPS = [
-    [_Look(cell, heading, highlighted) for cells, headings in group for cell in cells for heading in headings]
+    [
+        _Content(cell, heading, highlighted)
+        for cells, headings in group
+        for cell in cells
+        for heading in headings
+    ]
     for highlighted in (False, True)
     for group in (
         [(_BESIDE, (None,)), ([EMPTY], range(4))],
         [([cell for cell in _UNDER if cell != EMPTY], range(4))],
     )
 ]
-"""All looks, common ones first: drawing them for the first time takes a while."""
-_LOOKS = [look for group in _GROUPS for look in group]
-_FREE = [look for look in _LOOKS if look.heading is None and names_of(look.cell)[0] in ("empty", "floor")]
-"""Every grid shows one of these somewhere: their lines tell the size of a tile."""
+"""All contents in groups, common ones first, so that rare ones are drawn only when needed."""
+_CONTENTS = [content for group in _GROUPS for content in group]
+_FREE = [
+    content
+    for content in _CONTENTS
+    if content.heading is None and names_of(content.cell)[0] in ("empty", "floor")
+]
+"""Every grid shows one of these; their lines give away the tile size."""
 
 
 class UnreadablePicture(ValueError):
-    """A picture that is no full view of a grid; the message says which tile."""
+    """A picture is no full view of a grid; the message names the tile."""
 
 
 def draw(view: View, tile: int = TILE) -> Picture:
-    """The picture that MiniGrid draws of a view without highlighting: uint8 [H * tile, W * tile, 3]."""
+    """Returns MiniGrid's picture of a view, without highlighting: uint8 [H * tile, W * tile, 3]."""
     height, width = view.cells_HW.shape
     picture = np.empty((height * tile, width * tile, 3), np.uint8)
     for y in range(height):
@@ -83,52 +92,55 @@ def draw(view: View, tile: int = TILE) -> Picture:
 
 
 def encode_png(picture: Picture) -> bytes:
-    """The picture as a PNG file; the same picture gives the same bytes."""
+    """Returns a picture as a PNG file; equal pictures give equal bytes."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def read(picture: Picture) -> View:
-    """The view that a picture shows, its tile size found out from the picture.
+    """Returns the view that a picture shows; the tile size is detected.
 
-    Reads MiniGrid's drawing exactly, whether or not the cells that the agent sees are highlighted. A lossy
-    copy (JPEG) is read where each tile is clearly nearest to one drawing: at quality 75 and more, and 16, 20,
-    24, 28 or 32 px a tile, all of them are.
+    MiniGrid's drawing is read exactly, with or without the highlight of the cells that the agent sees. A
+    lossy copy (JPEG) is read if each tile is clearly nearest to one drawing. That holds for all tiles at
+    quality 75 and higher with 16, 20, 24, 28 or 32 px per tile.
 
-    MiniGrid draws a wall as it draws a goal of the same colour: a grey one is read as a wall, another one as
-    a goal.
+    MiniGrid draws walls and goals of one colour alike: grey is read as a wall, any other colour as a goal.
 
     Args:
-        picture: uint8 [height, width, 3], a full view, 8 to 64 px a tile.
+        picture: uint8 [height, width, 3], a full view, 8 to 64 px per tile.
 
     Raises:
-        UnreadablePicture: no tile size fits, a tile is unknown, there is not exactly one agent, or it is the
-            agent's own view.
+        UnreadablePicture: no tile size fits, a tile is unknown, the number of agents is not one, or the
+            picture is the agent's own view.
     """
-    tile, looks = _looks_in(picture)
-    return _view(looks, picture.shape[1] // tile, tile)
+    tile, contents = _contents_of(picture)
+    return _view(contents, picture.shape[1] // tile, tile)
 
 
 def without_highlights(picture: Picture) -> Picture:
-    """The picture as MiniGrid draws it with highlight=False; one that shows no highlighted grid, as it is.
+    """Returns a picture as MiniGrid draws it with highlight=False; a picture without highlights is unchanged.
 
     Gymnasium's `rgb_array` of a MiniGrid environment highlights the cells that the agent sees.
     """
     red, green, blue = (picture[..., channel] for channel in range(3))
     like_agent = (red > 230) & (green > 50) & (green < 102) & (blue > 50) & (blue < 102)
-    if not like_agent.any():  # its own cell is highlighted always
+    if not like_agent.any():  # the agent's own cell is always highlighted
         return picture
     try:
-        tile, looks = _looks_in(picture)
-        view = _view(looks, picture.shape[1] // tile, tile)
+        tile, contents = _contents_of(picture)
+        view = _view(contents, picture.shape[1] // tile, tile)
     except UnreadablePicture:
         return picture
-    return draw(view, tile) if any(look is not None and look.highlighted for look in looks) else picture
+    return (
+        draw(view, tile)
+        if any(content is not None and content.highlighted for content in contents)
+        else picture
+    )
 
 
 def tile_size(picture: Picture) -> int:
-    """Pixels a tile of a picture, found out as `read` does, whatever single tiles and agents it shows.
+    """Returns the pixels per tile, detected as in `read`; single tiles may be unknown.
 
     Raises:
         UnreadablePicture: no tile size fits.
@@ -136,14 +148,14 @@ def tile_size(picture: Picture) -> int:
     return _find_tile(picture)[0]
 
 
-def _looks_in(picture: Picture) -> tuple[int, list[_Look | None]]:
-    """Pixels a tile, and what each tile shows, row by row; None: nothing that is known."""
-    tile, looks = _find_tile(picture)
-    return tile, looks or _nearest_looks(picture, tile)
+def _contents_of(picture: Picture) -> tuple[int, list[_Content | None]]:
+    """Returns the pixels per tile and each tile's content, row by row; None: an unknown tile."""
+    tile, contents = _find_tile(picture)
+    return tile, contents or _nearest_contents(picture, tile)
 
 
-def _find_tile(picture: Picture) -> tuple[int, list[_Look | None]]:
-    """Pixels a tile, and what the tiles show if the picture is MiniGrid's exactly, else nothing."""
+def _find_tile(picture: Picture) -> tuple[int, list[_Content | None]]:
+    """Returns the pixels per tile, and the contents of an exact drawing; an empty list for others."""
     height, width = picture.shape[:2]
     usual_first = sorted(TILE_SIZES, key=lambda tile: tile != TILE)
     sizes = [tile for tile in usual_first if _divides(tile, height) and _divides(tile, width)]
@@ -152,39 +164,39 @@ def _find_tile(picture: Picture) -> tuple[int, list[_Look | None]]:
             f"a picture of {width} x {height} pixels is no grid of 3 to {_MOST_TILES} square tiles a side,"
             f" {TILE_SIZES[0]} to {TILE_SIZES[-1]} pixels each"
         )
-    closest: tuple[float, list[_Look | None], int] = (0.5, [], 0)
+    closest: tuple[float, list[_Content | None], int] = (0.5, [], 0)
     for tile in sizes:
         tiles = [pixels_P.tobytes() for pixels_P in _cut(picture, tile)]
-        # Few tiles of other sizes need be drawn
+        # Drawing the free cells alone rules out most sizes
         if not _free(tile).isdisjoint(tiles):
-            looks = [_recognise(pixels, tile) for pixels in tiles]
-            known = sum(look is not None for look in looks) / len(looks)
+            contents = [_recognise(pixels, tile) for pixels in tiles]
+            known = sum(content is not None for content in contents) / len(contents)
             if known == 1:
-                return tile, looks
-            closest = max(closest, (known, looks, tile), key=lambda c: c[0])
-    _, looks, tile = closest
-    return (tile, looks) if looks else (_nearest_tile(picture, sizes), [])
+                return tile, contents
+            closest = max(closest, (known, contents, tile), key=lambda c: c[0])
+    _, contents, tile = closest
+    return (tile, contents) if contents else (_nearest_tile(picture, sizes), [])
 
 
 @lru_cache(maxsize=len(TILE_SIZES))
 def _free(tile: int) -> frozenset[bytes]:
-    """The pixels of cells with nothing in them."""
-    return frozenset(_pixels(look, tile).tobytes() for look in _FREE)
+    """Returns the pixels of each free cell."""
+    return frozenset(_pixels(content, tile).tobytes() for content in _FREE)
 
 
-def _recognise(pixels: bytes, tile: int) -> _Look | None:
-    looks = (_drawn(tile, group).get(pixels) for group in range(len(_GROUPS)))
-    return next((look for look in looks if look is not None), None)
+def _recognise(pixels: bytes, tile: int) -> _Content | None:
+    contents = (_drawn(tile, group).get(pixels) for group in range(len(_GROUPS)))
+    return next((content for content in contents if content is not None), None)
 
 
 @lru_cache(maxsize=32)
-def _drawn(tile: int, group: int) -> dict[bytes, _Look]:
-    """The looks of a group by their pixels."""
-    return {_pixels(look, tile).tobytes(): look for look in _GROUPS[group]}
+def _drawn(tile: int, group: int) -> dict[bytes, _Content]:
+    """Returns the contents of a group by their pixels."""
+    return {_pixels(content, tile).tobytes(): content for content in _GROUPS[group]}
 
 
-def _pixels(look: _Look, tile: int) -> Picture:
-    return tile_picture(look.cell, look.heading, tile, look.highlighted)
+def _pixels(content: _Content, tile: int) -> Picture:
+    return tile_picture(content.cell, content.heading, tile, content.highlighted)
 
 
 def _divides(tile: int, side: int) -> bool:
@@ -192,14 +204,14 @@ def _divides(tile: int, side: int) -> bool:
 
 
 def _cut(picture: Picture, tile: int) -> Picture:
-    """The tiles of a picture, row by row: uint8 [tiles, tile * tile * 3]."""
+    """Returns the tiles of a picture, row by row: uint8 [tiles, tile * tile * 3]."""
     rows, columns = picture.shape[0] // tile, picture.shape[1] // tile
     tiles = picture.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2)
     return np.ascontiguousarray(tiles).reshape(rows * columns, tile * tile * 3)
 
 
 def _average(tiles_TP: Picture, tile: int) -> NDArray[np.float32]:
-    """The tiles at half the resolution, at which JPEG keeps colours."""
+    """Returns the tiles at half the resolution, at which JPEG stores colours."""
     half = tile // 2
     pixels = tiles_TP.reshape(-1, tile, tile, 3)[:, : 2 * half, : 2 * half].astype(np.float32)
     means: NDArray[np.float32] = pixels.reshape(-1, half, 2, half, 2, 3).mean((2, 4))
@@ -207,16 +219,16 @@ def _average(tiles_TP: Picture, tile: int) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=8)
-def _average_looks(tile: int) -> NDArray[np.float32]:
-    return _average_of(_LOOKS, tile)
+def _average_contents(tile: int) -> NDArray[np.float32]:
+    return _average_of(_CONTENTS, tile)
 
 
-def _average_of(looks: list[_Look], tile: int) -> NDArray[np.float32]:
-    return _average(np.stack([_pixels(look, tile).ravel() for look in looks]), tile)
+def _average_of(contents: list[_Content], tile: int) -> NDArray[np.float32]:
+    return _average(np.stack([_pixels(content, tile).ravel() for content in contents]), tile)
 
 
 def _nearest_tile(picture: Picture, sizes: list[int]) -> int:
-    """The tile size at which a free cell is nearest to a tile."""
+    """Returns the tile size at which some tile is nearest to a free cell."""
     nearest = {
         tile: _errors(_average(_cut(picture, tile), tile), _average_of(_FREE, tile)).min()
         for tile in sizes
@@ -225,43 +237,46 @@ def _nearest_tile(picture: Picture, sizes: list[int]) -> int:
     tile = min(nearest, key=lambda tile: nearest[tile], default=0)
     if not tile or nearest[tile] > _LARGEST_ERROR:
         raise UnreadablePicture(
-            "no tile of the picture shows an empty cell as MiniGrid draws it, whatever the size of a tile"
+            "no tile of the picture shows an empty cell as MiniGrid draws it, at any tile size"
         )
     return tile
 
 
-def _nearest_looks(picture: Picture, tile: int) -> list[_Look | None]:
-    """Reads each tile as the look nearest to it, where one is clearly nearest."""
-    errors_TL = _errors(_average(_cut(picture, tile), tile), _average_looks(tile))
-    error_T2 = np.partition(errors_TL, 1, axis=1)[:, :2]
+def _nearest_contents(picture: Picture, tile: int) -> list[_Content | None]:
+    """Returns each tile's nearest content; None where no content is clearly nearest."""
+    errors_TC = _errors(_average(_cut(picture, tile), tile), _average_contents(tile))
+    error_T2 = np.partition(errors_TC, 1, axis=1)[:, :2]
     clear_T = (error_T2[:, 0] <= _LARGEST_ERROR) & (error_T2[:, 0] <= _LARGEST_RATIO * error_T2[:, 1])
-    return [_LOOKS[i] if clear else None for i, clear in zip(errors_TL.argmin(1), clear_T, strict=True)]
+    return [_CONTENTS[i] if clear else None for i, clear in zip(errors_TC.argmin(1), clear_T, strict=True)]
 
 
-def _errors(tiles_TP: NDArray[np.float32], looks_LP: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Root mean square differences [T, L], by |a - b|^2 = |a|^2 + |b|^2 - 2ab: no [T, L, P] array is made."""
-    squares_TL = np.square(tiles_TP).sum(1)[:, None] + np.square(looks_LP).sum(1)
-    squares_TL -= 2 * tiles_TP @ looks_LP.T
-    errors_TL: NDArray[np.float32] = np.sqrt(np.maximum(squares_TL, 0) / tiles_TP.shape[1])
-    return errors_TL
+def _errors(tiles_TP: NDArray[np.float32], contents_CP: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns root mean square differences [T, C].
+
+    By |a - b|^2 = |a|^2 + |b|^2 - 2ab, which needs no array [T, C, P].
+    """
+    squares_TC = np.square(tiles_TP).sum(1)[:, None] + np.square(contents_CP).sum(1)
+    squares_TC -= 2 * tiles_TP @ contents_CP.T
+    errors_TC: NDArray[np.float32] = np.sqrt(np.maximum(squares_TC, 0) / tiles_TP.shape[1])
+    return errors_TC
 
 
-def _view(looks: list[_Look | None], columns: int, tile: int) -> View:
-    """The view that the looks of all tiles make; None is a tile that was not recognised."""
-    for i, look in enumerate(looks):
-        if look is None:
+def _view(contents: list[_Content | None], columns: int, tile: int) -> View:
+    """Returns the view that all tiles make; None is an unknown tile."""
+    for i, content in enumerate(contents):
+        if content is None:
             raise UnreadablePicture(
                 f"the tile in column {i % columns}, row {i // columns} (counted from 0, {tile} pixels a tile)"
                 " shows nothing that MiniGrid draws"
             )
-    known = [look for look in looks if look is not None]
-    agents = [(i, look.heading) for i, look in enumerate(known) if look.heading is not None]
+    known = [content for content in contents if content is not None]
+    agents = [(i, content.heading) for i, content in enumerate(known) if content.heading is not None]
     if len(agents) != 1:
         where = ", ".join(f"column {i % columns}, row {i // columns}" for i, _ in agents)
         found = f"{len(agents)} agents ({where})" if agents else "no agent"
         raise UnreadablePicture(f"the picture shows {found}; it must show one")
     at, heading = agents[0]
-    cells_HW = np.array([look.cell for look in known], np.uint8).reshape(-1, columns)
+    cells_HW = np.array([content.cell for content in known], np.uint8).reshape(-1, columns)
     view = View(cells_HW, at % columns, at // columns, heading)
     if known[at].highlighted and view.y == len(cells_HW) - 1:
         raise UnreadablePicture(

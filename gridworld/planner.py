@@ -1,4 +1,4 @@
-"""The optimal planner: what to do in a view, as soft labels, with the analysis in words."""
+"""The optimal planner: probabilities over actions in a view, with an analysis in words."""
 
 import heapq
 import math
@@ -14,17 +14,17 @@ from gridworld.tasks import ALL_TASKS
 from gridworld.views import COLOURS, EMPTY, HEADINGS, STEPS, View, code, uncode
 
 PLANNER_VERSION = "2"
-"""Part of the planner teacher's identity: raise it when any answer changes."""
+"""Part of the planner teacher's identity: increase it when any answer changes."""
 
 TEMPERATURE = 1 / 3
-"""Of the softmax over steps: an action that costs one step more than the best gets 0.05 of its weight."""
+"""Temperature of the softmax over steps: one step more than the best leaves 0.05 of the weight."""
 
 _GOALS = {colour: code("goal", colour) for colour in COLOURS}
 _LAVA = code("lava", "red")
 _WALL = code("wall", "grey")
 _FREE = (EMPTY, *(code("floor", colour) for colour in COLOURS))
 _WAIT = 0.25
-"""Steps that a ball on the way is expected to cost: little, since it moves at every step."""
+"""Expected extra steps for a ball in the path: few, since balls move at every step."""
 
 Place = tuple[int, int]
 """x, y."""
@@ -33,7 +33,11 @@ Pose = tuple[int, int, int]
 
 
 class NoPlan(ValueError):
-    """There is nothing to plan; `field` names what in the question makes it so: image, mission or actions."""
+    """No plan exists.
+
+    Attributes:
+        field: the field of the question that is the cause: image, mission or actions.
+    """
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
@@ -42,14 +46,14 @@ class NoPlan(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """Probabilities over the actions asked for, in their order, and the analysis in words."""
+    """Probabilities over the given actions, in their order, and the analysis in words."""
 
     probabilities: dict[str, float]
     analysis: str
 
     @property
     def best(self) -> tuple[str, ...]:
-        """The optimal actions, one or several alike."""
+        """The most probable actions: several where they are equally good."""
         highest = max(self.probabilities.values())
         return tuple(action for action, p in self.probabilities.items() if p == highest)
 
@@ -58,10 +62,14 @@ class Plan:
 class _Problem:
     """A family's rules in one view.
 
-    enter_HW: steps to enter a cell, infinite where the agent cannot; deadly_HW: stepping forward
-    there ends the episode in failure; finish: the action that ends it in success at one of the
-    `poses` (None: being there does); misfires: choosing `finish` elsewhere ends it in failure;
-    target, places: what the agent has to get to, and its (x, y).
+    Attributes:
+        enter_HW: steps to enter a cell, infinite where the agent cannot.
+        deadly_HW: whether a step forward into the cell ends the episode in failure.
+        poses: where the episode can end in success.
+        finish: the action that ends the episode in success at one of the `poses`; None: being there does.
+        misfires: whether `finish` elsewhere ends the episode in failure.
+        target: the target's name.
+        places: the target's (x, y).
     """
 
     enter_HW: NDArray[np.float64]
@@ -74,11 +82,11 @@ class _Problem:
 
 
 def plan(view: View, task: str, mission: str, actions: Iterable[str]) -> Plan:
-    """What an optimal agent would do next, planned with the given actions alone.
+    """Plans with the given actions alone.
 
-    Each action has a cost: the number of steps to success if it is chosen now and the best way is
-    taken after it. p(a) is proportional to exp(-cost(a) / TEMPERATURE); an action that ends the
-    episode in failure, or that the family has no use for, gets 0.
+    An action's cost is the number of steps to success with this action first and optimal ones after it.
+    p(a) is proportional to exp(-cost(a) / TEMPERATURE). An action that ends the episode in failure, or that
+    is useless in the family, gets 0.
 
     Args:
         view: a full view of the grid.
@@ -87,8 +95,8 @@ def plan(view: View, task: str, mission: str, actions: Iterable[str]) -> Plan:
         actions: MiniGrid's action names, each once.
 
     Raises:
-        NoPlan: the mission names nothing in the view, the episode is over, or no sequence of these
-            actions leads to success.
+        NoPlan: the mission names nothing in the view, the episode is over, or no sequence of the actions
+            leads to success.
     """
     actions = tuple(actions)
     problem = _PROBLEMS[task](view, mission)
@@ -108,7 +116,7 @@ def plan(view: View, task: str, mission: str, actions: Iterable[str]) -> Plan:
                 f"{task} cannot be solved from here with {', '.join(actions)};"
                 f" it needs {', '.join(ALL_TASKS[task].useful)}",
             )
-        raise NoPlan("image", f"no way leads to {problem.target}")
+        raise NoPlan("image", f"no path leads to {problem.target}")
     weights = {action: math.exp((least - cost) / TEMPERATURE) for action, cost in costs.items()}
     total = sum(weights.values())
     probabilities = {action: weights.get(action, 0.0) / total for action in actions}
@@ -116,7 +124,7 @@ def plan(view: View, task: str, mission: str, actions: Iterable[str]) -> Plan:
 
 
 def _costs_to_go(problem: _Problem, allowed: list[str]) -> dict[Pose, float]:
-    """Steps to success from each pose from which it can be had (Dijkstra, from the end backwards)."""
+    """Returns the steps to success from each pose that can reach it (Dijkstra, backwards from the end)."""
     if problem.finish is not None and problem.finish not in allowed:
         return {}
     last = 0.0 if problem.finish is None else 1.0
@@ -144,7 +152,7 @@ def _costs_to_go(problem: _Problem, allowed: list[str]) -> dict[Pose, float]:
 
 
 def _cost(problem: _Problem, to_go: dict[Pose, float], view: View, action: str) -> float:
-    """Steps to success if the action is chosen now; infinite if it ends the episode in failure."""
+    """Returns the steps to success with this action first; infinite if the action ends in failure."""
     here = (view.x, view.y, view.heading)
     stay = 1 + to_go.get(here, math.inf)
     if action in ("left", "right"):
@@ -167,13 +175,13 @@ def _lava_gap(view: View, mission: str) -> _Problem:
     cells_HW, goal = view.cells_HW, _goal(view, mission)
     enter_HW = np.where(np.isin(cells_HW, (*_FREE, _GOALS[goal])), 1.0, math.inf)
     others = [cell for colour, cell in _GOALS.items() if colour != goal]
-    # On the edge they are walls
+    # On the edge, cells that look like goals are walls
     deadly_HW = (cells_HW == _LAVA) | (np.isin(cells_HW, others) & ~_edge(cells_HW))
     return _to_goal(view, goal, enter_HW, deadly_HW)
 
 
 def _dynamic_obstacles(view: View, mission: str) -> _Problem:
-    # MiniGrid judges a step by what is in front before the balls move: free now is safe. A floor tile is not
+    # MiniGrid judges a step by the cell in front before the balls move. Floor tiles count as obstacles
     goal = _goal(view, mission)
     free_HW = np.isin(view.cells_HW, (EMPTY, _GOALS[goal]))
     balls_HW = view.cells_HW == code("ball", "blue")
@@ -182,7 +190,11 @@ def _dynamic_obstacles(view: View, mission: str) -> _Problem:
 
 
 def _goal(view: View, mission: str) -> str:
-    """The colour of the goal to go to."""
+    """Returns the colour of the mission's goal.
+
+    Raises:
+        NoPlan: the view does not show that goal, or shows several goals.
+    """
     colour = goal_colour(view, mission)
     if colour is None:
         there = " and ".join(each for each, cell in _GOALS.items() if (view.cells_HW == cell).any())
@@ -194,13 +206,13 @@ def _goal(view: View, mission: str) -> str:
         raise NoPlan(
             "image",
             f"the picture shows {colour} squares on the edge of the grid: MiniGrid draws walls and goals of"
-            " one colour alike, so that the goal cannot be told from the walls",
+            " one colour alike, so the goal cannot be distinguished from the walls",
         )
     return colour
 
 
 def _edge(cells_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether a cell is one of the outermost: bool [H, W]."""
+    """Returns for each cell whether it is one of the outermost: bool [H, W]."""
     edge_HW = np.ones(cells_HW.shape, np.bool_)
     edge_HW[1:-1, 1:-1] = False
     return edge_HW
@@ -233,7 +245,7 @@ def _go_to_object(view: View, mission: str) -> _Problem:
 
 
 def _beside(places: tuple[Place, ...]) -> frozenset[Pose]:
-    """Where `done` pays: next to a place, not diagonally, facing anywhere."""
+    """Returns the poses in which `done` succeeds: next to a place, not diagonally, with any heading."""
     return frozenset((x + dx, y + dy, heading) for x, y in places for dx, dy in STEPS for heading in range(4))
 
 
@@ -247,7 +259,11 @@ def _to_object(
 
 
 def _named(view: View, mission: str, kinds: dict[str, tuple[int, ...]]) -> tuple[str, tuple[Place, ...]]:
-    """What the mission names, and where it is; `kinds`: the states that each kind of object can be in."""
+    """Returns the name and the places of the mission's object.
+
+    Args:
+        kinds: the states of each kind of object.
+    """
     match = re.search(rf"\b({'|'.join(COLOURS)}) ({'|'.join(kinds)})\b", mission)
     if match is None:
         raise NoPlan("mission", f"the mission {mission!r} names no coloured {' or '.join(kinds)}")
@@ -279,7 +295,7 @@ def _at(cells_HW: NDArray[np.uint8], x: int, y: int) -> int:
 
 
 def _places(view: View, *codes: int) -> tuple[Place, ...]:
-    """(x, y) of every cell with one of these codes."""
+    """Returns (x, y) of each cell with one of these codes."""
     return tuple((int(x), int(y)) for y, x in np.argwhere(np.isin(view.cells_HW, codes)))
 
 

@@ -1,4 +1,4 @@
-"""What there is to see in a view: the agent, the target and the hazards of a task, by their names."""
+"""Names what a view shows for a task: the agent, the target, the hazards and where they are."""
 
 import re
 from collections.abc import Hashable
@@ -23,7 +23,7 @@ def _name(kind: str, colour: str) -> str:
 
 
 _NAMES = tuple(_name(*names_of(cell)) for cell in range(N_CELL_CODES))
-"""Of what is in a cell, by its code: the words of the mission and of the rules."""
+"""The name of each cell code, in the words of missions and rules."""
 _HAZARDS = {
     "lava_gap": ("lava",),
     "dynamic_obstacles": ("ball",),
@@ -31,7 +31,7 @@ _HAZARDS = {
     "go_to_door": ("door",),
     "go_to_object": ("key", "ball", "box"),
 }
-"""How the names of a task's hazards end; what the mission asks for is none."""
+"""The last words of the names of a task's hazards; the mission's target is never a hazard."""
 _DIRECTIONS = {
     (1, 0): "ahead",
     (1, -1): "ahead-left",
@@ -43,13 +43,14 @@ _DIRECTIONS = {
     (1, 1): "ahead-right",
     (0, 0): "here",
 }
-"""By the signs of how far the target lies ahead and to the right."""
+"""By the signs of the target's distances ahead and to the right."""
 
 
 def goal_colour(view: View, mission: str) -> str | None:
-    """The colour of the goal that a mission is about: as it says, else green, else of the only one there is.
+    """Returns the colour of the goal that a mission names, else green, else the colour of the only goal.
 
-    None: it names goals of several colours; or there are several, none is green, and it names none.
+    Returns None if the mission names goals of several colours, or names none while the view has several and
+    no green one.
     """
     colours = set(re.findall(rf"\b({'|'.join(COLOURS)}) (?:goal|square)\b", mission.lower()))
     if not colours:
@@ -61,7 +62,7 @@ def goal_colour(view: View, mission: str) -> str | None:
 
 @dataclass(frozen=True)
 class Scene:
-    """A view, the task that is set in it and the mission's text."""
+    """A view with its task and its mission."""
 
     task: str
     mission: str
@@ -69,7 +70,7 @@ class Scene:
 
     @property
     def key(self) -> Hashable:
-        """Equal for scenes that are equal."""
+        """Equal for equal scenes."""
         view = self.view
         return (
             self.task,
@@ -92,39 +93,39 @@ class Scene:
         return HEADINGS[self.view.heading]
 
     def name(self, cell: Cell) -> str:
-        """What is in a cell: the words of the mission and of the rules."""
+        """Returns the name of what a cell holds, in the words of missions and rules."""
         return _NAMES[int(self.view.cells_HW[cell])]
 
     def cells(self, *words: str) -> list[Cell]:
-        """The cells whose name ends with one of the words, row by row."""
+        """Returns the cells whose name ends with one of the words, row by row."""
         found_HW = _ending_with(words)[self.view.cells_HW]
         return [(y, x) for y, x in np.argwhere(found_HW).tolist()]
 
     @property
     def front(self) -> str:
-        """What is in front of the agent."""
+        """The name of what is in front of the agent."""
         x, y = self.view.front
         return self.name((y, x))
 
     @property
     def sought(self) -> str:
-        """The name of what the mission asks for."""
+        """The name of the mission's target."""
         if named := re.search(r"\w+ (?:key|ball|box|door)$", self.mission):
             return named.group()
         return f"{goal_colour(self.view, self.mission) or 'green'} goal square"
 
     @property
     def targets(self) -> list[Cell]:
-        """What the mission asks for, row by row: one cell, or several that are alike."""
+        """The cells that hold the mission's target, row by row."""
         return self.cells(self.sought)
 
     @property
     def hazards(self) -> list[Cell]:
-        """What the rules call so, row by row."""
+        """The cells that hold a hazard of the task, row by row."""
         return [cell for cell in self.cells(*_HAZARDS[self.task]) if self.name(cell) != self.sought]
 
     def direction(self, target: Cell) -> str:
-        """Where a target lies as the agent sees it."""
+        """Returns where a target lies from the agent's point of view."""
         dx, dy = STEPS[self.view.heading]
         down, right = target[0] - self.here[0], target[1] - self.here[1]
         ahead, aside = np.sign(right * dx + down * dy), np.sign(down * dx - right * dy)
@@ -133,5 +134,5 @@ class Scene:
 
 @lru_cache(maxsize=256)
 def _ending_with(words: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Whether the name of a cell ends with one of the words: bool [N_CELL_CODES]."""
+    """Returns for each cell code whether its name ends with one of the words: bool [N_CELL_CODES]."""
     return np.array([name.endswith(words) for name in _NAMES])

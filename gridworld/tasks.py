@@ -1,4 +1,4 @@
-"""The task families, the paper's four first: keys, sizes, useful actions, what is success; held-out seeds."""
+"""Task families: keys, objectives, useful actions and environments; the seeds of held-out episodes."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 """MiniGrid's seven actions, in the order of its action numbers."""
 
 EVALUATION_SEEDS = 2**31
-"""Episodes with this seed and above are for evaluation; training seeds lie below."""
+"""Evaluation episodes have this seed and higher ones; training seeds are lower."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One family of environments.
+    """A family of environments with one objective.
 
-    An episode is a success when its return is above 0: in all families only reaching the
-    objective pays, and failing pays 0 or -1.
+    An episode is a success if its return is above 0: in every family only the objective gives a positive
+    reward, and failure gives 0 or -1.
     """
 
     key: str
@@ -22,7 +22,7 @@ class Task:
     useful: tuple[str, ...]
     env_ids: tuple[str, ...]
     env_id: str
-    """The one that figures are about unless they say otherwise."""
+    """The environment of the family that results are given for, unless they name another."""
 
 
 _MOVES = ("left", "right", "forward")
@@ -64,7 +64,7 @@ TASKS = {
         ),
     )
 }
-"""The paper's four: what figures are about, and what is taken where nothing else is asked for."""
+"""The paper's four families: the default of measurements."""
 
 ALL_TASKS = TASKS | {
     "go_to_object": Task(
@@ -76,48 +76,48 @@ ALL_TASKS = TASKS | {
         env_id="MiniGrid-GoToObject-6x6-N2-v0",
     )
 }
-"""All that are known, to the planner too: the paper's four, and one beyond them to teach a teacher."""
+"""All families that the planner knows: the paper's four, and one more to fine-tune a teacher on."""
 
 
 class UnknownEnvironment(ValueError):
-    """An environment id that nothing is known about, or that cannot be used."""
+    """An environment id is unknown, or its environment cannot be used."""
 
 
 class UnknownTask(ValueError):
-    """An environment and a task that do not make a pair."""
+    """An environment has no known task, or has another one than the one given."""
 
 
 def family_of(env_id: str) -> Task | None:
-    """The family that a registered id belongs to, if any; `module:` before the id changes nothing."""
+    """Returns the family of a registered id, or None; a `module:` before the id is ignored."""
     name = env_id.rpartition(":")[2]
     return next((task for task in ALL_TASKS.values() if name in task.env_ids), None)
 
 
 def task_key(env_id: str, task: str | None) -> str:
-    """The key of the task that a teacher is asked with about an environment.
+    """Returns the key of the task that questions about an environment name.
 
     Args:
-        task: the user's word for it; None: the family of the id.
+        task: the key that the user gave; None: that of the environment's family.
 
     Raises:
-        UnknownTask: the id is of no family and there is no word, or it is of another one.
+        UnknownTask: the environment is of no family and no key is given, or its family has another key.
     """
     family = family_of(env_id)
     if family is None and task is None:
         raise UnknownTask(
-            f"--task is missing: {env_id} is none of the environments whose task is known"
-            f" ({', '.join(ALL_TASKS)}); say which of the teacher's tasks it is"
+            f"`task` is missing: {env_id} belongs to no known task ({', '.join(ALL_TASKS)});"
+            " name one of the teacher's tasks"
         )
     if family is not None and task not in (None, family.key):
-        raise UnknownTask(f"--task: {env_id} belongs to the task {family.key}, not {task}")
+        raise UnknownTask(f"`task`: {env_id} belongs to the task {family.key}, not {task}")
     return family.key if family is not None else str(task)
 
 
 def task_of(env_id: str) -> Task:
-    """The family that a registered MiniGrid id belongs to.
+    """Returns the family of a registered MiniGrid id.
 
     Raises:
-        UnknownEnvironment: the id is none of the families' registered ids.
+        UnknownEnvironment: the id belongs to no family.
     """
     task = family_of(env_id)
     if task is not None:

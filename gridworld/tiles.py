@@ -1,4 +1,4 @@
-"""MiniGrid's tiles, drawn by MiniGrid's own code a hundred times faster: all points of a tile at once."""
+"""Draws tiles with MiniGrid's own code, a hundred times faster: all points of a tile at once."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,21 +14,21 @@ from gridworld.views import CLASSES, COLOURS, KINDS, uncode
 
 Floats = NDArray[np.float64]
 Inside = Callable[[Floats, Floats], NDArray[np.bool_]]
-"""Which of the points (x, y) lie inside of a shape; a tile's sides go from 0 to 1."""
+"""Returns which points (x, y) lie inside a shape; a tile spans 0 to 1."""
 
 
 @lru_cache(maxsize=8192)
 def tile_picture(cell: int, heading: int | None, tile: int, highlighted: bool = False) -> NDArray[np.uint8]:
-    """What MiniGrid draws of a cell: uint8 [tile, tile, 3].
+    """Returns MiniGrid's picture of a cell: uint8 [tile, tile, 3].
 
     Args:
-        cell: its code.
-        heading: of the agent that stands there; None: none does.
-        tile: pixels a side.
-        highlighted: as MiniGrid marks the cells that the agent sees.
+        cell: the cell's code.
+        heading: of the agent on the cell; None: no agent.
+        tile: pixels per side.
+        highlighted: with the highlight of cells that the agent sees.
     """
     drawn = _Grid.render_tile(_thing(cell), agent_dir=heading, highlight=highlighted, tile_size=tile)
-    return np.asarray(drawn).astype(np.uint8)  # floats, which MiniGrid too cuts off
+    return np.asarray(drawn).astype(np.uint8)  # MiniGrid truncates its floats too
 
 
 def _thing(cell: int) -> WorldObj | None:
@@ -87,11 +87,11 @@ _AT_ONCE = {
     "point_in_line": _point_in_line,
     "point_in_triangle": _point_in_triangle,
 }
-"""MiniGrid's helpers that go from point to point, for all points at once; its circle does for both."""
+"""Vectorised replacements of MiniGrid's helpers for single points; its circle works on arrays as it is."""
 
 
 def _at_once(function: Any) -> Any:
-    """A function of MiniGrid's that uses these helpers; without them it draws the same, slowly."""
+    """Returns a function of MiniGrid with the vectorised helpers; its drawing stays the same."""
     fast = FunctionType(function.__code__, function.__globals__ | _AT_ONCE)
     fast.__defaults__ = function.__defaults__
     return fast
@@ -104,7 +104,7 @@ _FAST: dict[str, Any] = {
 
 
 class _Grid(Grid):
-    """Tiles of its own: MiniGrid keeps what other packages draw of their objects beside its own."""
+    """Has its own tile cache: MiniGrid's may hold tiles that other packages drew."""
 
     tile_cache: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012
     render_tile: Any = classmethod(_at_once(Grid.render_tile.__func__))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A full view of a grid as plain numbers: what a picture shows, and all that a student sees."""
+"""Full views of a grid as numbers: what a picture shows, and what a student observes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 KINDS = ("unseen", "empty", "wall", "floor", "door", "key", "ball", "box", "goal", "lava", "agent")
 COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
-"""MiniGrid's own, by their numbers: its tables are not asked, since other packages add to them."""
+"""MiniGrid's kinds and colours by their numbers, copied because other packages add to MiniGrid's tables."""
 NAMES = (*KINDS, *COLOURS)
-"""The words for what a cell can hold, as missions use them."""
+"""The words that missions use for the contents of cells."""
 N_KINDS, N_COLOURS, N_STATES = len(KINDS), len(COLOURS), 3
 N_CELL_CODES = N_KINDS * N_COLOURS * N_STATES
-"""Cell codes are 0 .. N_CELL_CODES - 1, one for each (object, colour, state) of MiniGrid's encoding."""
+"""Cell codes are 0 .. N_CELL_CODES - 1: one for each (kind, colour, state) of MiniGrid's encoding."""
 
 HEADINGS = ("right", "down", "left", "up")
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -31,27 +31,27 @@ CLASSES: dict[str, type[WorldObj]] = {
     "goal": Goal,
     "lava": Lava,
 }
-"""MiniGrid's classes of what can stand in a cell."""
+"""MiniGrid's classes of objects."""
 
 
 class Unobservable(ValueError):
-    """A state that a view cannot show: a thing in the grid is none of MiniGrid's, or its size is another."""
+    """A view cannot show a state: the grid has another size, or an object that is none of MiniGrid's."""
 
 
 def code(kind: str, colour: str = "red", state: int = 0) -> int:
-    """The cell code of an object by MiniGrid's names; state is 0 open, 1 closed, 2 locked for doors."""
+    """Returns the cell code of an object by MiniGrid's names; a door's state: 0 open, 1 closed, 2 locked."""
     return (KINDS.index(kind) * N_COLOURS + COLOURS.index(colour)) * N_STATES + state
 
 
 def uncode(cell: int) -> tuple[int, int, int]:
-    """MiniGrid's (object, colour, state) of a cell code."""
+    """Returns the numbers (kind, colour, state) of a cell code."""
     rest, state = divmod(cell, N_STATES)
     kind, colour = divmod(rest, N_COLOURS)
     return kind, colour, state
 
 
 def names_of(cell: int) -> tuple[str, str]:
-    """MiniGrid's names of a cell's kind and colour."""
+    """Returns the names of a cell's kind and colour."""
     kind, colour, _ = uncode(cell)
     return KINDS[kind], COLOURS[colour]
 
@@ -59,7 +59,7 @@ def names_of(cell: int) -> tuple[str, str]:
 EMPTY = code("empty")
 
 _codes: dict[tuple[type[WorldObj], str, str], int] = {}
-"""Of all that was met: its class, type and colour, and its code in state 0."""
+"""The codes in state 0 of objects met so far, by class, type and colour."""
 
 
 def _code_of(thing: WorldObj) -> int:
@@ -69,7 +69,7 @@ def _code_of(thing: WorldObj) -> int:
         cell = _codes[type(thing), thing.type, thing.color] = _new_code(thing)
     if thing.type != "door":
         return cell
-    # As the door is drawn: a subclass may encode more states
+    # By the attributes that draw a door: a subclass may encode more states
     return cell + (0 if thing.is_open else 2 if thing.is_locked else 1)  # type: ignore[attr-defined]
 
 
@@ -78,29 +78,36 @@ def _new_code(thing: WorldObj) -> int:
     if kind not in CLASSES or colour not in COLOURS:
         a = "an" if colour[:1] in "aeiou" else "a"
         raise Unobservable(
-            f"{a} {colour} {kind} is none of MiniGrid's; it has {', '.join(CLASSES)} in"
+            f"{a} {colour} {kind} is none of MiniGrid's objects: {', '.join(CLASSES)} in"
             f" {', '.join(COLOURS[:-1])} and {COLOURS[-1]}"
         )
     if type(thing).render is not CLASSES[kind].render:
         raise Unobservable(
-            f"{type(thing).__name__}, a {colour} {kind}, draws itself in its own render(): its picture is"
-            f" none of MiniGrid's; leave render() as {CLASSES[kind].__name__} has it"
+            f"{type(thing).__name__}, a {colour} {kind}, has its own render(), so that its picture is not"
+            f" MiniGrid's: remove render() to inherit that of {CLASSES[kind].__name__}"
         )
     return code(kind, "red" if kind == "lava" else colour)  # lava looks the same in all colours
 
 
 def encode_cells(grid: Grid) -> bytes:
-    """One cell code a byte, row by row from the top left: height x width bytes.
+    """Returns one byte per cell, its code, row by row from the top left: height x width bytes.
 
     Raises:
-        Unobservable: something in the grid is not drawn as one of MiniGrid's things is.
+        Unobservable: an object in the grid is not drawn as one of MiniGrid's.
     """
     return bytes([EMPTY if thing is None else _code_of(thing) for thing in grid.grid])
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """cells_HW: uint8 cell codes, without the agent; the agent's column x, row y and heading 0..3."""
+    """A grid and its agent.
+
+    Attributes:
+        cells_HW: uint8 cell codes, without the agent.
+        x: the agent's column.
+        y: the agent's row.
+        heading: the agent's heading, an index of HEADINGS.
+    """
 
     cells_HW: NDArray[np.uint8]
     x: int
@@ -123,7 +130,7 @@ class View:
 
 
 def view_of(env: Any) -> View:
-    """The full view of a (possibly wrapped) MiniGrid environment in its present state.
+    """Returns the full view of a (possibly wrapped) MiniGrid environment in its present state.
 
     Raises:
         Unobservable: see `encode_cells`.

@@ -1,9 +1,10 @@
-"""Makes a set's few-shot examples from its examples.toml: real MiniGrid states, exactly seen and planned.
+"""Makes a prompt set's few-shot examples from its examples.toml: MiniGrid states, exactly analysed.
 
     python prompts/make_examples.py SET        a name (a folder beside this file) or a folder
 
-examples.toml lists, by family, an environment's id, its seed, the actions played before the picture is taken
-and what the example covers. Each becomes examples/<family>/NN.png and NN.json; the same list, the same bytes.
+examples.toml lists, by family, the environment's id, its seed, the actions before the picture is taken and
+what the example covers. Each entry becomes examples/<family>/NN.png and NN.json. Equal lists give equal
+bytes.
 """
 
 import json
@@ -25,10 +26,10 @@ from gridworld.views import HEADINGS, STEPS, view_of
 
 @dataclass(frozen=True)
 class Example(Scene):
-    """A scene, and what is worth saying about it."""
+    """A scene with its analysis."""
 
     def beside(self, heading: int) -> Cell:
-        """The cell next to the agent's, up, down, left or right."""
+        """Returns the cell next to the agent in a direction."""
         dx, dy = STEPS[heading]
         return self.view.y + dy, self.view.x + dx
 
@@ -37,7 +38,7 @@ class Example(Scene):
 
     @property
     def target(self) -> Cell:
-        """What the mission asks for; the nearest, if there are several."""
+        """The nearest of the mission's targets."""
         return min(self.targets, key=self._steps_to)
 
     @property
@@ -48,22 +49,22 @@ class Example(Scene):
         return min((cell for cell in sides if cell in free), key=self._steps_to)
 
     def probabilities(self) -> dict[str, float]:
-        """The planner's."""
+        """Returns the planner's probabilities."""
         return plan(self.view, self.task, self.mission, TASKS[self.task].useful).probabilities
 
     def best(self) -> str:
-        """The planner's best action.
+        """Returns the planner's best action.
 
         Raises:
-            ValueError: there are two as good, which teach nothing about left and right.
+            ValueError: two actions are equally good, so the example would teach neither.
         """
         ranked = sorted(self.probabilities().items(), key=lambda item: -item[1])
         if ranked[0][1] - ranked[1][1] < 0.1:
-            raise ValueError(f"{ranked[0][0]} and {ranked[1][0]} are as good; choose another state")
+            raise ValueError(f"{ranked[0][0]} and {ranked[1][0]} are equally good; choose another state")
         return ranked[0][0]
 
-    def way(self) -> int:
-        """The heading in which the best way leaves this cell, or in which it ends."""
+    def path_heading(self) -> int:
+        """Returns the heading in which the best path leaves this cell, or ends."""
         scene, best = self, self.best()
         for _ in range(3):
             if best not in ("left", "right"):
@@ -75,7 +76,7 @@ class Example(Scene):
         return scene.view.heading
 
     def analysis(self) -> dict[str, Any]:
-        """What a perfect first stage says."""
+        """Returns a perfect analysis."""
         return {
             "agent": {"row": self.here[0], "column": self.here[1], "heading": self.heading},
             "target": {"name": self.name(self.target), "row": self.target[0], "column": self.target[1]},
@@ -86,7 +87,7 @@ class Example(Scene):
         }
 
     def _remarks(self) -> list[str]:
-        """What must not be overlooked."""
+        """Returns remarks on hazards and on objects that look like the target."""
         remarks = []
         deadly = {"lava_gap": ("lava",), "dynamic_obstacles": ("ball", "wall")}.get(self.task, ())
         if self.front.endswith(deadly or ("nothing",)):
@@ -119,7 +120,7 @@ class Example(Scene):
         return remarks
 
     def _conclusion(self) -> str:
-        best, way, target = self.best(), self.way(), self.name(self.target)
+        best, way, target = self.best(), self.path_heading(), self.name(self.target)
         to = HEADINGS[way]
         if best == "pickup":
             return f"The {target} is right in front of me, so I pick it up."
@@ -141,10 +142,10 @@ class Example(Scene):
 
 
 def scene_of(task: str, environment: str, seed: int, steps: list[str]) -> Example:
-    """The state that actions lead to.
+    """Returns the state after these actions.
 
     Raises:
-        ValueError: the episode ends before all are played.
+        ValueError: the episode ends before the last action.
     """
     env = gymnasium.make(environment)
     env.reset(seed=seed)
@@ -156,7 +157,7 @@ def scene_of(task: str, environment: str, seed: int, steps: list[str]) -> Exampl
 
 
 def make(folder: Path) -> list[Path]:
-    """Writes the examples of the set in a folder, instead of those that are there; returns their pictures."""
+    """Replaces the examples of the prompt set in a folder; returns the paths of their pictures."""
     listed = tomllib.loads((folder / "examples.toml").read_text(encoding="utf-8"))
     written = []
     for task, entries in listed.items():
@@ -166,7 +167,7 @@ def make(folder: Path) -> list[Path]:
             old.unlink()
         for number, entry in enumerate(entries, 1):
             scene = scene_of(task, entry["environment"], entry["seed"], entry["steps"])
-            told = {
+            content = {
                 **entry,
                 "mission": scene.mission,
                 "analysis": scene.analysis(),
@@ -174,14 +175,14 @@ def make(folder: Path) -> list[Path]:
             }
             picture = place / f"{number:02}.png"
             picture.write_bytes(encode_png(draw(scene.view)))
-            text = json.dumps(told, indent=2) + "\n"
+            text = json.dumps(content, indent=2) + "\n"
             picture.with_suffix(".json").write_text(text, encoding="utf-8", newline="\n")
             written.append(picture)
     return written
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command."""
+    """Runs the command; returns the exit code."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__.strip())
         return 0 if arguments == ["--help"] else 2

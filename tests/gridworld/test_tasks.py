@@ -74,8 +74,8 @@ def test_a_familys_task_is_found_by_itself_and_any_others_is_told(
 @pytest.mark.parametrize(
     ("env_id", "task", "said"),
     [
-        ("MiniGrid-Fetch-8x8-N3-v0", "empty", "--task: MiniGrid-Fetch-8x8-N3-v0 belongs to the task fetch"),
-        ("MiniGrid-Empty-6x6-v0", None, "--task is missing: MiniGrid-Empty-6x6-v0"),
+        ("MiniGrid-Fetch-8x8-N3-v0", "empty", "`task`: MiniGrid-Fetch-8x8-N3-v0 belongs to the task fetch"),
+        ("MiniGrid-Empty-6x6-v0", None, "`task` is missing: MiniGrid-Empty-6x6-v0"),
     ],
 )
 def test_no_task_or_another_one_is_refused(env_id: str, task: str | None, said: str) -> None:

@@ -103,7 +103,7 @@ def test_what_is_none_of_minigrids_is_refused_by_name(monkeypatch: pytest.Monkey
     refused = {
         "a blue ice is none of MiniGrid's": Ice(),
         "an orange ball is none of MiniGrid's": Ball("orange"),
-        r"Star, a red ball, draws itself in its own render\(\)": Star("red"),
+        r"Star, a red ball, has its own render\(\)": Star("red"),
     }
     grid = Grid(3, 3)
     for said, thing in refused.items():

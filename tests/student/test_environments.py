@@ -74,12 +74,12 @@ def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
         ("MiniGrid-LavaGapS5", "'MiniGrid-LavaGapS5': No registered env"),
         ("nowhere.to.be.found:Maze-v0", "'nowhere.to.be.found:Maze-v0': No module named 'nowhere'"),
         ("json:Maze-v0", "unknown environment 'json:Maze-v0'"),
-        ("CartPole-v1", "'CartPole-v1' is not of MiniGrid's kind"),
+        ("CartPole-v1", "'CartPole-v1' is not a MiniGridEnv"),
         ("tests.student.rooms:Rooms-Broken-v0", "unknown environment .*: the roof is leaking"),
         ("tests.student.rooms:Rooms-Eight-Actions-v0", r"has the actions Discrete\(8\)"),
         (
             "tests.student.rooms:Rooms-Limited-v0",
-            "is registered with max_episode_steps, which would be left out",
+            "is registered with max_episode_steps, which this project leaves out",
         ),
         ("tests.student.odd_rooms:Odd-Wrapped-v0", "with the wrapper StochasticActionWrapper, which"),
         (
@@ -94,7 +94,7 @@ def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
         ("tests.student.odd_rooms:Odd-Unnamed-v0", r"the actions Discrete\(2\), and names for none"),
         ("tests.student.odd_rooms:Odd-Icy-v0", "cannot be observed: a blue ice is none of MiniGrid's"),
         ("tests.student.odd_rooms:Odd-Orange-v0", "cannot be observed: an orange ball is none of MiniGrid's"),
-        ("tests.student.odd_rooms:Odd-Starry-v0", "observed: Star, a yellow ball, draws itself in its own"),
+        ("tests.student.odd_rooms:Odd-Starry-v0", "observed: Star, a yellow ball, has its own render()"),
         ("tests.student.rooms:Rooms-Talkative-v0", "cannot be observed: UnknownWord: .* has 17 words"),
     ],
 )

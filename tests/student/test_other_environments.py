@@ -68,7 +68,7 @@ def test_a_sweeps_teacher_needs_to_be_told_the_task(tmp_path: Path) -> None:
     assert read_plan(plan).settings_of("alone", "ppo", _ROOMS).task is None
     lines += ["[arms.taught]", 'teacher = { teacher = "uniform" }']
     plan.write_text("\n".join(lines))
-    with pytest.raises(BadPlan, match=f"task is missing: {_ROOMS}"):
+    with pytest.raises(BadPlan, match=f"`task` is missing: {_ROOMS}"):
         read_plan(plan)
     lines += [f'[env."{_ROOMS}"]', 'task = "lava_gap"']
     plan.write_text("\n".join(lines))

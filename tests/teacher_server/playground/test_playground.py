@@ -167,7 +167,7 @@ def test_the_planners_actions_lead_to_success(http: httpx.Client, task: str) -> 
     ("change", "field", "reason"),
     [
         ({"env_id": "MiniGrid-Nothing-v0"}, "env_id", "unknown environment 'MiniGrid-Nothing-v0'"),
-        ({"env_id": "CartPole-v1"}, "env_id", "not of MiniGrid's kind"),
+        ({"env_id": "CartPole-v1"}, "env_id", "not a MiniGridEnv"),
         ({"env_id": "antigravity:MiniGrid-LavaGapS5-v0"}, "env_id", "only registered ids"),
         ({"actions": ["jump"]}, "actions", "none of MiniGrid's actions"),
         ({"actions": "left"}, "actions", "valid tuple"),

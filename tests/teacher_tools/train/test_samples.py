@@ -119,7 +119,7 @@ def test_an_environment_of_no_family_is_taught_as_the_task_that_is_named() -> No
         scene = sample.scene
         assert scene.task == "lava_gap"
         assert sample.optimal == plan(scene.view, "lava_gap", scene.mission, tuple(sample.probabilities)).best
-    with pytest.raises(UnknownTask, match="--task is missing: MiniGrid-Empty-6x6-v0"):
+    with pytest.raises(UnknownTask, match="`task` is missing: MiniGrid-Empty-6x6-v0"):
         Sampler(["MiniGrid-Empty-6x6-v0"], seed=0)
 
 

@@ -201,7 +201,10 @@ def test_a_process_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None
     ("flags", "why"),
     [
         (["--env", "MiniGrid-Nowhere-v0"], "unknown environment 'MiniGrid-Nowhere-v0'"),
-        (["--env", "MiniGrid-Empty-6x6-v0"], "--task is missing: MiniGrid-Empty-6x6-v0 is none of"),
+        (
+            ["--env", "MiniGrid-Empty-6x6-v0"],
+            "--task is missing: MiniGrid-Empty-6x6-v0 belongs to no known task",
+        ),
         (["--task", "maze"], "--task: the planner, who teaches, knows lava_gap"),
         (["--env", "MiniGrid-GoToObject-6x6-N2-v0"], "of which the prompt set compact says nothing"),
         (["--samples", "0"], "--samples"),
