@@ -59,8 +59,8 @@ async def _measure(count: int, rounds: int) -> None:
 
     async def analysed(prompt: Prompt, followup: tuple[int, ...], *, anew: bool) -> Prompt:
         said = await engine.generate(prompt, decoding)
-        further = prompt.then((*said.token_ids, *followup), said.kept)
-        return replace(further, kept=None) if anew else further
+        further = prompt.then((*said.token_ids, *followup), said.cached)
+        return replace(further, cached=None) if anew else further
 
     times: dict[tuple[str, bool], list[float]] = {}
     scores: dict[tuple[str, bool], _Scores] = {}

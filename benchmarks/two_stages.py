@@ -165,7 +165,7 @@ def _batches(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any
     async def answer(prompt: Prompt, followup: tuple[int, ...], labels: list[int]) -> bool:
         said = await engine.generate(prompt, decoding)
         if said.complete:
-            await engine.score(prompt.then((*said.token_ids, *followup), said.kept), labels)
+            await engine.score(prompt.then((*said.token_ids, *followup), said.cached), labels)
         return said.complete
 
     async def measure(url: str) -> dict[str, list[float]]:

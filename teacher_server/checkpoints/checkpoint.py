@@ -21,9 +21,9 @@ from teacher_server.checkpoints.memory import (
     Engine,
     Hardware,
     MemoryNeed,
-    kept_bytes,
     memory_need,
     need_problems,
+    prefix_cache_bytes,
 )
 from teacher_server.checkpoints.processor import Bounds, own_bounds
 from teacher_server.checkpoints.quantisation import engine_problems, quantisation_of
@@ -143,10 +143,10 @@ class Checkpoint:
         dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
         return memory_need(self.dimensions, self.weight_bytes(dtype), dtype, settings, engine, hardware)
 
-    def kept_bytes(self, settings: EngineSettings) -> int:
+    def prefix_cache_bytes(self, settings: EngineSettings) -> int:
         """Of keys and values that transformers keeps between the stages of conversations, at most."""
         dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
-        return kept_bytes(self.dimensions, dtype, settings)
+        return prefix_cache_bytes(self.dimensions, dtype, settings)
 
 
 def read_checkpoint(folder: Path, *, weights: bool = True) -> Checkpoint:

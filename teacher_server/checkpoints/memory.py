@@ -129,7 +129,7 @@ def memory_need(
     if vllm:
         cache = int(settings.kv_cache_gib * GIB) if settings.kv_cache_gib else sequence
     else:
-        cache = sequence + kept_bytes(dimensions, dtype, settings)
+        cache = sequence + prefix_cache_bytes(dimensions, dtype, settings)
     return MemoryNeed(
         weights=weight_bytes // split,
         sequence=sequence,
@@ -142,7 +142,7 @@ def memory_need(
     )
 
 
-def kept_bytes(dimensions: Dimensions, dtype: str, settings: EngineSettings) -> int:
+def prefix_cache_bytes(dimensions: Dimensions, dtype: str, settings: EngineSettings) -> int:
     """Of keys and values that transformers keeps between the stages of conversations, at most."""
     if settings.kv_cache_gib is not None:
         return int(settings.kv_cache_gib * GIB)

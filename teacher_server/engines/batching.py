@@ -1,4 +1,4 @@
-"""Gathers requests of many tasks into batches that one thread of its own runs, one after the other."""
+"""Gathers concurrent requests into batches and runs them one after another in a thread of its own."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
-from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineHangs, Prompt
+from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnresponsive, Prompt
 from teacher_server.engines.exceptions import words_of
 
 _log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Request:
-    """Asks to go on with the prompt as `decoding` says or, without it, for the scores of `token_ids`."""
+    """A request to continue the prompt with `decoding` or, without it, to score `token_ids`."""
 
     prompt: Prompt
     decoding: Decoding | None = None
@@ -26,16 +26,16 @@ class Request:
 
     @property
     def kind(self) -> tuple[bool, bool]:
-        """What requests of one batch have in common: the work that is to be done, and what is done of it."""
-        return self.decoding is None, self.prompt.kept is None
+        """Requests of one batch share it: whether they score or generate, and whether a prefix is cached."""
+        return self.decoding is None, self.prompt.cached is None
 
     @property
     def settled(self) -> bool:
-        """Whether it was answered or cancelled."""
+        """Whether the request was answered or cancelled."""
         return self._answer.done()
 
     def settle(self, outcome: Any) -> None:
-        """Answers, with an exception or a result, unless it was answered or cancelled before."""
+        """Answers with a result or an exception, unless the request was answered or cancelled before."""
         try:
             if isinstance(outcome, Exception):
                 self._answer.set_exception(outcome)
@@ -45,17 +45,17 @@ class Request:
             pass
 
     async def answer(self) -> Any:
-        """Waits for the answer; whoever stops waiting cancels the request."""
+        """Waits for the answer; cancelling the wait cancels the request."""
         return await asyncio.wrap_future(self._answer)
 
 
 class Batches:
-    """Runs what waits in batches of requests to generate and of requests to score, in the order of arrival.
+    """Runs waiting requests in order of arrival, in batches that either generate or score.
 
     Args:
-        run: settles each request of a batch; of those that it leaves it may raise the reason.
-        size: requests in a batch, at most.
-        end_s: how long the thread may take to end: a batch looks at each token whether it is wanted still.
+        run: settles each request of a batch; it may raise the reason for the ones that it leaves open.
+        size: most requests in a batch.
+        end_s: how long the thread may take to end: at each token a batch checks which requests are open.
     """
 
     def __init__(self, run: Callable[[list[Request]], None], size: int, end_s: float = 20.0) -> None:
@@ -63,7 +63,7 @@ class Batches:
         self._size = size
         self._end_s = end_s
         self._changed = threading.Condition()
-        # The following are touched under the condition's lock only
+        # The following need the condition's lock
         self._open = True
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -71,10 +71,10 @@ class Batches:
         self._thread.start()
 
     async def answer(self, request: Request) -> Any:
-        """The answer to a request. Cancelling this cancels the request.
+        """Returns the answer to a request. Cancelling this call cancels the request.
 
         Raises:
-            EngineError: why it failed; EngineDead: it was closed.
+            EngineError: the request failed; EngineDead: the engine was closed.
         """
         with self._changed:
             if not self._open:
@@ -84,10 +84,10 @@ class Batches:
         return await request.answer()
 
     async def close(self) -> None:
-        """Ends the thread; what is not answered yet gets EngineDead.
+        """Ends the thread; pending requests get EngineDead.
 
         Raises:
-            EngineHangs: it does not come back from what it runs.
+            EngineUnresponsive: the running batch does not end.
         """
         with self._changed:
             self._open = False
@@ -98,7 +98,7 @@ class Batches:
             request.settle(EngineDead("the engine was closed before it answered"))
         await asyncio.to_thread(self._thread.join, self._end_s)
         if self._thread.is_alive():
-            raise EngineHangs(f"the engine does not come back from what it computes within {self._end_s:g} s")
+            raise EngineUnresponsive(f"the engine's batch has not ended within {self._end_s:g} s")
 
     def _work(self) -> None:
         while batch := self._next():
@@ -109,15 +109,15 @@ class Batches:
                 outcome = error
             except Exception as error:
                 _log.exception("a batch failed")
-                # Without the trace, which would keep alive what the failed batch had in memory
+                # Without the traceback, which would keep the failed batch's tensors alive
                 outcome = EngineError(f"the engine failed: {words_of(error)}")
             for request in batch:
                 request.settle(outcome)
-            # Nothing of the last batch is held while there is nothing to do
+            # While idle, hold nothing of the last batch
             del batch, request, outcome
 
     def _next(self) -> list[Request]:
-        """The longest waiting request and others of its kind; nothing once this is closed."""
+        """Waits for and returns the oldest request and others of its kind; an empty list once closed."""
         with self._changed:
             self._running = []
             while self._open and not self._running:

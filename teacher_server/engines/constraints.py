@@ -1,4 +1,4 @@
-"""The grammar that holds a model to a JSON schema; every engine uses this one, so that all write alike."""
+"""The grammar that constrains a model to a JSON schema; all engines use this one, so they write alike."""
 
 import json
 from functools import lru_cache
@@ -8,7 +8,7 @@ import xgrammar
 
 
 def grammar_of(schema: dict[str, Any]) -> str:
-    """EBNF of the schema's JSON on one line, with one space after each comma and colon."""
+    """Returns the EBNF of the schema's JSON on one line, with one space after each comma and colon."""
     return _grammar_of(json.dumps(schema))
 
 

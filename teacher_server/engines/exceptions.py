@@ -1,8 +1,8 @@
-"""What an exception says, in a line, where it says nothing itself or too much."""
+"""An exception's message in one line."""
 
 
 def words_of(error: BaseException) -> str:
-    """What an exception says or, where it says nothing, what it was raised for says; else its type."""
+    """Returns an exception's message, or else that of its cause, or else the name of its type."""
     each: BaseException | None = error
     while each is not None:
         if words := _own_words(each):
@@ -12,8 +12,8 @@ def words_of(error: BaseException) -> str:
 
 
 def _own_words(error: BaseException) -> str:
-    if callable(problems := getattr(error, "errors", None)):  # of pydantic, whose first line is their number
-        said = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in problems())
+    if callable(problems := getattr(error, "errors", None)):  # pydantic: its first line only counts them
+        text = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in problems())
     else:
-        said = str(error)
-    return " ".join(said.split())[:500]
+        text = str(error)
+    return " ".join(text.split())[:500]

@@ -1,4 +1,4 @@
-"""Keys and values of conversations between their stages: stage 2 goes on where stage 1 has ended."""
+"""Keys and values that are kept between the two stages of a session, so that stage 2 continues stage 1."""
 
 import weakref
 from collections import deque
@@ -11,12 +11,12 @@ from transformers import DynamicCache
 from teacher_server.engines.base import Prompt
 
 
-class Kept:
-    """Keys and values of a conversation's first tokens, for as long as somebody holds this.
+class CachedPrefix:
+    """Keys and values of a conversation's first tokens; they are freed when the last reference goes.
 
     Attributes:
-        token_ids: that they are of, with one image token for each picture.
-        keys_values: [2, layers, heads, tokens, width], with a token for each visual token; None: let go.
+        token_ids: the tokens of the prefix, with one image token for each picture.
+        keys_values: [2, layers, heads, tokens, width], with a token for each visual token; None: evicted.
     """
 
     def __init__(self, token_ids: tuple[int, ...], keys_values: torch.Tensor) -> None:
@@ -24,65 +24,70 @@ class Kept:
         self.keys_values: torch.Tensor | None = keys_values
 
 
-class KeptStates:
-    """Keeps what conversations have computed; what is more than `most_bytes` goes, the oldest first."""
+class PrefixCache:
+    """Keeps the prefixes of conversations, up to `max_bytes`; beyond that it evicts the oldest."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._kept: deque[weakref.ref[Kept]] = deque()
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._prefixes: deque[weakref.ref[CachedPrefix]] = deque()
 
-    def keep(self, cache: Any, row: int, length: int, token_ids: tuple[int, ...]) -> Kept | None:
-        """The last `length` columns of a cache's row; None where that alone is too much.
+    def keep(self, cache: Any, row: int, length: int, token_ids: tuple[int, ...]) -> CachedPrefix | None:
+        """Keeps the last `length` columns of a cache's row; returns None if they exceed `max_bytes`.
 
         Args:
-            token_ids: that they are of.
+            token_ids: the tokens of these columns.
         """
         columns = [(layer.keys[row, :, -length:], layer.values[row, :, -length:]) for layer in cache.layers]
         tensors = [keys for keys, _ in columns] + [values for _, values in columns]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        if not self._make_room(size):
+        if not self._evict_for(size):
             return None
-        kept = Kept(token_ids, torch.stack(tensors).view(2, -1, *tensors[0].shape))
-        self._kept.append(weakref.ref(kept))
-        return kept
+        prefix = CachedPrefix(token_ids, torch.stack(tensors).view(2, -1, *tensors[0].shape))
+        self._prefixes.append(weakref.ref(prefix))
+        return prefix
 
     def clear(self) -> None:
-        """Lets everything go."""
-        self._make_room(self._most_bytes)
+        """Evicts everything."""
+        self._evict_for(self._max_bytes)
 
-    def _make_room(self, size: int) -> bool:
-        living = [kept for kept in (each() for each in self._kept) if kept is not None]
-        sizes = deque((kept, kept.keys_values.nbytes) for kept in living if kept.keys_values is not None)
-        total = sum(each for _, each in sizes)
-        while sizes and total + size > self._most_bytes:
+    def _evict_for(self, size: int) -> bool:
+        """Evicts the oldest until `size` bytes fit; returns whether they do."""
+        living = [prefix for prefix in (each() for each in self._prefixes) if prefix is not None]
+        sizes = deque((each, each.keys_values.nbytes) for each in living if each.keys_values is not None)
+        total = sum(nbytes for _, nbytes in sizes)
+        while sizes and total + size > self._max_bytes:
             oldest, freed = sizes.popleft()
             oldest.keys_values = None
             total -= freed
-        self._kept = deque(weakref.ref(kept) for kept, _ in sizes)
-        return total + size <= self._most_bytes
+        self._prefixes = deque(weakref.ref(prefix) for prefix, _ in sizes)
+        return total + size <= self._max_bytes
 
 
-def known_of(prompt: Prompt, length: int) -> torch.Tensor | None:
-    """Keys and values of a prompt's beginning, if they were kept: never of its last token.
+def cached_prefix(prompt: Prompt, length: int) -> torch.Tensor | None:
+    """Returns the cached keys and values of a prompt's beginning, which never include its last token.
 
     Args:
-        length: of the prompt, with a token for each visual token.
+        length: tokens of the prompt, with a token for each visual token.
     """
-    kept = prompt.kept
-    if not isinstance(kept, Kept) or kept.token_ids != prompt.token_ids[: len(kept.token_ids)]:
+    prefix = prompt.cached
+    if not isinstance(prefix, CachedPrefix) or prefix.token_ids != prompt.token_ids[: len(prefix.token_ids)]:
         return None
-    known = kept.keys_values
+    known = prefix.keys_values
     return known if known is not None and known.shape[3] < length else None
 
 
-def joined(known: Sequence[torch.Tensor | None], lengths: Sequence[int]) -> tuple[Any, int]:
-    """A cache for prompts that are padded at the left, and how many of the last columns are left to compute.
+def join_prefixes(known: Sequence[torch.Tensor | None], lengths: Sequence[int]) -> tuple[Any, int]:
+    """Joins the prefixes of prompts that are padded at the left into one cache.
 
-    These are as many for all: of a prompt that needs fewer, the last known columns are computed anew.
+    The number of columns left to compute is the same for all prompts: where a prompt needs fewer, its last
+    cached columns are computed again.
 
     Args:
-        known: keys and values of each prompt's beginning.
+        known: cached keys and values of each prompt's beginning.
         lengths: of the prompts, in tokens.
+
+    Returns:
+        The cache, or None where nothing is cached, and the number of last columns to compute.
     """
     left = max(n - (0 if each is None else each.shape[3]) for each, n in zip(known, lengths, strict=True))
     width = max(lengths) - left

@@ -1,4 +1,4 @@
-"""The processes that an engine has started: ended for certain, with the shared memory that they had."""
+"""The processes that an engine has started: ends them, and removes their shared memory."""
 
 import os
 import select
@@ -9,16 +9,16 @@ from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-from teacher_server.engines.base import EngineHangs
+from teacher_server.engines.base import EngineUnresponsive
 
 _END_S = 30.0
-"""For a killed process to be gone: a driver may hold it for a while."""
+"""How long a killed process may take to end: a driver may hold it for a while."""
 
 
 class Processes:
-    """Some processes and all that they have started by now. Linux alone tells of them.
+    """Some processes and all that they have started so far. Only Linux reports them.
 
-    They are held by handles: a number that the system gives to another process later is no danger.
+    They are held by handles (pidfd), so a process number that the system reuses does no harm.
     """
 
     def __init__(self, numbers: Iterable[int]) -> None:
@@ -30,10 +30,12 @@ class Processes:
                 self._segments.update(_segments(number))
 
     def end(self) -> None:
-        """Kills those that are left, stopped ones too, and removes their shared memory. For once.
+        """Kills the processes that are left, stopped ones included, and removes their shared memory.
+
+        Call it once.
 
         Raises:
-            EngineHangs: the system does not let one go.
+            EngineUnresponsive: a process does not end.
         """
         for handle in self._handles.values():
             with suppress(ProcessLookupError):
@@ -46,7 +48,7 @@ class Processes:
             self._handles.clear()
         for name in self._segments:
             with suppress(FileNotFoundError):
-                # Unlinked by name alone it would stay in the list of multiprocessing's resource tracker
+                # Unlinking by name alone would leave it in the list of multiprocessing's resource tracker
                 segment = SharedMemory(name)
                 segment.close()
                 segment.unlink()
@@ -61,7 +63,9 @@ class Processes:
             ended = ending.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not ended:
                 numbers = ", ".join(map(str, left.values()))
-                raise EngineHangs(f"killed, the engine's processes do not end: {numbers}")
+                raise EngineUnresponsive(
+                    f"the engine's processes were killed and have not ended within {_END_S:g} s: {numbers}"
+                )
             for handle, _ in ended:
                 ending.unregister(handle)
                 del left[handle]
@@ -76,7 +80,7 @@ def _trees(numbers: Iterable[int]) -> Iterator[int]:
 
 
 def _segments(number: int) -> set[str]:
-    """The names of the shared memory that Python's `SharedMemory` has made and a process holds."""
+    """Returns the names of the shared memory that Python's `SharedMemory` made and the process maps."""
     lines = Path(f"/proc/{number}/maps").read_text(encoding="utf-8").splitlines()
     places = (line.split(maxsplit=5)[5] for line in lines if "/dev/shm/psm_" in line)
     return {place.removeprefix("/dev/shm/") for place in places if not place.endswith(" (deleted)")}

@@ -1,4 +1,4 @@
-"""transformers' picture processor, made so that it leaves the size of prepared pictures alone."""
+"""transformers' picture processor, configured to keep the size of prepared pictures."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import transformers
 from teacher_server.checkpoints.dimensions import Dimensions
 from teacher_server.checkpoints.processor import IMAGE_MEAN, IMAGE_STD
 
-_hf: Any = transformers  # annotated too partially to be checked against
+_hf: Any = transformers  # its annotations are too incomplete to check against
 
 
 def picture_processor(dimensions: Dimensions) -> Any:
-    """Cuts prepared pictures into patches; the checkpoint's own pixel bounds have no part."""
+    """Returns a processor that cuts prepared pictures into patches and leaves their size alone."""
     vision = dimensions.vision
     return _hf.Qwen2VLImageProcessorPil(
         do_resize=False,

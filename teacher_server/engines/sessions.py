@@ -1,109 +1,103 @@
-"""What an interview is: a prompt set's conversation about one picture, whatever carries it to a model."""
+"""Two-stage sessions: a prompt set's conversation about one picture, however it reaches the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from teacher_server.engines.base import Decoding
+from teacher_server.engines.base import Decoding, Generated
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import Conversation
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model said: its text, how many tokens that were; `complete` is False where it was cut."""
-
-    text: str
-    tokens: int
-    complete: bool
-
-
-@dataclass(frozen=True)
 class LabelScores:
-    """How probable the actions' labels are to come next, as natural logarithms, of the whole vocabulary.
+    """Log-probabilities of the actions' labels as the next token, over the whole vocabulary, in nats.
 
     Attributes:
-        known: action -> score.
-        at_most: action -> the largest score it may have, for those that the engine does not tell.
+        known: action -> log-probability.
+        at_most: action -> upper bound of its log-probability, for labels that the engine does not report.
     """
 
     known: dict[str, float]
     at_most: dict[str, float] = field(default_factory=dict)
 
 
-class FollowUp(Protocol):
-    """The conversation after the analysis, with the question for the action."""
+class ActionStage(Protocol):
+    """Stage 2 of a session: the conversation after the analysis, with the question for the action."""
 
     async def score(self, actions: Sequence[str]) -> LabelScores:
-        """How probable each action's label is to be the answer.
+        """Returns the log-probability of each action's label as the answer.
 
         Raises:
             EngineError: the engine failed.
         """
 
-    async def write(self, decoding: Decoding) -> Said:
-        """The answer in words.
+    async def write(self, decoding: Decoding) -> Generated:
+        """Generates the answer as text.
 
         Raises:
             EngineError: the engine failed.
         """
 
 
-class Interview(Protocol):
-    """The conversation up to the question for the analysis; equal ones have equal `key`s."""
+class Session(Protocol):
+    """A session at stage 1: the conversation up to the question for the analysis.
+
+    Sessions about the same conversation and picture have the same `key`.
+    """
 
     @property
     def key(self) -> str: ...
 
-    async def analyse(self, decoding: Decoding) -> tuple[Said, FollowUp]:
-        """The analysis, and the conversation that goes on from it.
+    async def analyse(self, decoding: Decoding) -> tuple[Generated, ActionStage]:
+        """Generates the analysis and returns it with the stage that follows it.
 
         Raises:
             EngineError: the engine failed.
         """
 
-    def unanalysed(self) -> FollowUp:
-        """The conversation that goes on from an analysis that says nothing."""
+    def without_analysis(self) -> ActionStage:
+        """Returns stage 2 after an empty analysis."""
 
 
-class Script(Protocol):
-    """A conversation but for the picture that it is about."""
+class PreparedConversation(Protocol):
+    """A conversation in the form that the model takes; the question's picture is missing."""
 
-    def about(self, picture: PreparedPicture) -> Interview:
-        """The interview about a picture."""
+    def session(self, picture: PreparedPicture) -> Session:
+        """Returns the session about a picture."""
 
 
-class Interviewer(Protocol):
-    """Interviews one model.
+class SessionFactory(Protocol):
+    """Opens sessions with one model.
 
-    Many interviews at once are welcome. Cancelling a question frees its place in the engine.
+    Sessions may run concurrently. Cancelling a call frees its place in the engine.
     """
 
     async def start(self) -> None:
-        """Gets the model ready.
+        """Makes the model ready.
 
         Raises:
-            CannotLoad, EngineError: there is none.
+            CannotLoad, EngineError: the model cannot be loaded or reached.
         """
 
-    async def take_over(self, other: "Interviewer") -> bool:
-        """Starts in the place of another one that nobody asks any more, and that has nothing left then.
+    async def take_over(self, other: "SessionFactory") -> bool:
+        """Starts in the engine of another factory that gets no more requests; the other one keeps nothing.
 
         Returns:
-            False where that cannot be: then nothing was touched.
+            False if the engine cannot be taken over; then nothing has changed.
 
         Raises:
-            CannotLoad: it failed on the way. Neither can be asked; this one is to be closed.
+            CannotLoad: it failed halfway. Neither factory can be used; close this one.
         """
 
-    def mark_in(self, text: str) -> str | None:
-        """What in a text the model would take for a mark of its own: the end of a turn, a picture's place."""
+    def find_marker(self, text: str) -> str | None:
+        """Returns the first control token in a text, such as the end of a turn or a picture's place."""
 
-    def script(self, conversation: Conversation) -> Script:
-        """Writes what does not hang on the picture, once for all pictures.
+    def prepare(self, conversation: Conversation) -> PreparedConversation:
+        """Writes the parts of a conversation that do not depend on the picture, once for all pictures.
 
         Raises:
-            BadChatTemplate: the conversation cannot be written.
+            BadChatTemplate: the checkpoint's chat template does not take the conversation.
         """
 
     async def close(self) -> None:

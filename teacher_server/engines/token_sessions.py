@@ -1,21 +1,21 @@
-"""Interviews over token ids: stage 2 goes on from the very tokens of stage 1."""
+"""Sessions over token ids: stage 2 continues from the token ids that stage 1 generated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from teacher_server.engines.base import ChatEngine, Decoding, Generated, Prompt, TakesOver
-from teacher_server.engines.sessions import Interviewer, LabelScores, Said
+from teacher_server.engines.base import ChatEngine, Decoding, Generated, Prompt, SupportsTakeOver
+from teacher_server.engines.sessions import LabelScores, SessionFactory
 from teacher_server.prompting.chat_templates import ChatFormat
-from teacher_server.prompting.preparation import PreparedPicture, visual_tokens
+from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import Conversation
 
 
 @dataclass(frozen=True, eq=False)
-class TokenInterviewer:
-    """Interviews a checkpoint in an engine of this service.
+class TokenSessionFactory:
+    """Opens sessions with a checkpoint that an engine of this service runs.
 
     Attributes:
-        label_ids: action -> the token of its label.
+        label_ids: action -> token id of its label.
     """
 
     engine: ChatEngine
@@ -26,64 +26,59 @@ class TokenInterviewer:
         """Loads the checkpoint.
 
         Raises:
-            CannotLoad: it cannot be loaded as asked.
+            CannotLoad: the checkpoint cannot be loaded with these settings.
         """
         await self.engine.start()
 
-    async def take_over(self, other: Interviewer) -> bool:
-        """Loads the weights into another one's running engine, where both engines can do that.
+    async def take_over(self, other: SessionFactory) -> bool:
+        """Loads the weights into the other factory's running engine, where both engines support that.
 
         Returns:
-            False where that cannot be: then nothing was touched.
+            False if they do not; then nothing has changed.
 
         Raises:
-            CannotLoad: it failed on the way. Neither can be asked; this one is to be closed.
+            CannotLoad: it failed halfway. Neither factory can be used; close this one.
         """
-        if not (isinstance(other, TokenInterviewer) and isinstance(self.engine, TakesOver)):
+        if not (isinstance(other, TokenSessionFactory) and isinstance(self.engine, SupportsTakeOver)):
             return False
         return await self.engine.take_over(other.engine)
 
-    def mark_in(self, text: str) -> str | None:
-        """The first special token in a text."""
+    def find_marker(self, text: str) -> str | None:
+        """Returns the first special token in a text."""
         return self.chat.special_in(text)
 
-    def script(self, conversation: Conversation) -> "TokenScript":
-        """The conversation's token ids.
+    def prepare(self, conversation: Conversation) -> "TokenConversation":
+        """Returns the conversation's token ids.
 
         Raises:
-            BadChatTemplate: the checkpoint's template does not take it.
+            BadChatTemplate: the checkpoint's chat template does not take the conversation.
         """
-        return TokenScript(self, *self.chat.stages(conversation), conversation.pictures)
+        return TokenConversation(self, *self.chat.stages(conversation), conversation.pictures)
 
     async def close(self) -> None:
-        """Ends the engine."""
+        """Stops the engine."""
         await self.engine.close()
 
 
 @dataclass(frozen=True, eq=False)
-class TokenScript:
-    """The token ids of a conversation, and the pictures of its examples."""
+class TokenConversation:
+    """Token ids of both questions, and the pictures of the worked examples."""
 
-    interviewer: TokenInterviewer
+    factory: TokenSessionFactory
     opening: tuple[int, ...]
     followup: tuple[int, ...]
     pictures: tuple[PreparedPicture, ...]
 
-    def about(self, picture: PreparedPicture) -> "TokenInterview":
-        """The interview about a picture."""
-        return TokenInterview(self, Prompt(self.opening, (*self.pictures, picture)))
-
-    def tokens(self, picture: PreparedPicture) -> int:
-        """Of both questions about a picture, without what the model says."""
-        shown = sum(visual_tokens(each) for each in (*self.pictures, picture))
-        return len(self.opening) + shown + len(self.followup)
+    def session(self, picture: PreparedPicture) -> "TokenSession":
+        """Returns the session about a picture."""
+        return TokenSession(self, Prompt(self.opening, (*self.pictures, picture)))
 
 
 @dataclass(frozen=True, eq=False)
-class TokenInterview:
-    """An interview at stage 1."""
+class TokenSession:
+    """A session at stage 1."""
 
-    script: TokenScript
+    conversation: TokenConversation
     prompt: Prompt
 
     @property
@@ -91,27 +86,27 @@ class TokenInterview:
         """The picture's digest and the token ids."""
         return f"{self.prompt.pictures[-1].digest} {self.prompt.token_ids}"
 
-    async def analyse(self, decoding: Decoding) -> tuple[Said, "TokenFollowUp"]:
+    async def analyse(self, decoding: Decoding) -> tuple[Generated, "TokenActionStage"]:
         """Generates the analysis.
 
         Raises:
             EngineError: the engine failed.
         """
-        interviewer = self.script.interviewer
-        generated = await interviewer.engine.generate(self.prompt, decoding)
-        further = self.prompt.then((*generated.token_ids, *self.script.followup), generated.kept)
-        return _said(generated), TokenFollowUp(interviewer, further)
+        factory = self.conversation.factory
+        analysis = await factory.engine.generate(self.prompt, decoding)
+        prompt = self.prompt.then((*analysis.token_ids, *self.conversation.followup), analysis.cached)
+        return analysis, TokenActionStage(factory, prompt)
 
-    def unanalysed(self) -> "TokenFollowUp":
-        """The second question after the first, with no analysis between them."""
-        return TokenFollowUp(self.script.interviewer, self.prompt.then(self.script.followup))
+    def without_analysis(self) -> "TokenActionStage":
+        """Returns the second question directly after the first."""
+        return TokenActionStage(self.conversation.factory, self.prompt.then(self.conversation.followup))
 
 
 @dataclass(frozen=True, eq=False)
-class TokenFollowUp:
-    """An interview at stage 2."""
+class TokenActionStage:
+    """A session at stage 2."""
 
-    interviewer: TokenInterviewer
+    factory: TokenSessionFactory
     prompt: Prompt
 
     async def score(self, actions: Sequence[str]) -> LabelScores:
@@ -120,18 +115,14 @@ class TokenFollowUp:
         Raises:
             EngineError: the engine failed.
         """
-        label_ids = [self.interviewer.label_ids[action] for action in actions]
-        scores = await self.interviewer.engine.score(self.prompt, label_ids)
+        label_ids = [self.factory.label_ids[action] for action in actions]
+        scores = await self.factory.engine.score(self.prompt, label_ids)
         return LabelScores(dict(zip(actions, scores, strict=True)))
 
-    async def write(self, decoding: Decoding) -> Said:
+    async def write(self, decoding: Decoding) -> Generated:
         """Generates the answer.
 
         Raises:
             EngineError: the engine failed.
         """
-        return _said(await self.interviewer.engine.generate(self.prompt, decoding))
-
-
-def _said(generated: Generated) -> Said:
-    return Said(generated.text, len(generated.token_ids), generated.complete)
+        return await self.factory.engine.generate(self.prompt, decoding)

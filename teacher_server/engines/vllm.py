@@ -1,4 +1,4 @@
-"""Runs a checkpoint under vLLM, in a process of its own that batches requests and caches prefixes."""
+"""Runs a checkpoint under vLLM, in processes that batch requests and cache prefixes."""
 
 import asyncio
 import itertools
@@ -6,8 +6,8 @@ import math
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -31,21 +31,23 @@ from teacher_server.engines.base import (
 )
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.engines.exceptions import words_of
+from teacher_server.engines.offline import set_offline
 from teacher_server.engines.processes import Processes
 from teacher_server.engines.vllm_plugin import VARIABLE, cause_of
 from teacher_server.prompting.preparation import MIN_PIXELS
 from teacher_server.settings import EngineSettings
 
 _GIB = 2**30
-_LOOK_EVERY_S = 0.2
+_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+_POLL_S = 0.2
 
 
 class VllmEngine:
-    """A `ChatEngine`: prompts that begin alike share the work on their beginning, pictures included.
+    """A `ChatEngine` in which prompts with the same beginning share its computation, pictures included.
 
     Args:
-        pictures: in one prompt, at most.
-        max_pixels: of the largest of them.
+        pictures: most pictures in one prompt.
+        max_pixels: pixels of the largest picture.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class VllmEngine:
         self._arguments: dict[str, Any] = {
             "model": str(checkpoint.folder),
             "trust_remote_code": False,
-            "generation_config": "vllm",  # else the checkpoint's own sampling settings would be mixed in
+            "generation_config": "vllm",  # not the checkpoint's own sampling settings
             # vLLM's own "auto" would serve float32 weights in 16 bits
             "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
             "load_format": "dummy" if settings.load_format == "dummy" else "safetensors",
@@ -69,69 +71,72 @@ class VllmEngine:
             "data_parallel_size": settings.data_parallel_size,
             "enforce_eager": settings.eager,
             "enable_prefix_caching": True,
-            # Bounds what the start-up is measured with: else a picture of 16,384 tokens
+            # Bounds the picture that vLLM profiles memory with, by default one of 16,384 tokens
             "limit_mm_per_prompt": {"image": {"count": pictures, "width": side, "height": side}, "video": 0},
-            # In place of the checkpoint's own bounds, which would scale prepared pictures once more
+            # Replaces the checkpoint's pixel bounds, which would rescale prepared pictures
             "mm_processor_kwargs": {"size": {"shortest_edge": MIN_PIXELS, "longest_edge": max_pixels}},
             "structured_outputs_config": {"backend": "xgrammar"},
             "disable_log_stats": False,
         }
-        # Grammars let them into strings, where a picture's token would stand for a picture that is not there
+        # A grammar accepts special tokens inside strings, where <|image_pad|> would ask for a missing picture
         tokenizer = checkpoint.tokenizer
         specials = {tokenizer.token_to_id(token) for token in checkpoint.special_tokens}
-        self._never = dict.fromkeys(specials - {checkpoint.end_token_id}, -100.0)
+        self._forbidden = dict.fromkeys(specials - {checkpoint.end_token_id}, -100.0)
         self._engine: AsyncLLM | None = None
         self._processes = Processes(())
         self._others: set[BaseProcess] = set()
         self._loading: asyncio.Future[tuple[AsyncLLM, Processes]] | None = None
         self._numbers = itertools.count()
-        self._asked = [0] * settings.data_parallel_size
-        """Requests that each copy of the checkpoint works on."""
+        self._in_flight = [0] * settings.data_parallel_size
+        """Number of requests that each copy of the checkpoint works on."""
 
     async def start(self) -> None:
-        """Loads the checkpoint: seconds to minutes.
+        """Loads the checkpoint, which takes seconds to minutes.
 
         Raises:
-            CannotLoad: vLLM refuses it, or its process ended on the way.
+            CannotLoad: vLLM refuses the checkpoint, or one of its processes ended.
         """
+        set_offline()
         self._others = set(multiprocessing.active_children())
         self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
         try:
-            # A thread cannot be broken off: `close` sees to it
+            # A thread cannot be cancelled: `close` ends what it loads
             self._engine, self._processes = await asyncio.shield(self._loading)
             self._loading = None
         except Exception as error:
             raise CannotLoad(
-                f"vLLM cannot serve {self._checkpoint.folder}: {words_of(error)}; its log says more"
+                f"vLLM cannot serve {self._checkpoint.folder}: {words_of(error)}; see its log"
             ) from error
 
     def _load(self) -> tuple[AsyncLLM, Processes]:
-        # A process forked from a thread of a running server may find locks taken by threads that it lacks
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        with tempfile.NamedTemporaryFile("r", prefix="vllm-failures-") as failures:
-            os.environ[VARIABLE] = failures.name
+        # Forking a server with threads can leave locks in the child that no thread of it releases
+        method = os.environ.get(_METHOD, "spawn")
+        with (
+            tempfile.NamedTemporaryFile("r", prefix="vllm-failures-") as failures,
+            _environment({VARIABLE: failures.name, _METHOD: method}),
+        ):
             try:
-                arguments = AsyncEngineArgs(**self._arguments)  # made anew: vLLM fills it in as it starts
+                arguments = AsyncEngineArgs(**self._arguments)  # a new one: vLLM fills it in at start-up
                 return AsyncLLM.from_engine_args(arguments), self._started()
             except Exception as error:
                 raise CannotLoad(cause_of(error, failures.read().splitlines())) from error
 
     def _started(self) -> Processes:
-        """The processes that vLLM has started for this engine, and their own."""
+        """Returns the processes that vLLM has started for this engine, with their descendants."""
         mine = set(multiprocessing.active_children()) - self._others
         return Processes(process.pid for process in mine if process.pid is not None)
 
     async def take_over(self, other: ChatEngine) -> bool:
-        """Loads the weights into another engine's process, and forgets all that was cached there.
+        """Loads the weights into another engine's process and clears its caches.
 
-        It can be where nothing but the weights differs. vLLM's CPU build keeps a copy of an output layer that
-        is tied to the embedding, and would go on with the old one.
+        This works if the checkpoints differ only in their weights and do not tie the output layer to the
+        embedding: vLLM's CPU build keeps a copy of a tied output layer and would continue to use the old one.
 
         Returns:
-            False where that cannot be: then nothing was touched.
+            False if it does not work; then nothing has changed.
 
         Raises:
-            CannotLoad: vLLM failed on the way. Neither engine can be asked; this one is to be closed.
+            CannotLoad: vLLM failed halfway. Neither engine can be used; close this one.
         """
         if not (isinstance(other, VllmEngine) and other._engine and self._fits_into(other)):
             return False
@@ -146,11 +151,11 @@ class VllmEngine:
             await engine.reset_mm_cache()
             await engine.reset_encoder_cache()
             if not await engine.reset_prefix_cache():
-                raise CannotLoad("vLLM does not forget the prefixes that it has cached")
+                raise CannotLoad("vLLM does not clear its prefix cache")
             await engine.resume_generation()
         except Exception as error:
             raise CannotLoad(
-                f"vLLM cannot take the weights of {self._checkpoint.folder}: {words_of(error)}"
+                f"vLLM cannot load the weights of {self._checkpoint.folder}: {words_of(error)}"
             ) from error
         return True
 
@@ -166,10 +171,10 @@ class VllmEngine:
         )
 
     async def generate(self, prompt: Prompt, decoding: Decoding) -> Generated:
-        """Goes on with a prompt. Cancelling this frees its place in the engine.
+        """Continues a prompt. Cancelling this call frees its place in the engine.
 
         Raises:
-            EngineError: the engine failed on this request; EngineDead: it is gone.
+            EngineError: the engine failed on this request; EngineDead: the engine has ended.
         """
         copy = self._copy(prompt)
         output = await self._run(
@@ -179,7 +184,7 @@ class VllmEngine:
                 temperature=decoding.temperature,
                 seed=decoding.seed,
                 structured_outputs=StructuredOutputsParams(grammar=grammar_of(decoding.schema)),
-                logit_bias=self._never,
+                logit_bias=self._forbidden,
                 stop_token_ids=[self._checkpoint.end_token_id],
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
@@ -188,13 +193,14 @@ class VllmEngine:
         token_ids = tuple(output.token_ids)
         if token_ids and token_ids[-1] == self._checkpoint.end_token_id:
             token_ids = token_ids[:-1]
-        return Generated(token_ids, output.text, complete=output.finish_reason == "stop", kept=copy)
+        complete = output.finish_reason == "stop"
+        return Generated(output.text, len(token_ids), complete, token_ids, cached=copy)
 
     async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """Reads the log-probabilities of these tokens in one step, with no constraint on it.
+        """Returns the log-probabilities (nats) of these tokens as the next one, in one unconstrained step.
 
         Raises:
-            EngineError: the engine failed on this request; EngineDead: it is gone.
+            EngineError: the engine failed on this request; EngineDead: the engine has ended.
         """
         parameters = SamplingParams(
             max_tokens=1,
@@ -205,49 +211,49 @@ class VllmEngine:
         )
         output = await self._run(prompt, parameters, self._copy(prompt))
         if not output.logprobs:
-            raise EngineError("vLLM gave no log-probabilities")
+            raise EngineError("vLLM returned no log-probabilities")
         return tuple(output.logprobs[0][token].logprob for token in token_ids)
 
     async def close(self) -> None:
-        """Ends the engine's processes, whatever they do; what is not answered yet gets EngineDead.
+        """Ends the engine's processes, whatever they do; pending requests get EngineDead.
 
         Raises:
-            EngineHangs: the system does not let one go.
+            EngineUnresponsive: a killed process does not end.
         """
         loading, self._loading = self._loading, None
         if loading is not None:
-            await self._break_off(loading)
+            await self._abort(loading)
         engine, self._engine = self._engine, None
         processes, self._processes = self._processes, Processes(())
         if engine is not None:
             engine.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(engine.shutdown)
-        # A process that was killed leaves others behind, and shared memory
+        # A killed process leaves its own processes and shared memory behind
         await asyncio.to_thread(processes.end)
 
-    async def _break_off(self, loading: "asyncio.Future[tuple[AsyncLLM, Processes]]") -> None:
-        """Loading fails as soon as it has lost its processes."""
-        while not (await asyncio.wait([loading], timeout=_LOOK_EVERY_S))[0]:
+    async def _abort(self, loading: "asyncio.Future[tuple[AsyncLLM, Processes]]") -> None:
+        """Ends the processes of an engine that is loading, which makes the loading fail."""
+        while not (await asyncio.wait([loading], timeout=_POLL_S))[0]:
             await asyncio.to_thread(self._started().end)
         with suppress(Exception):
             self._engine, self._processes = loading.result()
 
     def _copy(self, prompt: Prompt) -> int:
-        """The number of the copy that has the prompt's beginning in its cache, or of the least busy one."""
-        copies = range(len(self._asked))
-        return prompt.kept if prompt.kept in copies else min(copies, key=self._asked.__getitem__)
+        """Returns the number of the copy that has cached the prompt's beginning, or of the least busy one."""
+        copies = range(len(self._in_flight))
+        return prompt.cached if prompt.cached in copies else min(copies, key=self._in_flight.__getitem__)
 
     async def _run(self, prompt: Prompt, parameters: SamplingParams, copy: int) -> CompletionOutput:
-        self._asked[copy] += 1
+        self._in_flight[copy] += 1
         try:
-            # vLLM reports a picture that fell out of its cache in between as an error: it is sent again once
+            # A picture that fell out of vLLM's cache meanwhile is reported as an error: send it again once
             for _ in range(2):
                 output = await self._attempt(prompt, parameters, copy)
                 if output.finish_reason not in ("error", "abort"):
                     return output
         finally:
-            self._asked[copy] -= 1
-        raise EngineError("vLLM gave this request up")
+            self._in_flight[copy] -= 1
+        raise EngineError("vLLM aborted this request twice")
 
     async def _attempt(self, prompt: Prompt, parameters: SamplingParams, copy: int) -> CompletionOutput:
         if self._engine is None:
@@ -255,11 +261,11 @@ class VllmEngine:
         inputs = TokensPrompt(
             prompt_token_ids=list(prompt.token_ids),
             multi_modal_data={"image": [picture.image for picture in prompt.pictures]},
-            # A picture's name is its pixels: whatever is cached under it belongs to these pixels alone
+            # Named by the digest of its pixels, so that a cache entry belongs to exactly these pixels
             multi_modal_uuids={"image": [picture.digest for picture in prompt.pictures]},
         )
         name = f"question-{next(self._numbers)}"
-        pinned = copy if len(self._asked) > 1 else None
+        pinned = copy if len(self._in_flight) > 1 else None
         try:
             async for output in self._engine.generate(inputs, parameters, name, data_parallel_rank=pinned):
                 if output.finished:
@@ -269,7 +275,22 @@ class VllmEngine:
         except EngineError:
             raise
         except EngineDeadError as error:
-            raise EngineDead("vLLM's process is gone; its log says why") from error
+            raise EngineDead("vLLM's process has ended; see its log") from error
         except Exception as error:
             raise EngineError(f"vLLM failed on this request: {words_of(error.__cause__ or error)}") from error
         raise EngineError("vLLM ended this request without an answer")
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for processes that start within the context, and restores them after it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

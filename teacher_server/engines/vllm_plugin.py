@@ -1,7 +1,7 @@
-"""What vLLM does otherwise in a teacher's processes: it waits asleep, and writes down why it cannot start.
+"""The vLLM plugin of this package: adapts the processes of our own engine, and no others.
 
-vLLM calls `adapt` in every process of every engine of the environment. It imports next to nothing, and does
-something in those alone that `teacher serve` has started.
+vLLM calls `adapt` in every process of every engine in the environment. `adapt` returns at once unless
+`VllmEngine` started the process. This module imports next to nothing.
 """
 
 import logging
@@ -12,17 +12,17 @@ from contextlib import suppress
 from teacher_server.engines.exceptions import words_of
 
 VARIABLE = "LVLM2P_ENGINE"
-"""Set in a teacher's processes: the file that takes why an engine cannot start, a line for each failure."""
-_SAY_NOTHING = ("Engine core initialization failed", "WorkerProc initialization failed")
-"""How the errors begin that vLLM raises where a process of an engine has failed."""
+"""Set only for the processes that `VllmEngine` starts: path of the file for their failures, one a line."""
+_UNINFORMATIVE = ("Engine core initialization failed", "WorkerProc initialization failed")
+"""Beginnings of vLLM's errors about a failed process; they do not say why it failed."""
 
 
 def adapt() -> None:
-    """Lets other programs run beside vLLM's processes on CPUs, and notes their failures.
+    """Makes vLLM's waiting loops sleep on CPUs, and records why a process fails to start.
 
-    They wait for each other in a loop of `sched_yield`. Beside it, on two cores under Linux 6.18, a program
-    that only slept 50 ms at a time stood still for up to 18.7 s; why yielding does that is not known.
-    A sleep of 0 s leaves the core instead, for about a tenth of a millisecond.
+    On CPUs vLLM's processes wait for each other in a loop of `sched_yield`. Beside this loop, on two cores
+    under Linux 6.18, a program that only slept 50 ms at a time stood still for up to 18.7 s; why yielding
+    does that is not known. A sleep of 0 s gives up the core for about a tenth of a millisecond instead.
     """
     if VARIABLE not in os.environ:
         return
@@ -35,7 +35,7 @@ def adapt() -> None:
 
 
 class _Failures(logging.Handler):
-    """Writes what each exception says that vLLM logs to a file, for as long as that is there."""
+    """Appends the message of each exception that vLLM logs to the file, while the file exists."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info and record.exc_info[1]
@@ -50,14 +50,14 @@ class _Failures(logging.Handler):
 
 
 def cause_of(error: Exception, failures: Sequence[str]) -> str:
-    """Why an engine did not start.
+    """Returns why an engine did not start.
 
     Args:
-        error: that vLLM raised; where a process of the engine has failed, it does not say why.
-        failures: what was noted meanwhile.
+        error: raised by vLLM; if a process of the engine failed, it does not say why.
+        failures: messages recorded by the engine's processes.
     """
-    said = words_of(error)
-    for words in (said, *failures):
-        if not words.startswith(_SAY_NOTHING):
+    message = words_of(error)
+    for words in (message, *failures):
+        if not words.startswith(_UNINFORMATIVE):
             return words
-    return f"a process of it ended without a word, as where memory runs out ({said})"
+    return f"one of its processes ended without a message, as when memory runs out ({message})"

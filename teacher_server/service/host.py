@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from teacher_api.schemas import HostState
 from teacher_server.answers.store import AnswerStore
-from teacher_server.engines.base import EngineHangs
+from teacher_server.engines.base import EngineUnresponsive
 from teacher_server.service.metrics import Metrics
 from teacher_server.settings import Settings
 from teacher_server.teachers.base import Teacher, name_of
@@ -131,7 +131,7 @@ class Host:
     def end(self, why: str, error: Exception | None = None) -> None:
         """There will be no teacher any more; `error` is what brought that about."""
         self.state, self.failure = "gone", why
-        self.hangs = isinstance(error, EngineHangs)
+        self.hangs = isinstance(error, EngineUnresponsive)
         self._on_end()
 
     async def close(self) -> None:
@@ -142,7 +142,7 @@ class Host:
             await asyncio.wait([self._work])
         try:
             await self.teacher.close()
-        except EngineHangs as error:
+        except EngineUnresponsive as error:
             self.failure, self.hangs = self.failure or f"does not end: {error}", True
 
     async def _start(self) -> None:

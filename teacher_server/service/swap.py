@@ -8,7 +8,7 @@ from typing import NoReturn
 from teacher_api.schemas import ErrorBody, HostState, Swap, Swapped
 from teacher_server.answers.errors import StoreError
 from teacher_server.checkpoints.checkpoint import BadCheckpoint
-from teacher_server.engines.base import EngineHangs
+from teacher_server.engines.base import EngineUnresponsive
 from teacher_server.service.host import Host
 from teacher_server.service.metrics import Metrics
 from teacher_server.settings import Settings
@@ -96,7 +96,7 @@ class Swapper:
             await asyncio.to_thread(same_teacher, after, new.identity)
             steps.begin("trying")
             sight = await tell_apart(new, unreadable=wanted.allow_unreadable)
-        except EngineHangs as error:
+        except EngineUnresponsive as error:
             raise self._lost(f"{before.model} cannot be closed: {error}", error) from error
         except Exception as error:
             await self._go_back(new, again, before, f"{wanted.model} cannot be served: {error}")

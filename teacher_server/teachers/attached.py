@@ -6,13 +6,13 @@ from typing import Any
 
 from teacher_api.keys import read_key
 from teacher_server.engines.base import EngineError
-from teacher_server.engines.openai.features import Offers, offers_of
-from teacher_server.engines.openai.server import CannotAttach, ChatServer, OddReply
-from teacher_server.engines.openai.sessions import MessageInterviewer
+from teacher_server.engines.openai.features import ServerFeatures, find_features
+from teacher_server.engines.openai.server import CannotAttach, ChatServer, UnexpectedReply
+from teacher_server.engines.openai.sessions import MessageSessionFactory
 from teacher_server.prompting.prompt_set import PromptSet
 from teacher_server.prompting.readout import single_token_problems
 from teacher_server.settings import Settings
-from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
+from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
         )
     if settings.openai_url is None or settings.openai_model is None:
         raise CannotAttach("needs --openai-url http://HOST:PORT/v1 and --openai-model NAME")
-    reading = ReadingOut.chosen(settings, prompts)
+    reading = ReadoutSettings.chosen(settings, prompts)
     server = ChatServer(
         settings.openai_url,
         settings.openai_model,
@@ -52,7 +52,7 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
         )
     server.recognise(described)
     return PromptedTeacher(
-        MessageInterviewer(server, offers, prompts.labels),
+        MessageSessionFactory(server, offers, prompts.labels),
         prompts,
         reading,
         checkpoint={"attached": described, **_ways(offers, reading)},
@@ -66,10 +66,10 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
     )
 
 
-async def _ask(server: ChatServer, prompts: PromptSet) -> tuple[dict[str, Any], Offers]:
+async def _ask(server: ChatServer, prompts: PromptSet) -> tuple[dict[str, Any], ServerFeatures]:
     await server.start()
     try:
-        return await _describe(server), await offers_of(server, prompts.labels)
+        return await _describe(server), await find_features(server, prompts.labels)
     finally:
         await server.close()
 
@@ -78,18 +78,18 @@ async def _describe(server: ChatServer) -> dict[str, Any]:
     """What the server says of itself; where its API is elsewhere, CannotAttach says where."""
     try:
         return await server.describe()
-    except OddReply as error:
-        if not error.elsewhere:
+    except UnexpectedReply as error:
+        if not error.wrong_address:
             raise
-        if elsewhere := await server.elsewhere():
-            raise CannotAttach(f"{error}; its API is elsewhere: --openai-url {elsewhere}") from error
+        if address := await server.find_address():
+            raise CannotAttach(f"{error}; its API is elsewhere: --openai-url {address}") from error
         raise CannotAttach(
             f"{error}; --openai-url is the address of an API like OpenAI's, as in http://HOST:PORT/v1: it has"
             " GET /models below it"
         ) from error
 
 
-def _ways(offers: Offers, reading: ReadingOut) -> dict[str, Any]:
+def _ways(offers: ServerFeatures, reading: ReadoutSettings) -> dict[str, Any]:
     """How the server is asked, as far as that can change an answer."""
     told: dict[str, Any] = {"constraint": offers.constraint, "own_sampling": not offers.neutral}
     if reading.readout == "labels":
@@ -97,7 +97,7 @@ def _ways(offers: Offers, reading: ReadingOut) -> dict[str, Any]:
     return told
 
 
-def _label_problems(server: ChatServer, offers: Offers, prompts: PromptSet) -> list[str]:
+def _label_problems(server: ChatServer, offers: ServerFeatures, prompts: PromptSet) -> list[str]:
     """Why labels cannot be read in one step."""
     if not offers.by_id and not offers.top:
         return [

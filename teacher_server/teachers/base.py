@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from teacher_api.schemas import Stage, StageReport
 
 if TYPE_CHECKING:
-    from teacher_server.engines.sessions import Interviewer
+    from teacher_server.engines.sessions import SessionFactory
     from teacher_server.prompting.prompt_set import PromptSet
 
 StageName = Literal["analysis", "action"]
@@ -156,8 +156,8 @@ class ModelTeacher(Teacher, Protocol):
         """The prompt set that the model is prompted with."""
 
     @property
-    def interviewer(self) -> "Interviewer":
-        """The sessions with the model."""
+    def sessions(self) -> "SessionFactory":
+        """The factory of sessions with the model."""
 
     def with_prompts(self, prompts: "PromptSet") -> "ModelTeacher":
         """Returns a teacher over the same model and another prompt set. Never start or close that teacher.

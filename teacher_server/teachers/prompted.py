@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
 from teacher_api.schemas import StageReport
-from teacher_server.engines.base import Decoding, EngineAway, EngineDead, EngineError
-from teacher_server.engines.sessions import FollowUp, Interview, Interviewer, Said, Script
+from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnavailable, Generated
+from teacher_server.engines.sessions import ActionStage, PreparedConversation, Session, SessionFactory
 from teacher_server.prompting.prompt_set import PromptSet
 from teacher_server.prompting.readout import (
     Unreadable,
@@ -50,7 +50,7 @@ PROMPTED_VERSION = "2"
 
 
 @dataclass(frozen=True)
-class ReadingOut:
+class ReadoutSettings:
     """How stage 2 is read: the settings' choices, or else the prompt set's."""
 
     readout: Readout
@@ -100,19 +100,19 @@ class PromptedTeacher:
 
     def __init__(
         self,
-        interviewer: Interviewer,
+        sessions: SessionFactory,
         prompts: PromptSet,
-        reading: ReadingOut,
+        reading: ReadoutSettings,
         *,
         checkpoint: dict[str, Any],
         hosting: dict[str, Any],
         seed: int = 0,
         notes: Sequence[str] = (),
     ) -> None:
-        self.interviewer, self._prompts, self._reading, self._seed = interviewer, prompts, reading, seed
+        self.sessions, self._prompts, self._reading, self._seed = sessions, prompts, reading, seed
         self._notes = tuple(notes)
         self._schema = jsonschema.Draft202012Validator(prompts.schema)
-        self._script = lru_cache(maxsize=512)(self._write)
+        self._prepared = lru_cache(maxsize=512)(self._write)
         self.tasks = dict(prompts.tasks)
         self.hosting = hosting
         self.activity = Activity()
@@ -127,7 +127,7 @@ class PromptedTeacher:
             self.description["seed"] = seed
         self.identity = identity_of(self.description)
         for task, actions in self.tasks.items():
-            self._script(task, "", actions)  # so that what cannot be written is refused before any loading
+            self._prepared(task, "", actions)  # so that what cannot be written is refused before any loading
 
     @property
     def model(self) -> Self:
@@ -151,7 +151,7 @@ class PromptedTeacher:
             BadChatTemplate: the chat template does not take what the set says.
         """
         return PromptedTeacher(
-            self.interviewer,
+            self.sessions,
             prompts,
             self._reading,
             checkpoint=self.description["checkpoint"],
@@ -168,7 +168,7 @@ class PromptedTeacher:
         """
         for note in self._notes:
             _log.warning("%s", note)
-        await self.interviewer.start()
+        await self.sessions.start()
         await self.try_out(self.tasks)
 
     async def replace(self, old: ModelTeacher, *, in_place: bool = False) -> bool:
@@ -185,10 +185,10 @@ class PromptedTeacher:
         """
         for note in self._notes:
             _log.warning("%s", note)
-        taken = in_place and await self.interviewer.take_over(old.interviewer)
+        taken = in_place and await self.sessions.take_over(old.sessions)
         if not taken:
             await old.close()
-            await self.interviewer.start()
+            await self.sessions.start()
         await self.try_out(self.tasks)
         return taken
 
@@ -199,8 +199,8 @@ class PromptedTeacher:
             EngineError: the engine failed.
         """
         task, actions = next(iter(self.tasks.items()))
-        interview = self._script(task, "", actions).about(self._prompts.preparation.prepare(picture))
-        scores = await interview.unanalysed().score(actions)
+        session = self._prepared(task, "", actions).session(self._prompts.preparation.prepare(picture))
+        scores = await session.without_analysis().score(actions)
         return tuple(scores.known[action] for action in actions)
 
     async def try_out(self, tasks: Iterable[str]) -> None:
@@ -232,7 +232,7 @@ class PromptedTeacher:
             reason = f"{observation.task} has no use for {none}; it has for {', '.join(useful)}"
             raise CannotAnswer("actions", reason)
         try:
-            script = self._script(observation.task, observation.mission, actions)
+            conversation = self._prepared(observation.task, observation.mission, actions)
         except ValueError as error:
             raise CannotAnswer("mission", str(error)) from error
         try:
@@ -241,20 +241,20 @@ class PromptedTeacher:
             raise CannotAnswer("image", str(error)) from error
 
         with self.activity.asking():
-            return await self._interview(script.about(picture), observation, actions)
+            return await self._run(conversation.session(picture), observation, actions)
 
-    async def _interview(
-        self, interview: Interview, observation: Observation, actions: tuple[str, ...]
+    async def _run(
+        self, session: Session, observation: Observation, actions: tuple[str, ...]
     ) -> TeacherAnswer:
         began = time.perf_counter()
-        said, followup = await self._analyse(interview)
-        analysis = StageReport(text=said.text, tokens=said.tokens, milliseconds=_since(began))
+        analysed, action_stage = await self._analyse(session)
+        analysis = StageReport(text=analysed.text, tokens=analysed.tokens, milliseconds=_since(began))
         if observation.stage == "analysis":
             return TeacherAnswer(None, analysis, None)
 
         began = time.perf_counter()
         by = self._by_labels if self._reading.readout == "labels" else self._by_numbers
-        found, report = await by(followup, actions, said.text)
+        found, report = await by(action_stage, actions, analysed.text)
         report = report.model_copy(update={"milliseconds": _since(began)})
         if self._reading.targets == "hard":
             found = hardened(found)
@@ -263,46 +263,46 @@ class PromptedTeacher:
 
     async def close(self) -> None:
         """Frees what `start` took."""
-        await self.interviewer.close()
+        await self.sessions.close()
 
-    def _write(self, task: str, mission: str, actions: tuple[str, ...]) -> Script:
+    def _write(self, task: str, mission: str, actions: tuple[str, ...]) -> PreparedConversation:
         """Raises ValueError for a mission that cannot be part of a conversation."""
-        if mark := self.interviewer.mark_in(mission):
+        if mark := self.sessions.find_marker(mission):
             raise ValueError(f"the mission holds {mark!r}, which the model takes for a mark of its own")
-        return self.interviewer.script(
+        return self.sessions.prepare(
             self._prompts.conversation(
                 task=task, mission=mission, actions=actions, readout=self._reading.readout
             )
         )
 
-    async def _analyse(self, interview: Interview) -> tuple[Said, FollowUp]:
+    async def _analyse(self, session: Session) -> tuple[Generated, ActionStage]:
         temperature = self._prompts.temperature
         decoding = Decoding(
             max_tokens=self._prompts.analysis_max_tokens,
             schema=self._prompts.schema,
             temperature=temperature,
-            seed=_seed_of(self._seed, interview) if temperature > 0 else 0,
+            seed=_seed_of(self._seed, session) if temperature > 0 else 0,
         )
         with _engine_faults("analysis"):
-            said, followup = await interview.analyse(decoding)
-        _check_whole(said, decoding, "analysis")
+            analysis, action_stage = await session.analyse(decoding)
+        _check_whole(analysis, decoding, "analysis")
         try:
             # A line break inside a string is no reason to lose an analysis
-            self._schema.validate(json.loads(said.text, strict=False))
+            self._schema.validate(json.loads(analysis.text, strict=False))
         except (ValueError, RecursionError) as error:
             reason = f"analysis: it is not JSON: {error}"
-            raise UnreadableAnswer(reason, said.text, stage="analysis", fault="schema") from error
+            raise UnreadableAnswer(reason, analysis.text, stage="analysis", fault="schema") from error
         except jsonschema.ValidationError as error:
             where = ".".join(map(str, error.absolute_path)) or "it"
             reason = f"analysis: {where}: {error.message}"
-            raise UnreadableAnswer(reason, said.text, stage="analysis", fault="schema") from error
-        return said, followup
+            raise UnreadableAnswer(reason, analysis.text, stage="analysis", fault="schema") from error
+        return analysis, action_stage
 
     async def _by_labels(
-        self, followup: FollowUp, actions: Sequence[str], so_far: str
+        self, action_stage: ActionStage, actions: Sequence[str], so_far: str
     ) -> tuple[dict[str, float], StageReport]:
         with _engine_faults("action", so_far):
-            scores = await followup.score(actions)
+            scores = await action_stage.score(actions)
         text = json.dumps({self._prompts.labels[action]: score for action, score in scores.known.items()})
         reading = self._reading
         with _unreadable(text, {"label_mass": self._remedy()}):
@@ -323,15 +323,15 @@ class PromptedTeacher:
         )
 
     async def _by_numbers(
-        self, followup: FollowUp, actions: Sequence[str], so_far: str
+        self, action_stage: ActionStage, actions: Sequence[str], so_far: str
     ) -> tuple[dict[str, float], StageReport]:
         decoding = Decoding(max_tokens=self._prompts.numbers_max_tokens, schema=numbers_schema(actions))
         with _engine_faults("action", so_far):
-            said = await followup.write(decoding)
-        _check_whole(said, decoding, "action")
-        with _unreadable(said.text):
-            found = from_numbers(said.text, actions, tolerance=self._reading.sum_tolerance)
-        return found, StageReport(text=said.text, tokens=said.tokens, milliseconds=0)
+            answer = await action_stage.write(decoding)
+        _check_whole(answer, decoding, "action")
+        with _unreadable(answer.text):
+            found = from_numbers(answer.text, actions, tolerance=self._reading.sum_tolerance)
+        return found, StageReport(text=answer.text, tokens=answer.tokens, milliseconds=0)
 
 
 @contextmanager
@@ -341,7 +341,7 @@ def _engine_faults(stage: StageName, so_far: str | None = None) -> Iterator[None
         yield
     except EngineDead as error:
         raise TeacherGone(str(error)) from error
-    except EngineAway as error:
+    except EngineUnavailable as error:
         raise NoAnswerNow(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
     except EngineError as error:
         raise UnreadableAnswer(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
@@ -358,19 +358,19 @@ def _unreadable(text: str, remedies: Mapping[str, str] | None = None) -> Iterato
         raise UnreadableAnswer(why, text, stage="action", fault=error.fault) from error
 
 
-def _check_whole(said: Said, decoding: Decoding, stage: StageName) -> None:
-    if not said.complete:
+def _check_whole(generated: Generated, decoding: Decoding, stage: StageName) -> None:
+    if not generated.complete:
         reason = f"{stage}: it was not at its end after {decoding.max_tokens} tokens"
-        raise UnreadableAnswer(reason, said.text, stage=stage, fault="truncated")
+        raise UnreadableAnswer(reason, generated.text, stage=stage, fault="truncated")
 
 
 def _since(began: float) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def _seed_of(seed: int, interview: Interview) -> int:
+def _seed_of(seed: int, session: Session) -> int:
     """One seed a question, so that the same question always gets the same sample."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {interview.key}".encode()).digest()[:4])
+    return int.from_bytes(hashlib.sha256(f"{seed} {session.key}".encode()).digest()[:4])
 
 
 def room(side: int, ahead: int = EMPTY) -> View:

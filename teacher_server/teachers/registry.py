@@ -19,8 +19,9 @@ from teacher_server.checkpoints.memory import Hardware, MemoryNeed
 from teacher_server.checkpoints.processor import processor_problems
 from teacher_server.checkpoints.training_record import read_record
 from teacher_server.engines.base import ChatEngine, how_to_install
+from teacher_server.engines.offline import set_offline
 from teacher_server.engines.openai.server import CannotAttach
-from teacher_server.engines.token_sessions import TokenInterviewer
+from teacher_server.engines.token_sessions import TokenSessionFactory
 from teacher_server.prompting.chat_templates import BadChatTemplate
 from teacher_server.prompting.preparation import visual_tokens
 from teacher_server.prompting.prompt_set import (
@@ -34,7 +35,7 @@ from teacher_server.settings import Readout, Settings
 from teacher_server.teachers.attached import attach
 from teacher_server.teachers.base import ModelTeacher, Teacher
 from teacher_server.teachers.planner import PlannerTeacher
-from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut, room
+from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings, room
 from teacher_server.teachers.uniform import UniformTeacher
 
 DEFAULT_PROMPTS = "minigrid"
@@ -94,12 +95,13 @@ def same_teacher(settings: Settings, identity: str) -> ModelTeacher:
 
 
 def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) -> PromptedTeacher:
+    set_offline()
     if settings.engine == "openai":
         return attach(settings, load_prompt_set(prompts_of(settings)))
     if settings.model is None:
         raise CannotTeach("--teacher prompted needs --model, the folder of a Qwen2.5-VL checkpoint")
     prompts = load_prompt_set(prompts_of(settings))
-    reading = ReadingOut.chosen(settings, prompts)
+    reading = ReadoutSettings.chosen(settings, prompts)
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
     problems = label_problems(checkpoint, prompts.labels)
@@ -127,9 +129,8 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         action: checkpoint.tokenizer.encode(label, add_special_tokens=False).ids[0]
         for action, label in prompts.labels.items()
     }
-    interviewer = TokenInterviewer(engine, checkpoint.chat_format, label_ids)
     return PromptedTeacher(
-        interviewer,
+        TokenSessionFactory(engine, checkpoint.chat_format, label_ids),
         prompts,
         reading,
         checkpoint=told,

@@ -16,16 +16,16 @@ from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer, ErrorBody, Question
 from teacher_server.checkpoints.checkpoint import Checkpoint
 from teacher_server.engines.base import Decoding
-from teacher_server.engines.openai.features import offers_of
+from teacher_server.engines.openai.features import find_features
 from teacher_server.engines.openai.server import ChatServer
 from teacher_server.engines.openai.sessions import (
-    MessageFollowUp,
-    MessageInterviewer,
+    MessageActionStage,
+    MessageSessionFactory,
     data_url,
     with_pictures,
 )
 from teacher_server.engines.sessions import LabelScores
-from teacher_server.engines.token_sessions import TokenInterviewer
+from teacher_server.engines.token_sessions import TokenSessionFactory
 from teacher_server.pictures.decoding import decode, from_base64
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import Conversation, PromptSet, load_prompt_set
@@ -82,13 +82,15 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Room]:
 
 
 @pytest.fixture(scope="module")
-def interviewer(room: _Room) -> Iterator[MessageInterviewer]:
+def sessions(room: _Room) -> Iterator[MessageSessionFactory]:
     """Talks to the server."""
     server = ChatServer(room.server.url, _MODEL)
 
-    async def attached() -> MessageInterviewer:
+    async def attached() -> MessageSessionFactory:
         await server.start()
-        return MessageInterviewer(server, await offers_of(server, room.prompts.labels), room.prompts.labels)
+        return MessageSessionFactory(
+            server, await find_features(server, room.prompts.labels), room.prompts.labels
+        )
 
     yield room.runner.run(attached())
     room.runner.run(server.close())
@@ -114,15 +116,15 @@ def _ask(teacher: TeacherProcess, questions: list[Question]) -> list[Answer | Er
         return list(client.ask_batch(questions))
 
 
-def test_what_vllm_offers_is_found(interviewer: MessageInterviewer, room: _Room) -> None:
-    offers = interviewer.offers
-    assert (offers.neutral, offers.constraint, offers.by_id) == (True, "grammar", True)
-    described = room.runner.run(interviewer.server.describe())
+def test_the_features_of_vllm_are_found(sessions: MessageSessionFactory, room: _Room) -> None:
+    features = sessions.features
+    assert (features.neutral, features.constraint, features.by_id) == (True, "grammar", True)
+    described = room.runner.run(sessions.server.describe())
     assert described["root"] == str(room.checkpoint.folder)
     assert described["version"] == importlib.metadata.version("vllm").split("+")[0]
 
 
-def test_the_server_writes_the_same_tokens_as_we_do(interviewer: MessageInterviewer, room: _Room) -> None:
+def test_the_server_writes_the_same_tokens_as_we_do(sessions: MessageSessionFactory, room: _Room) -> None:
     chat = room.checkpoint.chat_format
     analysis = '{"agent": {"row": 1, "column": 2, "heading": "up"}, "reasoning": "The lava is ahead."}'
     for question in distinct_questions(8, seed=1):
@@ -175,17 +177,17 @@ async def _by_our_engine(
     settings = EngineSettings(dtype="float32", eager=True, kv_cache_gib=1, max_model_len=16384)
     engine = VllmEngine(room.checkpoint, settings, pictures=6, max_pixels=1120 * 1120)
     label_ids = {action: tokenizer.encode(label).ids[0] for action, label in room.prompts.labels.items()}
-    interviewer = TokenInterviewer(engine, room.checkpoint.chat_format, label_ids)
+    sessions = TokenSessionFactory(engine, room.checkpoint.chat_format, label_ids)
     decoding = Decoding(room.prompts.analysis_max_tokens, room.prompts.schema)
 
     async def one(question: Question, answer: Answer | ErrorBody) -> tuple[dict[str, float], str]:
-        script = interviewer.script(room.conversation(question))
-        prompt = script.about(room.picture(question)).prompt
+        prepared = sessions.prepare(room.conversation(question))
+        prompt = prepared.session(room.picture(question)).prompt
         own = await engine.generate(prompt, decoding)
         text = answer.analysis if isinstance(answer, Answer) else own.text
         said = tokenizer.encode(text, add_special_tokens=False).ids
         ids = [label_ids[action] for action in question.actions]
-        scores = await engine.score(prompt.then((*said, *script.followup)), ids)
+        scores = await engine.score(prompt.then((*said, *prepared.followup)), ids)
         by_action = dict(zip(question.actions, scores, strict=True))
         return from_label_scores(by_action, temperature=1, min_mass=0)[0], own.text
 
@@ -197,18 +199,18 @@ async def _by_our_engine(
 
 
 def test_the_most_probable_tokens_alone_say_nothing_wrong(
-    interviewer: MessageInterviewer, room: _Room
+    sessions: MessageSessionFactory, room: _Room
 ) -> None:
-    limited = replace(interviewer, offers=replace(interviewer.offers, by_id=False, top=20))
+    limited = replace(sessions, features=replace(sessions.features, by_id=False, top=20))
     decoding = Decoding(room.prompts.analysis_max_tokens, room.prompts.schema)
     questions = distinct_questions(24, seed=6)
 
-    async def exactly(question: Question) -> tuple[MessageFollowUp, dict[str, float]]:
-        interview = interviewer.script(room.conversation(question)).about(room.picture(question))
+    async def exactly(question: Question) -> tuple[MessageActionStage, dict[str, float]]:
+        interview = sessions.prepare(room.conversation(question)).session(room.picture(question))
         _, followup = await interview.analyse(decoding)
         return followup, (await followup.score(question.actions)).known
 
-    async def as_shown(followup: MessageFollowUp, exact: dict[str, float]) -> LabelScores:
+    async def as_shown(followup: MessageActionStage, exact: dict[str, float]) -> LabelScores:
         told = await limited.score(followup.messages, list(exact))
         assert told.known.keys() | told.at_most.keys() == exact.keys()
         for action, score in told.known.items():
@@ -249,11 +251,11 @@ def test_numbers(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert answered
 
 
-def test_cancelling_frees_the_server(interviewer: MessageInterviewer, room: _Room) -> None:
+def test_cancelling_frees_the_server(sessions: MessageSessionFactory, room: _Room) -> None:
     async def ask_and_leave() -> None:
         messages = [{"role": "user", "content": "Write."}]
         decoding = replace(ENDLESS, max_tokens=15_000)
-        asking = [asyncio.create_task(interviewer.write(messages, decoding)) for _ in range(8)]
+        asking = [asyncio.create_task(sessions.write(messages, decoding)) for _ in range(8)]
 
         def running() -> float:
             return room.server.metric("vllm:num_requests_running")

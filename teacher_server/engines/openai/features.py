@@ -1,4 +1,4 @@
-"""What a chat server offers beyond the plain chat: found out by trying, since none says it."""
+"""The features of a chat server beyond plain chat, found out by trying: no server lists them."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,23 +18,23 @@ _ODD: dict[str, Any] = {
     "required": ["seven"],
     "additionalProperties": False,
 }
-"""No model greets like this on its own."""
+"""A schema for the answer to a greeting that no model gives unconstrained."""
 _TOPS = (20, 10, 5)
-"""Tokens to ask for; OpenAI's API and vLLM allow 20, unless told otherwise."""
+"""Values of top_logprobs to try; OpenAI's API and vLLM allow 20 by default."""
 _NEUTRAL: dict[str, Any] = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""vLLM and SGLang take what a request leaves out from the checkpoint's generation_config.json."""
+"""vLLM and SGLang fill in fields that a request omits from the checkpoint's generation_config.json."""
 
 
 @dataclass(frozen=True)
-class Offers:
+class ServerFeatures:
     """What a chat server can do.
 
     Attributes:
-        neutral: takes `_NEUTRAL`, so that the server's own sampling settings are not mixed in.
-        constraint: how it is held to a schema; None: it is not.
-        pieces: label -> the tokens it is made of, ids and texts; None where the server does not tell.
-        by_id: gives the log-probabilities of tokens that are named by their ids.
-        top: of how many of the most probable tokens it gives the log-probabilities; 0: of none.
+        neutral: it takes `_NEUTRAL`, so that its own sampling settings have no effect.
+        constraint: how an answer is constrained to a schema; None: not at all.
+        pieces: label -> its tokens, as ids and texts; None if the server does not report them.
+        by_id: it returns the log-probabilities of tokens that are named by their ids.
+        top: number of most probable tokens whose log-probabilities it returns; 0: none.
     """
 
     neutral: bool
@@ -45,29 +45,29 @@ class Offers:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Sent with every request."""
+        """Fields of every request."""
         return {"top_p": 1.0, **(_NEUTRAL if self.neutral else {})}
 
-    def held_to(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """Sent where the answer is to be JSON of a schema."""
+    def constrained_to(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields of a request whose answer has to be JSON of a schema."""
         return _CONSTRAINTS[self.constraint](schema) if self.constraint else {}
 
 
-async def offers_of(server: ChatServer, labels: Mapping[str, str]) -> Offers:
-    """Asks a server a few small questions.
+async def find_features(server: ChatServer, labels: Mapping[str, str]) -> ServerFeatures:
+    """Finds out a server's features with a few small requests.
 
     Args:
         labels: action -> label.
 
     Raises:
-        EngineError: the server does not answer, or refuses whatever it is asked.
+        EngineError: the server does not answer, or refuses even a plain request.
     """
     neutral = await _takes(server, max_tokens=1, **_NEUTRAL) is not None
     if not neutral:
         await server.complete(messages=SMALL_TALK, max_tokens=1)
     constraint = None
-    for name, told in _CONSTRAINTS.items():
-        if (name != "grammar" or find_spec("xgrammar")) and await _obeys(server, told(_ODD)):
+    for name, fields in _CONSTRAINTS.items():
+        if (name != "grammar" or find_spec("xgrammar")) and await _obeys(server, fields(_ODD)):
             constraint = name
             break
     pieces = await _pieces(server, labels)
@@ -78,16 +78,16 @@ async def offers_of(server: ChatServer, labels: Mapping[str, str]) -> Offers:
         if reply is not None:
             top = len(reply.first_step)
             break
-    return Offers(neutral, constraint, pieces, by_id, top)
+    return ServerFeatures(neutral, constraint, pieces, by_id, top)
 
 
 def scoring_by_id(token_ids: list[int]) -> dict[str, Any]:
-    """Sent to get the log-probabilities of these tokens to come next."""
+    """Returns the fields of a request for the log-probabilities of these tokens as the next one."""
     return {"logprobs": True, "logprob_token_ids": token_ids, "return_tokens_as_token_ids": True}
 
 
 def scores_by_id(reply: Reply) -> dict[int, float]:
-    """The log-probabilities in the answer to that."""
+    """Returns token id -> log-probability (nats), of a reply to such a request."""
     named = (each for each in reply.first_step if each.token.startswith("token_id:"))
     return {int(each.token.removeprefix("token_id:")): each.logprob for each in named}
 
@@ -99,9 +99,9 @@ async def _takes(server: ChatServer, **body: Any) -> Reply | None:
         return None
 
 
-async def _obeys(server: ChatServer, held: dict[str, Any]) -> bool:
+async def _obeys(server: ChatServer, constraint: dict[str, Any]) -> bool:
     try:
-        reply = await _takes(server, max_tokens=64, temperature=0, **held)
+        reply = await _takes(server, max_tokens=64, temperature=0, **constraint)
         return reply is not None and json.loads(reply.text) == {"seven": 7}
     except (EngineError, ValueError):
         return False
@@ -117,15 +117,15 @@ async def _pieces(server: ChatServer, labels: Mapping[str, str]) -> dict[str, li
     try:
         for label in labels.values():
             body = {"prompt": label, "add_special_tokens": False, "return_token_strs": True}
-            told = await server.extra("tokenize", {"model": server.model, **body})
-            found[label] = list(zip(told["tokens"], told["token_strs"], strict=True))
+            reply = await server.extra("tokenize", {"model": server.model, **body})
+            found[label] = list(zip(reply["tokens"], reply["token_strs"], strict=True))
     except (Refused, KeyError, TypeError, ValueError):
         return None
     return found
 
 
 def _grammar(schema: dict[str, Any]) -> dict[str, Any]:
-    from teacher_server.engines.constraints import grammar_of  # noqa: PLC0415  (not everywhere)
+    from teacher_server.engines.constraints import grammar_of  # noqa: PLC0415 - not installed everywhere
 
     return {"structured_outputs": {"grammar": grammar_of(schema)}}
 

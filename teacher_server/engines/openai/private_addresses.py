@@ -1,4 +1,4 @@
-"""Connections to private addresses alone: nothing leaves the local network unless that is asked for."""
+"""Connects only to private addresses: nothing leaves the local network unless a setting allows it."""
 
 import asyncio
 import socket
@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx
 
-from teacher_server.engines.base import EngineAway
+from teacher_server.engines.base import EngineUnavailable
 
 _NETWORKS = tuple(
     ip_network(network)
@@ -25,16 +25,16 @@ _NETWORKS = tuple(
 )
 
 
-class NotPrivate(EngineAway):
-    """A host with an address outside of the local network."""
+class NotPrivate(EngineUnavailable):
+    """A host has an address outside the local network."""
 
 
-class NoAddress(EngineAway):
-    """A host's name that stands for no address."""
+class NoAddress(EngineUnavailable):
+    """A host's name does not resolve."""
 
 
 def is_private(address: str) -> bool:
-    """Whether an IP address is this machine's own, or of a local network."""
+    """Returns whether an IP address is this machine's own or in a local network."""
     parsed: IPv4Address | IPv6Address | None = ip_address(address)
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
         parsed = parsed.ipv4_mapped
@@ -42,14 +42,14 @@ def is_private(address: str) -> bool:
 
 
 async def addresses_of(host: str, *, allowed: bool = False) -> list[str]:
-    """The IP addresses that a name stands for now.
+    """Returns the IP addresses that a name resolves to now.
 
     Args:
-        allowed: whether they may be any.
+        allowed: accept public addresses too.
 
     Raises:
-        NoAddress: there are none.
-        NotPrivate: one of them is not private.
+        NoAddress: the name does not resolve.
+        NotPrivate: an address is public and not allowed.
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -60,27 +60,27 @@ async def addresses_of(host: str, *, allowed: bool = False) -> list[str]:
     if public and not allowed:
         named = host if host in public else f"{host} ({public[0]})"
         raise NotPrivate(
-            f"{named} is not on the local network: pictures and missions would leave it;"
-            f" --allow-host {host} says that they may"
+            f"{named} is not on the local network: pictures and missions would leave it; set `allow_host` to"
+            f" {host} to allow that"
         )
     return addresses
 
 
 class PrivateTransport(httpx.AsyncBaseTransport):
-    """Looks a host up for each request, and connects to no other addresses than those that were checked."""
+    """Resolves the host for each request and connects only to the addresses that were checked."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport, allow_host: str | None) -> None:
         self._inner, self._allow_host = inner, allow_host
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends a request to the first of the host's addresses that can be reached.
+        """Sends a request to the first reachable address of its host.
 
         Raises:
-            NoAddress, NotPrivate: before anything is sent.
+            NoAddress, NotPrivate: see `addresses_of`; nothing was sent.
         """
         url, host = request.url, request.url.host
         addresses = await addresses_of(host, allowed=host == self._allow_host)
-        # The header Host has the name already; this one is for certificates
+        # The Host header keeps the name; this extension is for the check of certificates
         request.extensions = {**request.extensions, "sni_hostname": host}
         for address in addresses[:-1]:
             request.url = url.copy_with(host=address)

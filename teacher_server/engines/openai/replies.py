@@ -1,10 +1,10 @@
-"""A chat completion as OpenAI's API has it: what is read of a server's reply."""
+"""The parts of an OpenAI chat completion that are read of a server's reply."""
 
 from pydantic import BaseModel, Field
 
 
 class Token(BaseModel):
-    """A token that the model may say, and the natural logarithm of its probability."""
+    """A candidate token and its log-probability in nats."""
 
     token: str
     logprob: float
@@ -33,7 +33,7 @@ class _Usage(BaseModel):
 
 
 class Reply(BaseModel):
-    """What is read of a chat completion."""
+    """A chat completion."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
@@ -44,7 +44,7 @@ class Reply(BaseModel):
 
     @property
     def tokens(self) -> int:
-        """Generated, as far as the server says."""
+        """Number of generated tokens; 0 if the server does not report it."""
         return self.usage.completion_tokens if self.usage else 0
 
     @property
@@ -53,6 +53,6 @@ class Reply(BaseModel):
 
     @property
     def first_step(self) -> list[Token]:
-        """The most probable first tokens; none where the server does not tell."""
-        told = self.choices[0].logprobs
-        return (told.content[0].top_logprobs or []) if told and told.content else []
+        """The most probable first tokens; empty if the server does not report them."""
+        logprobs = self.choices[0].logprobs
+        return (logprobs.content[0].top_logprobs or []) if logprobs and logprobs.content else []

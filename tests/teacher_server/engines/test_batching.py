@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineHangs, Prompt
+from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnresponsive, Prompt
 from teacher_server.engines.batching import Batches, Request
 
 pytestmark = pytest.mark.unit
@@ -147,7 +147,7 @@ def test_what_does_not_come_back_is_told_when_it_is_closed() -> None:
         echo = _Echo()
         batches = Batches(echo, size=8, end_s=0.1)
         (task,) = await _asked(batches, [_score(0)])
-        with pytest.raises(EngineHangs, match=r"within 0\.1 s"):
+        with pytest.raises(EngineUnresponsive, match=r"within 0\.1 s"):
             await batches.close()
         with pytest.raises(EngineDead):
             await task

@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 import tenacity
 
-from teacher_server.engines.base import EngineAway, EngineDead
+from teacher_server.engines.base import EngineDead, EngineUnavailable
 from teacher_server.engines.openai.replies import Reply
-from teacher_server.engines.openai.server import SMALL_TALK, CannotAttach, ChatServer, OddReply, Refused
+from teacher_server.engines.openai.server import (
+    SMALL_TALK,
+    CannotAttach,
+    ChatServer,
+    Refused,
+    UnexpectedReply,
+)
 from tests.http_servers import Asked, http_server
 from tests.waiting import wait_for
 
@@ -62,14 +68,30 @@ def _broken_off(asked: Asked) -> tuple[int, bytes, dict[str, str]]:
         (lambda _: (400, {"error": {"message": "too\nlong"}}), Refused, "refuses: 400: too long"),
         (lambda _: (422, {"detail": "what?"}), Refused, "refuses: 422: .*what"),
         (lambda _: (501, {}), Refused, "failed: 501"),
-        (lambda _: (401, b"no"), EngineAway, "refuses: 401: no; its key is given by --openai-key-file"),
-        (lambda _: (403, b"no"), EngineAway, "refuses: 403: no; its key is given by --openai-key-file"),
-        (lambda _: (404, {"error": {"message": "no model m"}}), EngineAway, "refuses: 404: no model m"),
-        (lambda _: (502, b"<html>Bad gateway"), EngineAway, "failed: 502: <html>Bad gateway"),
-        (lambda _: (504, {}), EngineAway, "failed: 504"),
-        (lambda _: None, EngineAway, "was lost"),
-        (_broken_off, EngineAway, "was lost"),
-        (lambda _: (307, b"", {"Location": "http://8.8.8.8/"}), EngineAway, "sends on to http://8.8.8.8/"),
+        (
+            lambda _: (401, b"no"),
+            EngineUnavailable,
+            "refuses: 401: no; its key is given by --openai-key-file",
+        ),
+        (
+            lambda _: (403, b"no"),
+            EngineUnavailable,
+            "refuses: 403: no; its key is given by --openai-key-file",
+        ),
+        (
+            lambda _: (404, {"error": {"message": "no model m"}}),
+            EngineUnavailable,
+            "refuses: 404: no model m",
+        ),
+        (lambda _: (502, b"<html>Bad gateway"), EngineUnavailable, "failed: 502: <html>Bad gateway"),
+        (lambda _: (504, {}), EngineUnavailable, "failed: 504"),
+        (lambda _: None, EngineUnavailable, "was lost"),
+        (_broken_off, EngineUnavailable, "was lost"),
+        (
+            lambda _: (307, b"", {"Location": "http://8.8.8.8/"}),
+            EngineUnavailable,
+            "sends on to http://8.8.8.8/",
+        ),
     ],
 )
 def test_what_a_server_may_do_wrong(answer: Callable[[Asked], Any], kind: type[Exception], said: str) -> None:
@@ -93,7 +115,7 @@ def test_a_server_that_fails_on_everything_is_away(
     reply: Any, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("teacher_server.engines.openai.server._BACKOFF", tenacity.wait_none())
-    with http_server(lambda _: reply) as server, pytest.raises(EngineAway, match=said):
+    with http_server(lambda _: reply) as server, pytest.raises(EngineUnavailable, match=said):
         _complete(server.url)
     assert [asked.body["messages"] for asked in server.asked] == [[], [], [], SMALL_TALK]
 
@@ -121,7 +143,7 @@ def test_a_server_that_stays_too_busy_is_away(status: int, monkeypatch: pytest.M
     monkeypatch.setattr("teacher_server.engines.openai.server._BUSY_FOR_S", 0)
     with (
         http_server(lambda _: (status, {})) as server,
-        pytest.raises(EngineAway, match=f"too busy: {status}"),
+        pytest.raises(EngineUnavailable, match=f"too busy: {status}"),
     ):
         _complete(server.url)
 
@@ -132,7 +154,7 @@ def test_a_server_that_is_away_is_in_the_log_once_a_minute(caplog: pytest.LogCap
         await chat.start()
         for status in (404, 502):
             server.answer = lambda _, status=status: (status, {"error": "the mission: get a key"})
-            with pytest.raises(EngineAway):
+            with pytest.raises(EngineUnavailable):
                 await chat.complete(messages=[])
         await chat.close()
 
@@ -143,7 +165,7 @@ def test_a_server_that_is_away_is_in_the_log_once_a_minute(caplog: pytest.LogCap
 
 
 def test_a_name_without_an_address_is_away() -> None:
-    with pytest.raises(EngineAway, match=r"the name teacher\.invalid has no address here"):
+    with pytest.raises(EngineUnavailable, match=r"the name teacher\.invalid has no address here"):
         _complete("http://teacher.invalid")
 
 
@@ -154,7 +176,7 @@ def test_a_server_that_takes_too_long() -> None:
         over.wait(30)
 
     with http_server(answer) as server:
-        with pytest.raises(EngineAway, match=r"did not answer within 0\.2 s"):
+        with pytest.raises(EngineUnavailable, match=r"did not answer within 0\.2 s"):
             _complete(server.url, timeout_s=0.2)
         over.set()
 
@@ -162,7 +184,7 @@ def test_a_server_that_takes_too_long() -> None:
 def test_a_server_that_is_not_there() -> None:
     with http_server(lambda _: None) as server:
         pass
-    with pytest.raises(EngineAway, match=f"nothing answers at {server.url}"):
+    with pytest.raises(EngineUnavailable, match=f"nothing answers at {server.url}"):
         _complete(server.url)
 
 
@@ -233,7 +255,7 @@ def test_what_a_server_says_of_itself() -> None:
         assert _describe(f"{server.url}/v1/") == told
         with pytest.raises(CannotAttach, match="'other' is not served there; --openai-model is one of: m"):
             _describe(f"{server.url}/v1", "other")
-        with pytest.raises(OddReply, match="/models is no list of models"):
+        with pytest.raises(UnexpectedReply, match="/models is no list of models"):
             _describe(server.url)
 
 
@@ -279,7 +301,7 @@ def test_a_server_that_comes_back_as_another_one(change: dict[str, str]) -> None
         chat.recognise(await chat.describe())
         assert (await chat.complete(messages=[])).text == "hello"
         models.here = False
-        with pytest.raises(EngineAway, match="was lost"):
+        with pytest.raises(EngineUnavailable, match="was lost"):
             await chat.complete(messages=[])
         models.here, models.cards = True, [{**_CARD, **change}]
         if change:

@@ -309,13 +309,13 @@ def _followups(shared: SharedEngine, prompts: list[Prompt]) -> list[Prompt]:
     said = shared.all([shared.engine.generate(prompt, WHOLE) for prompt in prompts])
     assert all(generated.complete for generated in said)
     return [
-        prompt.then((*generated.token_ids, *range(60, 62 + i)), generated.kept)
+        prompt.then((*generated.token_ids, *range(60, 62 + i)), generated.cached)
         for i, (prompt, generated) in enumerate(zip(prompts, said, strict=True))
     ]
 
 
 def _anew(prompts: list[Prompt]) -> list[Prompt]:
-    return [replace(prompt, kept=None) for prompt in prompts]
+    return [replace(prompt, cached=None) for prompt in prompts]
 
 
 def test_what_goes_on_computes_only_what_is_new_and_scores_alike(
@@ -346,7 +346,7 @@ def test_what_was_kept_of_another_conversation_is_not_gone_on_from(
     shared: SharedEngine, prompts: list[Prompt]
 ) -> None:
     one, other = (followup for followup in _followups(shared, prompts)[3:5])
-    mixed = replace(one, kept=other.kept)
+    mixed = replace(one, cached=other.cached)
     scores = shared.all([shared.engine.score(prompt, range(600)) for prompt in (mixed, one)])
     np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-4)
 
@@ -357,10 +357,9 @@ def test_what_is_kept_is_bounded_and_goes_with_its_conversation(
     async def scores(**changes: Any) -> tuple[list[int], list[tuple[float, ...]]]:
         async with started(checkpoint, **changes) as engine:
             said = [await engine.generate(prompt, WHOLE) for prompt in prompts]
-            followups = [p.then((*g.token_ids, 60), g.kept) for p, g in zip(prompts, said, strict=True)]
-            held = [
-                0 if g.kept is None or g.kept.keys_values is None else g.kept.keys_values.nbytes for g in said
-            ]
+            followups = [p.then((*g.token_ids, 60), g.cached) for p, g in zip(prompts, said, strict=True)]
+            kept = [g.cached.keys_values if g.cached else None for g in said]
+            held = [0 if each is None else each.nbytes for each in kept]
             return held, await asyncio.gather(*(engine.score(prompt, range(99)) for prompt in followups))
 
     held, expected = asyncio.run(scores())

@@ -81,9 +81,9 @@ def test_the_cause_is_what_a_process_has_said() -> None:
     assert cause_of(_failed("no such dtype"), ["CUDA error"]) == "no such dtype"
     killed = core.replace("{}", "{'EngineCore': -9}")
     assert cause_of(_failed(killed), []) == (
-        f"a process of it ended without a word, as where memory runs out ({killed})"
+        f"one of its processes ended without a message, as when memory runs out ({killed})"
     )
-    assert "ended without a word" in cause_of(_failed(core), [worker])
+    assert "ended without a message" in cause_of(_failed(core), [worker])
 
 
 def test_an_exception_that_says_nothing_is_told_by_its_cause_or_its_type() -> None:

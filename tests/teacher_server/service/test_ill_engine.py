@@ -127,7 +127,7 @@ def test_one_that_hangs_is_ended_by_the_end_of_the_process(teacher: TeacherProce
     assert last.startswith(
         "teacher serve: error: the teacher is gone: its engine is stuck: asked, it has answered"
     )
-    assert last.endswith("the engine does not come back from what it computes within 2 s")
+    assert last.endswith("the engine's batch has not ended within 2 s")
 
 
 def test_a_swap_does_not_wait_for_ever_for_one_that_hangs(start: Start, ill: Path, model: Path) -> None:
@@ -147,5 +147,5 @@ def test_a_swap_does_not_wait_for_ever_for_one_that_hangs(start: Start, ill: Pat
         swap = httpx.post(url, json={"model": str(other)}, headers=headers, timeout=LONG_S)
         assert asked.result().status_code == 504
     assert swap.status_code == 500
-    assert f"{model} cannot be closed: the engine does not come back" in swap.json()["error"]["reason"]
+    assert f"{model} cannot be closed: the engine's batch has not ended" in swap.json()["error"]["reason"]
     assert teacher.process.wait(LONG_S) == 1

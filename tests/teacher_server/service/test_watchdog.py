@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from teacher_api.schemas import HostState
-from teacher_server.engines.base import CannotLoad, EngineDead, EngineError, EngineHangs
+from teacher_server.engines.base import CannotLoad, EngineDead, EngineError, EngineUnresponsive
 from teacher_server.service.host import Host, NotReady
 from teacher_server.service.metrics import Metrics
 from teacher_server.service.watchdog import Watchdog
@@ -195,7 +195,11 @@ def test_so_often_within_an_hour_and_then_the_service_ends(run: Run, monkeypatch
     [
         (ToldModel(), ToldModel(refusal=CannotLoad("no memory")), "no memory"),
         (ToldModel(), ToldModel(fault=EngineError("a kernel broke")), "a kernel broke"),
-        (ToldModel(refusal=EngineHangs("it does not come back")), ToldModel(), "it does not come back"),
+        (
+            ToldModel(refusal=EngineUnresponsive("it does not come back")),
+            ToldModel(),
+            "it does not come back",
+        ),
     ],
 )
 def test_where_there_is_no_other_the_service_ends(

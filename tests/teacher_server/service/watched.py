@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gridworld.pictures import draw
-from teacher_server.engines.base import CannotLoad, Decoding, EngineDead, EngineHangs
-from teacher_server.engines.sessions import Interviewer, LabelScores, Said
+from teacher_server.engines.base import CannotLoad, Decoding, EngineDead, EngineUnresponsive, Generated
+from teacher_server.engines.sessions import LabelScores, SessionFactory
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import Conversation, load_prompt_set
 from teacher_server.service.host import Host
@@ -18,14 +18,14 @@ from teacher_server.service.metrics import Metrics
 from teacher_server.service.watchdog import Watchdog
 from teacher_server.settings import Settings
 from teacher_server.teachers.base import Observation
-from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut, room
+from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings, room
 
 _PROMPTS = load_prompt_set("minigrid-zero-shot")
 
 
 @dataclass(eq=False)
 class ToldModel:
-    """An interviewer and its conversations. What it writes fits no schema, and is an answer all the same.
+    """A session factory and its sessions. What it writes fits no schema, and is an answer all the same.
 
     Attributes:
         fault: raised when it is asked; None: it answers once it `goes`.
@@ -43,22 +43,22 @@ class ToldModel:
         if isinstance(self.refusal, CannotLoad):
             raise self.refusal
 
-    async def take_over(self, other: Interviewer) -> bool:
+    async def take_over(self, other: SessionFactory) -> bool:
         return False
 
-    def mark_in(self, text: str) -> str | None:
+    def find_marker(self, text: str) -> str | None:
         return None
 
-    def script(self, conversation: Conversation) -> "ToldModel":
+    def prepare(self, conversation: Conversation) -> "ToldModel":
         return self
 
-    def about(self, picture: PreparedPicture) -> "ToldModel":
+    def session(self, picture: PreparedPicture) -> "ToldModel":
         return self
 
-    def unanalysed(self) -> "ToldModel":
+    def without_analysis(self) -> "ToldModel":
         return self
 
-    async def analyse(self, decoding: Decoding) -> tuple[Said, "ToldModel"]:
+    async def analyse(self, decoding: Decoding) -> tuple[Generated, "ToldModel"]:
         self.asked += 1
         if self.fault is None:
             await self.goes.wait()
@@ -66,18 +66,18 @@ class ToldModel:
             raise EngineDead("it was closed")
         if self.fault is not None:
             raise self.fault
-        return Said("I see", 2, True), self
+        return Generated("I see", 2, True), self
 
     async def score(self, actions: Sequence[str]) -> LabelScores:
         return LabelScores(dict.fromkeys(actions, -1.0))
 
-    async def write(self, decoding: Decoding) -> Said:
-        return Said("", 0, True)
+    async def write(self, decoding: Decoding) -> Generated:
+        return Generated("", 0, True)
 
     async def close(self) -> None:
         self.closed = True
         self.goes.set()
-        if isinstance(self.refusal, EngineHangs):
+        if isinstance(self.refusal, EngineUnresponsive):
             raise self.refusal
 
 
@@ -88,7 +88,7 @@ def _answering() -> ToldModel:
 
 
 def _teacher(model: ToldModel, **hosting: str) -> PromptedTeacher:
-    reading = ReadingOut("labels", "soft", 1.0, 0.0, 0.05)
+    reading = ReadoutSettings("labels", "soft", 1.0, 0.0, 0.05)
     return PromptedTeacher(model, _PROMPTS, reading, checkpoint={"digest": "d"}, hosting=hosting)
 
 

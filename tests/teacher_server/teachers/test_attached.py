@@ -22,9 +22,9 @@ import pytest
 from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer, Question
 from teacher_server.engines.base import EngineError
-from teacher_server.engines.openai.features import Offers
+from teacher_server.engines.openai.features import ServerFeatures
 from teacher_server.engines.openai.replies import Reply, Token
-from teacher_server.engines.openai.sessions import MessageInterviewer, among_most_probable
+from teacher_server.engines.openai.sessions import MessageSessionFactory, among_most_probable
 from teacher_server.pictures.decoding import decode, from_base64
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_server.prompting.readout import Unreadable, with_untold
@@ -285,9 +285,9 @@ def test_a_mission_cannot_hold_marks_of_chat_templates(mark: str) -> None:
 
 def test_equal_questions_have_equal_keys(tmp_path: Path) -> None:
     prompts = _prompt_set("minigrid")
-    interviewer = MessageInterviewer(
+    sessions = MessageSessionFactory(
         None,  # type: ignore[arg-type]  # nothing is asked
-        Offers(neutral=False, constraint=None, pieces=None, by_id=False, top=0),
+        ServerFeatures(neutral=False, constraint=None, pieces=None, by_id=False, top=0),
         prompts.labels,
     )
 
@@ -295,7 +295,8 @@ def test_equal_questions_have_equal_keys(tmp_path: Path) -> None:
         conversation = prompts.conversation(
             task="fetch", mission=mission, actions=("left", "right"), readout="labels"
         )
-        return interviewer.script(conversation).about(prompts.preparation.prepare(_observation().picture)).key
+        picture = prompts.preparation.prepare(_observation().picture)
+        return sessions.prepare(conversation).session(picture).key
 
     assert key("get a ball") == key("get a ball") != key("get a key")
 

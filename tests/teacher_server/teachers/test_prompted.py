@@ -12,13 +12,20 @@ import pytest
 from gridworld.pictures import draw
 from gridworld.views import EMPTY, View, code
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from teacher_server.engines.base import Decoding, EngineAway, EngineDead, EngineError, Generated, Prompt
-from teacher_server.engines.token_sessions import TokenInterviewer
+from teacher_server.engines.base import (
+    Decoding,
+    EngineDead,
+    EngineError,
+    EngineUnavailable,
+    Generated,
+    Prompt,
+)
+from teacher_server.engines.token_sessions import TokenSessionFactory
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_server.prompting.readout import numbers_schema
 from teacher_server.teachers.base import CannotAnswer, NoAnswerNow, Observation, TeacherGone, UnreadableAnswer
 from teacher_server.teachers.canary import Blind, tell_apart
-from teacher_server.teachers.prompted import PromptedTeacher, ReadingOut
+from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings
 from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -59,7 +66,8 @@ class _Engine:
         text = self._texts.pop(0)
         if isinstance(text, Exception):
             raise text
-        return Generated(tuple(self._tokenizer.encode(text).ids), text, self.complete)
+        ids = tuple(self._tokenizer.encode(text).ids)
+        return Generated(text, len(ids), self.complete, ids)
 
     async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
         self.asked.append((prompt, token_ids))
@@ -93,9 +101,9 @@ def make_teacher(checkpoint: Checkpoint) -> MakeTeacher:
             action: checkpoint.tokenizer.encode(label).ids[0] for action, label in _PROMPTS.labels.items()
         }
         teacher = PromptedTeacher(
-            TokenInterviewer(engine, checkpoint.chat_format, labels),
+            TokenSessionFactory(engine, checkpoint.chat_format, labels),
             _PROMPTS,
-            ReadingOut(**chosen | (reading or {})),
+            ReadoutSettings(**chosen | (reading or {})),
             checkpoint={"digest": "d", "dtype": "float32"},
             hosting={},
             notes=notes,
@@ -273,7 +281,7 @@ def test_an_engine_that_fails(make_teacher: MakeTeacher, readout: str, stage: st
     assert (caught.value.stage, caught.value.fault) == (stage, "engine")
     assert caught.value.raw == (before[0] if before else None)
     assert caught.type is UnreadableAnswer
-    teacher, _ = make_teacher(*before, EngineAway("nobody is there"), reading={"readout": readout})
+    teacher, _ = make_teacher(*before, EngineUnavailable("nobody is there"), reading={"readout": readout})
     with pytest.raises(NoAnswerNow, match=f"{stage}: nobody is there"):
         _ask(teacher)
     teacher, _ = make_teacher(*before, EngineDead("it is gone"), reading={"readout": readout})

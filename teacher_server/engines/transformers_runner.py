@@ -1,0 +1,296 @@
+"""The forward passes of the transformers engine: batches that generate or score, over a loaded checkpoint."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+import xgrammar
+
+from teacher_server.checkpoints.checkpoint import Checkpoint
+from teacher_server.engines.base import Decoding, EngineError, Generated, check_seen
+from teacher_server.engines.batching import Request
+from teacher_server.engines.constraints import grammar_of
+from teacher_server.engines.exceptions import words_of
+from teacher_server.engines.kv_cache import CachedPrefix, PrefixCache, cached_prefix, join_prefixes
+from teacher_server.engines.processor import picture_processor
+from teacher_server.engines.transformers_model import device_of, is_out_of_memory, load_model
+from teacher_server.prompting.preparation import PreparedPicture
+from teacher_server.settings import EngineSettings
+
+_hf: Any = transformers  # its annotations are too incomplete to check against
+
+_GRAMMAR_CACHE_BYTES = 2**28
+_NOT_NUMBERS = "the model's scores are not numbers: set `dtype` to float32, and check the weights"
+
+
+@dataclass(eq=False)
+class _Row:
+    """One request of a batch that generates."""
+
+    request: Request
+    decoding: Decoding
+    matcher: xgrammar.GrammarMatcher
+    random: torch.Generator
+    token_ids: list[int]
+
+    def sample(self, logits_V: torch.Tensor) -> int:
+        """Draws the next token at the request's temperature, on the CPU so that a seed fixes the series."""
+        probs_V = torch.softmax(logits_V.cpu() / self.decoding.temperature, dim=0)
+        return int(torch.multinomial(probs_V, 1, generator=self.random))
+
+
+@dataclass(eq=False)
+class _Features:
+    """A picture as the language model gets it: features [N, H] of N visual tokens, and the patch grid."""
+
+    features_NH: torch.Tensor
+    grid_3: torch.Tensor
+
+
+@dataclass(eq=False)
+class _Step:
+    """The result of a forward pass over whole prompts."""
+
+    logits_BV: torch.Tensor
+    """Of the next token, float32."""
+    mask_BL: torch.Tensor
+    next_B: torch.Tensor
+    """The position of the next token."""
+    cache: Any
+    """Keys and values; None unless requested."""
+
+
+class Runner:
+    """A loaded checkpoint.
+
+    It generates with its own loop instead of `model.generate`: requests end, fail and are cancelled one by
+    one, each samples with its own seed, and generation_config.json (Qwen's has a repetition penalty) has no
+    effect.
+
+    Raises:
+        CannotLoad: the device is missing or too small, or the checkpoint is broken.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
+        self._checkpoint = checkpoint
+        self._max_model_len = settings.max_model_len
+        self._device = device_of(settings.device)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._model = load_model(checkpoint, settings, self._device)
+        self._processor = picture_processor(checkpoint.dimensions)
+        self._vocabulary: int = self._model.lm_head.out_features
+        tokenizer_info = xgrammar.TokenizerInfo.from_huggingface(
+            _hf.PreTrainedTokenizerFast(tokenizer_object=checkpoint.tokenizer),
+            vocab_size=self._vocabulary,
+            stop_token_ids=[checkpoint.end_token_id],
+        )
+        self._grammars = xgrammar.GrammarCompiler(tokenizer_info, cache_limit_bytes=_GRAMMAR_CACHE_BYTES)
+        # Inside a JSON string the grammar accepts a special token, such as <|image_pad|>, as letters
+        special = {checkpoint.tokenizer.token_to_id(token) for token in checkpoint.special_tokens}
+        self._forbidden = torch.tensor(sorted(special - {checkpoint.end_token_id}), device=self._device)
+        # Room for the pictures of all running questions, twice, and for 64 worked examples
+        self._max_pictures = 2 * settings.max_num_seqs + 64
+        self._features: OrderedDict[str, _Features] = OrderedDict()
+        self._prefixes = PrefixCache(checkpoint.prefix_cache_bytes(settings))
+        # Layers with a sliding window drop keys and values that stage 2 would need
+        self._keeps_prefixes = "sliding_attention" not in self._model.config.get_text_config().layer_types
+
+    @torch.inference_mode()
+    def run(self, requests: list[Request]) -> None:
+        """Answers requests, which all generate or all score.
+
+        Raises:
+            EngineError: the batch does not fit in memory.
+        """
+        try:
+            if requests[0].decoding is None:
+                self._score(requests)
+            else:
+                self._generate(requests)
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here the exception is gone, and with it the tensors that its traceback kept alive
+        self._prefixes.clear()
+        torch.cuda.empty_cache()
+        raise EngineError(f"out of memory with a batch of {len(requests)}: lower `max_num_seqs`")
+
+    def _score(self, requests: list[Request]) -> None:
+        """Answers scoring requests with one forward pass."""
+        requests, expanded = self._expand(requests)
+        if not requests:
+            return
+        logprobs_BV = self._read(requests, expanded, use_cache=False).logits_BV.log_softmax(-1)
+        broken_B = logprobs_BV.isnan().any(-1).tolist()
+        for request, logprobs_V, broken in zip(requests, logprobs_BV, broken_B, strict=True):
+            wrong = [token for token in request.token_ids if not 0 <= token < self._vocabulary]
+            if wrong:
+                request.settle(EngineError(f"no token has the id {wrong[0]}"))
+            elif broken:
+                request.settle(EngineError(_NOT_NUMBERS))
+            else:
+                request.settle(tuple(logprobs_V[list(request.token_ids)].tolist()))
+
+    def _generate(self, requests: list[Request]) -> None:
+        """Answers generating requests, each as soon as it is complete; the others continue without it."""
+        requests, expanded = self._expand(requests)
+        rows = [row for row in map(self._row, requests) if row is not None]
+        if len(rows) < len(requests):
+            usable = {id(row.request) for row in rows}
+            expanded = [ids for ids, request in zip(expanded, requests, strict=True) if id(request) in usable]
+        if not rows:
+            return
+        step = self._read([row.request for row in rows], expanded, use_cache=True)
+        while True:
+            going = self._choose(rows, step)
+            if not going:
+                return
+            if len(going) < len(rows):
+                keep = torch.tensor(going, device=self._device)
+                rows = [rows[i] for i in going]
+                step.cache.batch_select_indices(keep)
+                step.mask_BL, step.next_B = step.mask_BL[keep], step.next_B[keep]
+            newest_B1 = torch.tensor([row.token_ids[-1:] for row in rows], device=self._device)
+            step.mask_BL = torch.cat([step.mask_BL, torch.ones_like(newest_B1)], dim=1)
+            outputs = self._model(
+                input_ids=newest_B1,
+                attention_mask=step.mask_BL,
+                position_ids=step.next_B.view(1, -1, 1).expand(3, -1, -1),
+                past_key_values=step.cache,
+                use_cache=True,
+            )
+            step.logits_BV = outputs.logits[:, -1].float()
+            step.next_B = step.next_B + 1
+
+    def _expand(self, requests: list[Request]) -> tuple[list[Request], list[list[int]]]:
+        """Returns the requests that can run, and their prompts with one image token for each visual token."""
+        self._compute_features([picture for request in requests for picture in request.prompt.pictures])
+        usable, expanded = [], []
+        for request in requests:
+            prompt, image_token_id = request.prompt, self._checkpoint.image_token_id
+            places = prompt.token_ids.count(image_token_id)
+            if places != len(prompt.pictures):
+                request.settle(EngineError(f"{len(prompt.pictures)} pictures for {places} image tokens"))
+                continue
+            sizes = iter([len(self._features[picture.digest].features_NH) for picture in prompt.pictures])
+            copies = [next(sizes) if token == image_token_id else 1 for token in prompt.token_ids]
+            ids = [i for i, n in zip(prompt.token_ids, copies, strict=True) for _ in range(n)]
+            further = request.decoding.max_tokens if request.decoding else 1
+            if not ids or len(ids) + further > self._max_model_len:
+                lengths = f"the prompt has {len(ids)} tokens and up to {further} may follow"
+                request.settle(EngineError(f"{lengths}: `max_model_len` is {self._max_model_len}"))
+                continue
+            usable.append(request)
+            expanded.append(ids)
+        return usable, expanded
+
+    def _row(self, request: Request) -> _Row | None:
+        """Returns a row ready to generate; for an invalid schema it answers the request and returns None."""
+        decoding = request.decoding
+        assert decoding is not None
+        try:
+            grammar = self._grammars.compile_grammar(grammar_of(decoding.schema))
+        except Exception as error:
+            request.settle(EngineError(f"no grammar can be made of the schema: {words_of(error)}"))
+            return None
+        random = torch.Generator().manual_seed(decoding.seed % 2**63)
+        return _Row(request, decoding, xgrammar.GrammarMatcher(grammar), random, [])
+
+    def _choose(self, rows: list[_Row], step: _Step) -> list[int]:
+        """Gives each row its next token and answers the complete rows; returns the rows that continue."""
+        logits_BV = step.logits_BV
+        bits_BW = xgrammar.allocate_token_bitmask(len(rows), self._vocabulary)
+        for i, row in enumerate(rows):
+            row.matcher.fill_next_token_bitmask(bits_BW, i)
+        logits_BV[:, self._forbidden] = -torch.inf
+        xgrammar.apply_token_bitmask_inplace(logits_BV, bits_BW.to(self._device))
+        broken_B, greedy_B = logits_BV.isnan().any(-1).tolist(), logits_BV.argmax(-1).tolist()
+        going = []
+        for i, row in enumerate(rows):
+            if row.request.settled:  # cancelled, or the engine is being closed
+                continue
+            if broken_B[i]:
+                row.request.settle(EngineError(_NOT_NUMBERS))
+                continue
+            token = row.sample(logits_BV[i]) if row.decoding.temperature else greedy_B[i]
+            row.matcher.accept_token(token)
+            if token == self._checkpoint.end_token_id:
+                row.request.settle(self._generated(row, self._keep(step, i, row)))
+            else:
+                row.token_ids.append(token)
+                if len(row.token_ids) >= row.decoding.max_tokens:
+                    row.request.settle(self._generated(row, None, complete=False))
+                else:
+                    going.append(i)
+        return going
+
+    def _generated(self, row: _Row, prefix: CachedPrefix | None, *, complete: bool = True) -> Generated:
+        text = self._checkpoint.tokenizer.decode(row.token_ids, skip_special_tokens=False)
+        return Generated(text, len(row.token_ids), complete, tuple(row.token_ids), prefix)
+
+    def _keep(self, step: _Step, i: int, row: _Row) -> CachedPrefix | None:
+        """Keeps the keys and values of a row's prompt and generated tokens."""
+        if not self._keeps_prefixes:
+            return None
+        token_ids = (*row.request.prompt.token_ids, *row.token_ids)
+        return self._prefixes.keep(step.cache, i, int(step.mask_BL[i].sum()), token_ids)
+
+    def _read(self, requests: list[Request], expanded: list[list[int]], *, use_cache: bool) -> _Step:
+        """Runs a forward pass over whole prompts, padded at the left so that all end in the last column.
+
+        Columns whose keys and values are cached for all prompts are not computed again.
+        """
+        length = max(map(len, expanded))
+        padding, image_token_id = self._checkpoint.end_token_id, self._checkpoint.image_token_id
+        ids_BL = torch.tensor([[padding] * (length - len(ids)) + ids for ids in expanded])
+        mask_BL = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in expanded])
+        pictures = [self._features[p.digest] for request in requests for p in request.prompt.pictures]
+        positions_3BL, _ = self._model.model.get_rope_index(
+            ids_BL,
+            mm_token_type_ids=(ids_BL == image_token_id).int(),
+            image_grid_thw=torch.stack([p.grid_3 for p in pictures]) if pictures else None,
+            attention_mask=mask_BL,
+        )
+        embeddings_BLH = self._model.get_input_embeddings()(ids_BL.to(self._device))
+        if pictures:
+            embeddings_BLH[ids_BL == image_token_id] = torch.cat([p.features_NH for p in pictures])
+        mask_BL, positions_3BL = mask_BL.to(self._device), positions_3BL.to(self._device)
+        lengths = list(map(len, expanded))
+        known = [cached_prefix(request.prompt, n) for request, n in zip(requests, lengths, strict=True)]
+        cache, left = join_prefixes(known, lengths)
+        outputs = self._model(
+            inputs_embeds=embeddings_BLH[:, -left:],
+            attention_mask=mask_BL,
+            position_ids=positions_3BL[..., -left:],
+            past_key_values=cache,
+            use_cache=use_cache,
+            logits_to_keep=1,
+        )
+        return _Step(
+            outputs.logits[:, -1].float(),
+            mask_BL,
+            positions_3BL.amax((0, 2)) + 1,
+            outputs.past_key_values if use_cache else None,
+        )
+
+    def _compute_features(self, pictures: list[PreparedPicture]) -> None:
+        """Puts the features of these pictures into `_features` and drops the least recently used ones."""
+        unseen = {p.digest: p for p in pictures if p.digest not in self._features}
+        if unseen:
+            processed = self._processor(images=[p.image for p in unseen.values()], return_tensors="pt")
+            grid_N3 = processed["image_grid_thw"]
+            seen = self._model.get_image_features(
+                processed["pixel_values"].to(self._device), grid_N3.to(self._device)
+            )
+            check_seen(unseen.values(), sum(map(len, seen.pooler_output)))
+            for digest, features_NH, grid_3 in zip(unseen, seen.pooler_output, grid_N3, strict=True):
+                self._features[digest] = _Features(features_NH.clone(), grid_3)
+        needed = {picture.digest for picture in pictures}
+        for digest in needed:
+            self._features.move_to_end(digest)
+        while len(self._features) > max(self._max_pictures, len(needed)):
+            self._features.popitem(last=False)

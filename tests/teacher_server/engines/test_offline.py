@@ -1,0 +1,48 @@
+"""Importing this project changes no environment variable; `set_offline` keeps the libraries offline."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import environment_without
+
+pytestmark = pytest.mark.integration
+
+_IMPORT_ALL = """
+import os, pkgutil
+from contextlib import suppress
+from importlib import import_module
+
+for name in ("minigrid", "vllm"):  # these do change variables
+    with suppress(ModuleNotFoundError):
+        import_module(name)
+before = dict(os.environ)
+for package in ("gridworld", "teacher_api", "teacher_server", "teacher_tools", "student"):
+    for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
+        if not module.name.endswith("__main__"):
+            with suppress(ModuleNotFoundError):  # an optional package
+                import_module(module.name)
+            assert dict(os.environ) == before, module.name
+"""
+_SET = """
+from teacher_server.engines.offline import set_offline
+set_offline()
+import huggingface_hub, os
+print(huggingface_hub.constants.HF_HUB_OFFLINE, os.environ["VLLM_LOGGING_STREAM"])
+"""
+
+
+def _run(code: str) -> str:
+    env = environment_without("HF_")
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_no_module_changes_the_environment_when_it_is_imported() -> None:
+    _run(_IMPORT_ALL)
+
+
+def test_set_offline_keeps_the_hub_away() -> None:
+    assert _run(_SET).split() == ["True", "ext://sys.stderr"]
