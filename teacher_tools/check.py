@@ -20,6 +20,7 @@ from teacher_server.checkpoints.checkpoint import (
 from teacher_server.checkpoints.memory import Engine, Hardware, gib, need_problems
 from teacher_server.checkpoints.processor import processor_problems
 from teacher_server.engines.base import how_to_install
+from teacher_server.engines.offline import set_offline
 from teacher_server.prompting.chat_templates import TODAY
 from teacher_server.settings import EngineSettings, Readout
 
@@ -57,6 +58,7 @@ def main(settings: CheckSettings) -> int:
     """
     if settings.model is None:
         raise BadSetting("which checkpoint? Name its folder: teacher check DIR")
+    set_offline()
     problems = _library_problems(settings.engine)
     prompts, of_prompts = _prompts(settings)
     try:

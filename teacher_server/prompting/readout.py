@@ -38,7 +38,7 @@ def single_token_problems(
     return found
 
 
-def with_untold(known: Mapping[str, float], at_most: Mapping[str, float]) -> dict[str, float]:
+def with_upper_bounds(known: Mapping[str, float], at_most: Mapping[str, float]) -> dict[str, float]:
     """All labels' log-probabilities, where some engine tells those of its most probable tokens alone.
 
     A label that it does not tell gets the most that it may have. That is a hundredth of what the labels

@@ -13,8 +13,8 @@ from teacher_server.service.host import Host
 from teacher_server.service.metrics import Metrics
 from teacher_server.settings import Settings
 from teacher_server.teachers.base import ModelTeacher
-from teacher_server.teachers.canary import tell_apart
 from teacher_server.teachers.registry import CannotTeach, choose_teacher, prompts_of, same_teacher
+from teacher_server.teachers.vision_check import check_vision
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Swapper:
             in_place = await new.replace(old, in_place=wanted.in_place)
             await asyncio.to_thread(same_teacher, after, new.identity)
             steps.begin("trying")
-            sight = await tell_apart(new, unreadable=wanted.allow_unreadable)
+            sight = await check_vision(new, allow_unreadable=wanted.allow_unreadable)
         except EngineUnresponsive as error:
             raise self._lost(f"{before.model} cannot be closed: {error}", error) from error
         except Exception as error:
@@ -170,7 +170,7 @@ def _checked(
     try:
         new = choose_teacher(after, leaving=before).model
     except CannotTeach as error:
-        raise CannotSwap(422, str(error).removeprefix("--model "), "model") from error
+        raise CannotSwap(422, str(error), "model") from error
     assert new is not None
     digest = new.description["checkpoint"]["digest"]
     if wanted.digest not in (None, digest):
@@ -179,7 +179,7 @@ def _checked(
     try:
         again = same_teacher(before, old.identity)
     except CannotTeach as error:
-        told = str(error).removeprefix(f"--model {before.model}: ")
+        told = str(error).removeprefix(f"{before.model}: ")
         reason = f"there would be no way back to {before.model}, which answers now: {told}"
         raise CannotSwap(409, f"{reason}; put it back, and take another folder for what is new") from error
     return new, again

@@ -1,4 +1,4 @@
-"""The teacher whose model others serve: a chat server on the local network, tried out and described."""
+"""The prompted teacher over a chat server on the local network: tries the server out and describes it."""
 
 import asyncio
 import logging
@@ -18,19 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
-    """A teacher over the server that the settings name; the server is asked what it is and can do.
+    """Returns a teacher over the server in the settings, after asking the server for its model and features.
 
     Raises:
-        BadKeyFile: the file of the server's key holds none.
-        CannotAttach: the server cannot be used as asked, or does not answer.
+        BadKeyFile: the server's key file holds no key.
+        CannotAttach: the server cannot be used with these settings, or does not answer.
     """
     if settings.model is not None:
-        raise CannotAttach(
-            "the server has its model already: take --model away, and name it by --openai-model"
-        )
+        raise CannotAttach("the server has its own model: omit `model`, and name it in `openai_model`")
     if settings.openai_url is None or settings.openai_model is None:
-        raise CannotAttach("needs --openai-url http://HOST:PORT/v1 and --openai-model NAME")
-    reading = ReadoutSettings.chosen(settings, prompts)
+        raise CannotAttach("it needs `openai_url` http://HOST:PORT/v1 and `openai_model` NAME")
+    reading = ReadoutSettings.from_settings(settings, prompts)
     server = ChatServer(
         settings.openai_url,
         settings.openai_model,
@@ -40,22 +38,22 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
         timeout_s=settings.timeout_s,
     )
     try:
-        described, offers = asyncio.run(_ask(server, prompts))
+        described, features = asyncio.run(_probe(server, prompts))
     except EngineError as error:
         raise CannotAttach(str(error)) from error
-    if reading.readout == "labels" and (problems := _label_problems(server, offers, prompts)):
-        raise CannotAttach(f"{'; '.join(problems)}; or take --readout numbers")
-    if offers.constraint is None:
+    if reading.readout == "labels" and (problems := _label_problems(server, features, prompts)):
+        raise CannotAttach(f"{'; '.join(problems)}; or set `readout` to numbers")
+    if features.constraint is None:
         _log.warning(
-            "the server at %s holds no answer to a schema: what does not fit by itself cannot be read",
+            "the server at %s does not constrain answers to a schema: answers that break it are unreadable",
             server.url,
         )
     server.recognise(described)
     return PromptedTeacher(
-        MessageSessionFactory(server, offers, prompts.labels),
+        MessageSessionFactory(server, features, prompts.labels),
         prompts,
         reading,
-        checkpoint={"attached": described, **_ways(offers, reading)},
+        checkpoint={"attached": described, **_access(features, reading)},
         hosting={
             "model": server.model,
             "engine": "openai",
@@ -66,7 +64,7 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
     )
 
 
-async def _ask(server: ChatServer, prompts: PromptSet) -> tuple[dict[str, Any], ServerFeatures]:
+async def _probe(server: ChatServer, prompts: PromptSet) -> tuple[dict[str, Any], ServerFeatures]:
     await server.start()
     try:
         return await _describe(server), await find_features(server, prompts.labels)
@@ -75,33 +73,35 @@ async def _ask(server: ChatServer, prompts: PromptSet) -> tuple[dict[str, Any], 
 
 
 async def _describe(server: ChatServer) -> dict[str, Any]:
-    """What the server says of itself; where its API is elsewhere, CannotAttach says where."""
+    """Returns the server's description; CannotAttach names the API's address if it is a different one."""
     try:
         return await server.describe()
     except UnexpectedReply as error:
         if not error.wrong_address:
             raise
         if address := await server.find_address():
-            raise CannotAttach(f"{error}; its API is elsewhere: --openai-url {address}") from error
+            raise CannotAttach(
+                f"{error}; its API is at another address: set `openai_url` to {address}"
+            ) from error
         raise CannotAttach(
-            f"{error}; --openai-url is the address of an API like OpenAI's, as in http://HOST:PORT/v1: it has"
+            f"{error}; `openai_url` is the address of an API like OpenAI's, such as http://HOST:PORT/v1, with"
             " GET /models below it"
         ) from error
 
 
-def _ways(offers: ServerFeatures, reading: ReadoutSettings) -> dict[str, Any]:
-    """How the server is asked, as far as that can change an answer."""
-    told: dict[str, Any] = {"constraint": offers.constraint, "own_sampling": not offers.neutral}
+def _access(features: ServerFeatures, reading: ReadoutSettings) -> dict[str, Any]:
+    """Returns how requests use the server, as far as that can change an answer; part of the identity."""
+    used: dict[str, Any] = {"constraint": features.constraint, "own_sampling": not features.neutral}
     if reading.readout == "labels":
-        told["label_scores"] = "all" if offers.by_id else f"of the {offers.top} most probable tokens"
-    return told
+        used["label_scores"] = "all" if features.by_id else f"of the {features.top} most probable tokens"
+    return used
 
 
-def _label_problems(server: ChatServer, offers: ServerFeatures, prompts: PromptSet) -> list[str]:
-    """Why labels cannot be read in one step."""
-    if not offers.by_id and not offers.top:
+def _label_problems(server: ChatServer, features: ServerFeatures, prompts: PromptSet) -> list[str]:
+    """Returns why labels cannot be read in one step."""
+    if not features.by_id and not features.top:
         return [
-            f"the server at {server.url} gives no log-probabilities (logprobs and top_logprobs of a request),"
-            " which --readout labels needs: let it give them"
+            f"the server at {server.url} returns no log-probabilities (logprobs and top_logprobs of a"
+            " request), which `readout` labels needs: enable them there"
         ]
-    return single_token_problems(prompts.labels, offers.pieces, server.model) if offers.pieces else []
+    return single_token_problems(prompts.labels, features.pieces, server.model) if features.pieces else []

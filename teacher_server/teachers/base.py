@@ -1,4 +1,4 @@
-"""What a teacher is: someone with an identity who answers observations."""
+"""The teacher interface: a teacher has an identity and answers observations."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ StageName = Literal["analysis", "action"]
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """A question with its picture decoded: uint8 [height, width, 3], RGB."""
+    """A question with its picture decoded: uint8 [H, W, 3], RGB."""
 
     picture: NDArray[np.uint8]
     mission: str
@@ -33,9 +33,9 @@ class Observation:
 
 @dataclass(frozen=True)
 class TeacherAnswer:
-    """Probabilities over the actions asked, in their order, and what each stage said.
+    """Probabilities over the requested actions, in their order, and the report of each stage.
 
-    For an observation of stage "analysis", `probabilities` and `action` are None.
+    For an observation with stage "analysis", `probabilities` and `action` are None.
     """
 
     probabilities: dict[str, float] | None
@@ -44,7 +44,7 @@ class TeacherAnswer:
 
 
 class CannotAnswer(Exception):
-    """The question has no answer; `field` names what in it makes it so."""
+    """The question has no answer; `field` is the question's field that is at fault."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
@@ -54,8 +54,10 @@ class CannotAnswer(Exception):
 class UnreadableAnswer(Exception):
     """The teacher's answer could not be read, or did not come.
 
-    `raw` is what the teacher wrote, `stage` the stage that failed, and `fault` the kind of failure, one of
-    a few words that can be counted.
+    Attributes:
+        raw: the text that the teacher wrote.
+        stage: the stage that failed.
+        fault: the kind of failure, one of a few words, for the metrics.
     """
 
     def __init__(
@@ -66,11 +68,11 @@ class UnreadableAnswer(Exception):
 
 
 class NoAnswerNow(UnreadableAnswer):
-    """The answer did not come, but for now alone: the same question may be answered later."""
+    """The answer did not come; the same question may succeed later."""
 
 
 class TeacherGone(Exception):
-    """The teacher will answer no more; the message says why."""
+    """The teacher answers no further question; the message says why."""
 
 
 class Teacher(Protocol):
@@ -95,15 +97,15 @@ class Teacher(Protocol):
         """This teacher with what only a teacher over a model can do; None where there is no model."""
 
     async def start(self) -> None:
-        """Gets ready to answer; called once, before the first question."""
+        """Makes the teacher ready; called once, before the first question."""
 
     async def answer(self, observation: Observation) -> TeacherAnswer:
-        """What to do. Cancelling it stops the work on it.
+        """Answers an observation. Cancelling the call stops the work.
 
         Raises:
-            CannotAnswer: the fault is the question's.
-            UnreadableAnswer: the fault is the teacher's; NoAnswerNow: for now.
-            TeacherGone: there is no teacher any more.
+            CannotAnswer: the question is at fault.
+            UnreadableAnswer: the teacher is at fault; NoAnswerNow: the same question may succeed later.
+            TeacherGone: the teacher answers no further question.
         """
 
     async def close(self) -> None:
@@ -196,18 +198,18 @@ class ModelTeacher(Teacher, Protocol):
 
 
 def identity_of(description: dict[str, Any]) -> str:
-    """The description's kind, and 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    """Returns the description's kind and 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"{description['kind']}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
 
 def name_of(teacher: Teacher) -> str:
-    """What people call it: its checkpoint's folder, its model's name on a hub or a server, or its kind."""
+    """Returns a display name: the checkpoint's folder, the model's name on a hub or server, or the kind."""
     model = teacher.hosting.get("model")
     if model is None or "server" in teacher.hosting:
         return str(model or teacher.kind)
     folder = Path(model).resolve()
     hub = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and hub.startswith("models--"):  # a hub's cache
+    if folder.parent.name == "snapshots" and hub.startswith("models--"):  # the cache of a model hub
         return hub.removeprefix("models--").replace("--", "/")
     return folder.name or str(folder)

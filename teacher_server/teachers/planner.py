@@ -1,4 +1,4 @@
-"""The embedded teacher: reads the picture back into a grid and plans; no weights, no GPU."""
+"""The planner teacher: decodes the picture into a grid and plans a path, without weights or GPU."""
 
 import asyncio
 import hashlib
@@ -15,10 +15,14 @@ from teacher_server.teachers.base import CannotAnswer, Observation, TeacherAnswe
 
 
 class PlannerTeacher:
-    """Optimal but for a share `noise` of mistakes, which a seed decides; slow by `delay_s` if so told.
+    """Answers optimally, except for a share of wrong answers.
 
-    The same picture, mission, task and actions always get the same mistake. The delay is not part of
-    the identity: it changes no answer.
+    The same picture, mission, task and actions always get the same wrong answer.
+
+    Args:
+        noise: share of wrong answers, 0 to 1.
+        seed: selects which answers are wrong.
+        delay_s: seconds by which each answer is delayed; not part of the identity.
     """
 
     kind = "planner"
@@ -32,17 +36,17 @@ class PlannerTeacher:
         self.identity = identity_of(self.description)
         self.hosting: dict[str, Any] = {"delay_ms": delay_s * 1000}
         self.tasks = {task.key: task.useful for task in ALL_TASKS.values()}
-        # One thread: planning holds the interpreter's lock, so a second would only take turns with it
+        # One thread: planning holds the interpreter lock, so a second would gain nothing
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
 
     async def start(self) -> None:
-        """Ready as it is."""
+        """Does nothing: the teacher is ready."""
 
     async def answer(self, observation: Observation) -> TeacherAnswer:
-        """Reads the picture, then plans.
+        """Decodes the picture and plans.
 
         Raises:
-            CannotAnswer: the picture cannot be read, or there is nothing to plan in it.
+            CannotAnswer: the picture cannot be decoded, or there is no plan for it.
         """
         if self.delay_s > 0:
             await asyncio.sleep(self.delay_s)
@@ -50,7 +54,7 @@ class PlannerTeacher:
         return await loop.run_in_executor(self._thread, self._answer, observation)
 
     async def close(self) -> None:
-        """Lets the question in hand finish; those behind it are dropped."""
+        """Finishes the running question and drops the waiting ones."""
         self._thread.shutdown(cancel_futures=True)
 
     def _answer(self, observation: Observation) -> TeacherAnswer:
@@ -67,14 +71,14 @@ class PlannerTeacher:
         if observation.stage == "analysis":
             return TeacherAnswer(None, analysis, None)
         probabilities = self._with_mistakes(planned, observation)
-        # Planning is one piece of work; its time is told with the analysis
+        # Planning is one step; its time is reported with the analysis
         action = StageReport(text=json.dumps(probabilities), milliseconds=0.0)
         return TeacherAnswer(probabilities, analysis, action)
 
     def _with_mistakes(self, planned: Plan, observation: Observation) -> dict[str, float]:
-        """The plan; for the share `noise` of observations, with the best action's place taken by a wrong one.
+        """Returns the plan's probabilities, for a share `noise` of observations with a mistake.
 
-        The two exchange their probabilities. Where several actions are best, all of them do.
+        A mistake swaps the probabilities of the best action, or of all best actions, and of a wrong one.
         """
         p = planned.probabilities
         chance, choice = _draw(self.seed, observation)
@@ -89,7 +93,7 @@ class PlannerTeacher:
 
 
 def _draw(seed: int, observation: Observation) -> tuple[float, int]:
-    """A chance in [0, 1) and a choice, both decided by the seed and the observation alone."""
+    """Returns a number in [0, 1) and an integer, both functions of the seed and the observation."""
     height, width = observation.picture.shape[:2]
     words = [seed, height, width, observation.mission, observation.task, observation.actions]
     digest = hashlib.sha256(json.dumps(words).encode())

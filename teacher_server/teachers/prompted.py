@@ -1,4 +1,4 @@
-"""The real teacher: a vision-language model, asked in two stages, analysis and then action inference."""
+"""The prompted teacher: a vision-language model that answers in two stages, analysis and action."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ from teacher_server.prompting.readout import (
     from_numbers,
     hardened,
     numbers_schema,
-    with_untold,
+    with_upper_bounds,
 )
 from teacher_server.settings import Readout, Settings, Targets
 from teacher_server.teachers.base import (
@@ -46,12 +46,12 @@ from teacher_server.teachers.base import (
 _log = logging.getLogger(__name__)
 
 PROMPTED_VERSION = "2"
-"""Part of the identity: raise it when the same model and prompt set would answer otherwise."""
+"""Part of the identity: raise it when the same model and prompt set would give other answers."""
 
 
 @dataclass(frozen=True)
 class ReadoutSettings:
-    """How stage 2 is read: the settings' choices, or else the prompt set's."""
+    """How the answer of stage 2 is read into probabilities."""
 
     readout: Readout
     targets: Targets
@@ -60,37 +60,38 @@ class ReadoutSettings:
     sum_tolerance: float
 
     @classmethod
-    def chosen(cls, settings: Settings, prompts: PromptSet) -> Self:
-        """As the settings say, and where they say nothing the prompt set."""
+    def from_settings(cls, settings: Settings, prompts: PromptSet) -> Self:
+        """Returns the settings' values and, where a setting is None, the prompt set's."""
 
-        def of(name: str) -> Any:
+        def chosen(name: str) -> Any:
             setting = getattr(settings, name)
             return getattr(prompts, name) if setting is None else setting
 
         names = ("readout", "label_temperature", "min_label_mass", "sum_tolerance")
-        return cls(targets=settings.targets, **{name: of(name) for name in names})
+        return cls(targets=settings.targets, **{name: chosen(name) for name in names})
 
     @property
     def description(self) -> dict[str, Any]:
-        """What of it can change an answer."""
-        told: dict[str, Any] = {"readout": self.readout, "targets": self.targets}
+        """The part that can change an answer, for the identity."""
+        described: dict[str, Any] = {"readout": self.readout, "targets": self.targets}
         if self.readout == "labels":
-            return told | {"temperature": self.label_temperature, "min_mass": self.min_label_mass}
-        return told | {"sum_tolerance": self.sum_tolerance}
+            return described | {"temperature": self.label_temperature, "min_mass": self.min_label_mass}
+        return described | {"sum_tolerance": self.sum_tolerance}
 
 
 class PromptedTeacher:
-    """A model that is interviewed with the conversations of a prompt set.
+    """A model that answers the conversations of a prompt set, in two stages.
 
-    Stage 1 looks at the picture and writes an analysis, held to the set's schema. Stage 2 goes on from
-    there, so that an engine that caches prefixes computes the picture once, and gives the probabilities: in
-    one step by the actions' labels, or written out as numbers.
+    Stage 1 writes an analysis of the picture, constrained to the prompt set's schema. Stage 2 continues the
+    same conversation, so an engine that caches prefixes computes the picture once. It gives the
+    probabilities, either in one step by the actions' labels or written out as numbers.
 
     Args:
-        checkpoint: what of the model can change an answer.
-        hosting: where and by what the model runs.
-        seed: of sampling, where the prompt set samples.
-        notes: what the model is asked for and was not trained for; logged when it starts.
+        sessions: opens sessions with the model.
+        checkpoint: what can change the model's answers; part of the identity.
+        hosting: where and by what the model runs; not part of the identity.
+        seed: of sampling, if the prompt set samples.
+        notes: differences between the model's training and its use, logged at the start.
 
     Attributes:
         activity: the counts of the model's questions.
@@ -127,7 +128,9 @@ class PromptedTeacher:
             self.description["seed"] = seed
         self.identity = identity_of(self.description)
         for task, actions in self.tasks.items():
-            self._prepared(task, "", actions)  # so that what cannot be written is refused before any loading
+            self._prepared(
+                task, "", actions
+            )  # refuses a conversation that cannot be written before any loading
 
     @property
     def model(self) -> Self:
@@ -141,14 +144,14 @@ class PromptedTeacher:
 
     @property
     def prompts(self) -> PromptSet:
-        """What it is asked with."""
+        """The prompt set."""
         return self._prompts
 
     def with_prompts(self, prompts: PromptSet) -> "PromptedTeacher":
-        """The same model, asked otherwise: not to be started or closed.
+        """Returns a teacher over the same model with another prompt set; do not start or close it.
 
         Raises:
-            BadChatTemplate: the chat template does not take what the set says.
+            BadChatTemplate: the chat template does not take the prompt set's conversations.
         """
         return PromptedTeacher(
             self.sessions,
@@ -161,10 +164,10 @@ class PromptedTeacher:
         )
 
     async def start(self) -> None:
-        """Gets the model ready and asks it one question a task: its first answers are slow.
+        """Makes the model ready and asks one question of each task, since the first answers are slow.
 
         Raises:
-            CannotLoad, EngineError: there is no engine, or it does not generate.
+            CannotLoad, EngineError: the engine does not start, or does not generate.
         """
         for note in self._notes:
             _log.warning("%s", note)
@@ -172,16 +175,16 @@ class PromptedTeacher:
         await self.try_out(self.tasks)
 
     async def replace(self, old: ModelTeacher, *, in_place: bool = False) -> bool:
-        """Starts instead of a teacher that nobody asks any more, and that is closed.
+        """Starts in the place of a teacher that gets no more questions, and closes that one.
 
         Args:
-            in_place: load the weights into its running engine, where that can be.
+            in_place: load the weights into the other teacher's running engine, if possible.
 
         Returns:
-            Whether they were.
+            Whether the weights were loaded in place.
 
         Raises:
-            CannotLoad, EngineError: there is no engine, or it does not generate.
+            CannotLoad, EngineError: the engine does not start, or does not generate.
         """
         for note in self._notes:
             _log.warning("%s", note)
@@ -193,7 +196,7 @@ class PromptedTeacher:
         return taken
 
     async def label_scores(self, picture: NDArray[np.uint8]) -> tuple[float, ...]:
-        """Natural log-probabilities of the first task's labels after a picture and an empty analysis.
+        """Returns the log-probabilities (nats) of the first task's labels, after an empty analysis.
 
         Raises:
             EngineError: the engine failed.
@@ -204,12 +207,12 @@ class PromptedTeacher:
         return tuple(scores.known[action] for action in actions)
 
     async def try_out(self, tasks: Iterable[str]) -> None:
-        """Asks a small question of each task; what is answered need not be readable.
+        """Asks a small question of each task; the answers may be unreadable.
 
         Raises:
-            EngineError: the engine failed; TeacherGone: it is gone.
+            EngineError: the engine failed; TeacherGone: the engine has ended.
         """
-        observations = [Observation(draw(room(5)), "", task, self.tasks[task]) for task in tasks]
+        observations = [Observation(draw(trial_grid(5)), "", task, self.tasks[task]) for task in tasks]
         for outcome in await asyncio.gather(*map(self.answer, observations), return_exceptions=True):
             if isinstance(outcome, UnreadableAnswer) and outcome.fault == "engine":
                 raise EngineError(f"the engine does not answer: {outcome}")
@@ -217,19 +220,19 @@ class PromptedTeacher:
                 raise outcome
 
     async def answer(self, observation: Observation) -> TeacherAnswer:
-        """Asks both stages, or the first alone.
+        """Runs both stages, or stage 1 alone.
 
         Raises:
-            CannotAnswer: the picture, the mission or the actions cannot be asked about.
-            UnreadableAnswer: what the model wrote is cut, is not what was asked for, or did not come;
-                NoAnswerNow: it may come another time.
-            TeacherGone: the engine is gone.
+            CannotAnswer: the picture, the mission or the actions do not allow the question.
+            UnreadableAnswer: the model's text is cut or does not match what was asked for, or the engine
+                failed; NoAnswerNow: the same question may succeed later.
+            TeacherGone: the engine has ended.
         """
         useful = self.tasks[observation.task]
         actions = tuple(action for action in observation.actions if action in useful)
         if not actions:
-            none = ", ".join(observation.actions)
-            reason = f"{observation.task} has no use for {none}; it has for {', '.join(useful)}"
+            useless = ", ".join(observation.actions)
+            reason = f"the task {observation.task} does not use {useless}; it uses {', '.join(useful)}"
             raise CannotAnswer("actions", reason)
         try:
             conversation = self._prepared(observation.task, observation.mission, actions)
@@ -253,8 +256,8 @@ class PromptedTeacher:
             return TeacherAnswer(None, analysis, None)
 
         began = time.perf_counter()
-        by = self._by_labels if self._reading.readout == "labels" else self._by_numbers
-        found, report = await by(action_stage, actions, analysed.text)
+        read = self._read_labels if self._reading.readout == "labels" else self._read_numbers
+        found, report = await read(action_stage, actions, analysed.text)
         report = report.model_copy(update={"milliseconds": _since(began)})
         if self._reading.targets == "hard":
             found = hardened(found)
@@ -266,9 +269,9 @@ class PromptedTeacher:
         await self.sessions.close()
 
     def _write(self, task: str, mission: str, actions: tuple[str, ...]) -> PreparedConversation:
-        """Raises ValueError for a mission that cannot be part of a conversation."""
-        if mark := self.sessions.find_marker(mission):
-            raise ValueError(f"the mission holds {mark!r}, which the model takes for a mark of its own")
+        """Returns the conversation; raises ValueError for a mission that cannot be part of one."""
+        if marker := self.sessions.find_marker(mission):
+            raise ValueError(f"the mission holds {marker!r}, a control token of the model")
         return self.sessions.prepare(
             self._prompts.conversation(
                 task=task, mission=mission, actions=actions, readout=self._reading.readout
@@ -287,46 +290,46 @@ class PromptedTeacher:
             analysis, action_stage = await session.analyse(decoding)
         _check_whole(analysis, decoding, "analysis")
         try:
-            # A line break inside a string is no reason to lose an analysis
+            # Not strict: a line break inside a string does no harm
             self._schema.validate(json.loads(analysis.text, strict=False))
         except (ValueError, RecursionError) as error:
-            reason = f"analysis: it is not JSON: {error}"
+            reason = f"analysis: the text is not JSON: {error}"
             raise UnreadableAnswer(reason, analysis.text, stage="analysis", fault="schema") from error
         except jsonschema.ValidationError as error:
-            where = ".".join(map(str, error.absolute_path)) or "it"
+            where = ".".join(map(str, error.absolute_path)) or "the text"
             reason = f"analysis: {where}: {error.message}"
             raise UnreadableAnswer(reason, analysis.text, stage="analysis", fault="schema") from error
         return analysis, action_stage
 
-    async def _by_labels(
-        self, action_stage: ActionStage, actions: Sequence[str], so_far: str
+    async def _read_labels(
+        self, action_stage: ActionStage, actions: Sequence[str], analysis: str
     ) -> tuple[dict[str, float], StageReport]:
-        with _engine_faults("action", so_far):
+        with _engine_faults("action", analysis):
             scores = await action_stage.score(actions)
         text = json.dumps({self._prompts.labels[action]: score for action, score in scores.known.items()})
         reading = self._reading
         with _unreadable(text, {"label_mass": self._remedy()}):
             found, mass = from_label_scores(
-                with_untold(scores.known, scores.at_most),
+                with_upper_bounds(scores.known, scores.at_most),
                 temperature=reading.label_temperature,
                 min_mass=reading.min_label_mass,
             )
         return found, StageReport(text=text, tokens=1, milliseconds=0, label_mass=min(mass, 1.0))
 
     def _remedy(self) -> str:
-        """What to do where a model does not answer with labels."""
+        """Returns what to do if the model does not answer with labels."""
         if self._notes:
             return self._notes[0]
         return (
-            f"the model does not answer with the labels of the prompt set {self._prompts.name}: serve it with"
-            " the set that it was trained with (--prompts), or with --readout numbers"
+            f"the model does not answer with the labels of the prompt set {self._prompts.name}: set `prompts`"
+            " to the prompt set that it was trained with, or `readout` to numbers"
         )
 
-    async def _by_numbers(
-        self, action_stage: ActionStage, actions: Sequence[str], so_far: str
+    async def _read_numbers(
+        self, action_stage: ActionStage, actions: Sequence[str], analysis: str
     ) -> tuple[dict[str, float], StageReport]:
         decoding = Decoding(max_tokens=self._prompts.numbers_max_tokens, schema=numbers_schema(actions))
-        with _engine_faults("action", so_far):
+        with _engine_faults("action", analysis):
             answer = await action_stage.write(decoding)
         _check_whole(answer, decoding, "action")
         with _unreadable(answer.text):
@@ -335,21 +338,21 @@ class PromptedTeacher:
 
 
 @contextmanager
-def _engine_faults(stage: StageName, so_far: str | None = None) -> Iterator[None]:
-    """Turns the engine's failures into the teacher's."""
+def _engine_faults(stage: StageName, analysis: str | None = None) -> Iterator[None]:
+    """Turns an engine's failures into the teacher's."""
     try:
         yield
     except EngineDead as error:
         raise TeacherGone(str(error)) from error
     except EngineUnavailable as error:
-        raise NoAnswerNow(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
+        raise NoAnswerNow(f"{stage}: {error}", analysis, stage=stage, fault="engine") from error
     except EngineError as error:
-        raise UnreadableAnswer(f"{stage}: {error}", so_far, stage=stage, fault="engine") from error
+        raise UnreadableAnswer(f"{stage}: {error}", analysis, stage=stage, fault="engine") from error
 
 
 @contextmanager
 def _unreadable(text: str, remedies: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Says of an answer to stage 2 that holds no distribution what it was, and what to do, by its fault."""
+    """Raises UnreadableAnswer for a stage 2 that gives no distribution, with the remedy for its fault."""
     try:
         yield
     except Unreadable as error:
@@ -360,7 +363,7 @@ def _unreadable(text: str, remedies: Mapping[str, str] | None = None) -> Iterato
 
 def _check_whole(generated: Generated, decoding: Decoding, stage: StageName) -> None:
     if not generated.complete:
-        reason = f"{stage}: it was not at its end after {decoding.max_tokens} tokens"
+        reason = f"{stage}: the text is incomplete after {decoding.max_tokens} tokens"
         raise UnreadableAnswer(reason, generated.text, stage=stage, fault="truncated")
 
 
@@ -369,12 +372,12 @@ def _since(began: float) -> float:
 
 
 def _seed_of(seed: int, session: Session) -> int:
-    """One seed a question, so that the same question always gets the same sample."""
+    """Returns a seed for each question, so that the same question always gets the same sample."""
     return int.from_bytes(hashlib.sha256(f"{seed} {session.key}".encode()).digest()[:4])
 
 
-def room(side: int, ahead: int = EMPTY) -> View:
-    """Something to try a model with: an agent, a goal and four walls; `ahead` is the cell in front of it."""
+def trial_grid(side: int, ahead: int = EMPTY) -> View:
+    """Returns a grid to try a model with: walls, a goal and the agent, with `ahead` in the cell before it."""
     cells_HW = np.full((side, side), code("wall", "grey"), np.uint8)
     cells_HW[1:-1, 1:-1] = EMPTY
     cells_HW[-2, -2] = code("goal", "green")

@@ -1,4 +1,4 @@
-"""Which teacher the settings ask for, made ready to start; what cannot be served is refused here."""
+"""Makes the teacher that the settings name, ready to start, and refuses what cannot be served."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ from teacher_server.settings import Readout, Settings
 from teacher_server.teachers.attached import attach
 from teacher_server.teachers.base import ModelTeacher, Teacher
 from teacher_server.teachers.planner import PlannerTeacher
-from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings, room
+from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings, trial_grid
 from teacher_server.teachers.uniform import UniformTeacher
 
 DEFAULT_PROMPTS = "minigrid"
@@ -52,17 +52,17 @@ class PromptSettings(Protocol):
 
 
 class CannotTeach(Exception):
-    """The settings ask for a teacher that there cannot be; the message says everything that is wrong."""
+    """No teacher can be made of these settings; the message lists all problems."""
 
 
 def choose_teacher(
     settings: Settings, *, check_memory: bool = True, leaving: Settings | None = None
 ) -> Teacher:
-    """The teacher, not started yet: nothing large is loaded.
+    """Returns the teacher, not started: no weights are loaded.
 
     Args:
-        check_memory: whether there has to be memory for it.
-        leaving: of a teacher with a checkpoint that is loaded now and is closed before this one is started.
+        check_memory: refuse a teacher that does not fit in memory.
+        leaving: settings of a loaded teacher that is closed before this one starts.
 
     Raises:
         CannotTeach: the checkpoint, the prompt set or the machine does not allow it.
@@ -74,9 +74,9 @@ def choose_teacher(
     try:
         return _prompted(settings, check_memory, leaving)
     except CannotAttach as error:
-        raise CannotTeach(f"--engine openai: {error}") from error
+        raise CannotTeach(f"`engine` openai: {error}") from error
     except (BadCheckpoint, BadChatTemplate) as error:
-        raise CannotTeach(f"--model {settings.model}: {error}") from error
+        raise CannotTeach(f"{settings.model}: {error}") from error
     except BadPromptSet as error:
         raise CannotTeach(str(error)) from error
 
@@ -89,7 +89,7 @@ def same_teacher(settings: Settings, identity: str) -> ModelTeacher:
     """
     again = choose_teacher(settings, check_memory=False)
     if again.identity != identity:
-        raise CannotTeach(f"--model {settings.model}: its files have changed since it was loaded")
+        raise CannotTeach(f"{settings.model}: its files have changed since it was loaded")
     assert again.model is not None
     return again.model
 
@@ -99,9 +99,9 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     if settings.engine == "openai":
         return attach(settings, load_prompt_set(prompts_of(settings)))
     if settings.model is None:
-        raise CannotTeach("--teacher prompted needs --model, the folder of a Qwen2.5-VL checkpoint")
+        raise CannotTeach("`teacher` prompted needs `model`, the folder of a Qwen2.5-VL checkpoint")
     prompts = load_prompt_set(prompts_of(settings))
-    reading = ReadoutSettings.chosen(settings, prompts)
+    reading = ReadoutSettings.from_settings(settings, prompts)
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
     problems = label_problems(checkpoint, prompts.labels)
@@ -119,12 +119,12 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         raise CannotTeach(
             f"{settings.engine} cannot be used here ({error}): {how_to_install(settings.engine)}"
         ) from error
-    told = {
+    identified = {
         "digest": checkpoint.digest(),
         "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
     }
-    if dummy:  # each engine draws weights of its own
-        told["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
+    if dummy:  # each engine draws different weights
+        identified["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
     label_ids = {
         action: checkpoint.tokenizer.encode(label, add_special_tokens=False).ids[0]
         for action, label in prompts.labels.items()
@@ -133,12 +133,12 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         TokenSessionFactory(engine, checkpoint.chat_format, label_ids),
         prompts,
         reading,
-        checkpoint=told,
+        checkpoint=identified,
         hosting={
             "model": str(settings.model),
             "engine": settings.engine,
             "prompts": prompts.name,
-            "weight_bytes": checkpoint.weight_bytes(told["dtype"]),
+            "weight_bytes": checkpoint.weight_bytes(identified["dtype"]),
             **({"trained_on": record.model_dump(mode="json")} if (record := checkpoint.trained_on) else {}),
         },
         seed=settings.seed,
@@ -147,10 +147,10 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
 
 
 def prompts_of(settings: PromptSettings) -> str:
-    """The prompt set that settings ask for: by name or folder, or else the one that the checkpoint knows.
+    """Returns the prompt set, by name or folder: the settings' own, else the checkpoint's, else the default.
 
     Raises:
-        BadCheckpoint: its record of what it was trained on is damaged.
+        BadCheckpoint: the checkpoint's record of its training is damaged.
     """
     if settings.prompts is not None:
         return settings.prompts
@@ -164,20 +164,22 @@ def prompts_of(settings: PromptSettings) -> str:
 
 
 def training_notes(record: TrainedOn | None, prompts: PromptSet, readout: Readout) -> list[str]:
-    """What a checkpoint is asked for and was not trained for; nothing where its training is not known."""
+    """Returns how the use of a checkpoint differs from its training; empty if the training is unknown."""
     if record is None:
         return []
     if record.prompts_digest != prompts.digest:
         trained = f"the checkpoint was trained with the prompt set {record.prompts}"
         if Path(record.prompts).name == prompts.name:
-            return [f"{trained}, which has changed since: its answers may mean less"]
+            return [f"{trained}, which has changed since: its answers may be less reliable"]
         return [
-            f"{trained}, and is asked with another, {prompts.name}: its answers may mean nothing; take"
-            f" --prompts {record.prompts}"
+            f"{trained}, and is used with another, {prompts.name}: its answers may mean nothing; set"
+            f" `prompts` to {record.prompts}"
         ]
     found = []
     if record.readout != readout:
-        found.append(f"the checkpoint was trained to be read out by {record.readout}, not by {readout}")
+        found.append(
+            f"the checkpoint was trained for the read-out {record.readout}, and is used with {readout}"
+        )
     known = {grids.task for grids in record.environments.values()}
     if new := [task for task in prompts.tasks if task not in known]:
         found.append(
@@ -189,8 +191,8 @@ def training_notes(record: TrainedOn | None, prompts: PromptSet, readout: Readou
 def conversation_problems(
     checkpoint: Checkpoint, prompts: PromptSet, readout: Readout, max_model_len: int
 ) -> list[str]:
-    """Why a checkpoint does not take a prompt set's conversations, with pictures of up to 16 x 16 tiles."""
-    chat, picture, longest = checkpoint.chat_format, prompts.preparation.prepare(draw(room(16))), 0
+    """Returns why a prompt set's conversations, with up to 16 x 16 tiles, do not fit a checkpoint."""
+    chat, picture, longest = checkpoint.chat_format, prompts.preparation.prepare(draw(trial_grid(16))), 0
     for task in prompts.tasks:
         conversation = _conversation(prompts, task, readout)
         try:
@@ -204,7 +206,7 @@ def conversation_problems(
         return []
     return [
         f"a conversation with the prompt set {prompts.name} can have {longest} tokens, more than"
-        f" --max-model-len {max_model_len}: raise it, or take a prompt set with fewer examples"
+        f" `max_model_len` {max_model_len}: raise it, or use a prompt set with fewer examples"
     ]
 
 

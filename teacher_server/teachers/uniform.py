@@ -1,4 +1,4 @@
-"""A control: a teacher that knows nothing and says so, to see what that does to a student."""
+"""The uniform teacher: the control of experiments, which knows nothing and says so."""
 
 import json
 from typing import Any
@@ -8,13 +8,13 @@ from teacher_api.schemas import StageReport
 from teacher_server.teachers.base import Observation, TeacherAnswer, identity_of
 
 UNIFORM_VERSION = "1"
-"""Part of the identity: raise it when any answer changes."""
+"""Part of the identity: raise it when an answer changes."""
 
 _ANALYSIS = "This teacher looks at nothing: every action that was asked for is as good as any other."
 
 
 class UniformTeacher:
-    """Gives each action that was asked for the same probability, whatever the picture shows."""
+    """Gives all requested actions the same probability, whatever the picture shows."""
 
     kind = "uniform"
     model = None
@@ -26,10 +26,10 @@ class UniformTeacher:
         self.tasks = {task.key: task.useful for task in ALL_TASKS.values()}
 
     async def start(self) -> None:
-        """Ready as it is."""
+        """Does nothing: the teacher is ready."""
 
     async def answer(self, observation: Observation) -> TeacherAnswer:
-        """The same for every picture."""
+        """Answers every picture alike."""
         analysis = StageReport(text=_ANALYSIS, milliseconds=0.0)
         if observation.stage == "analysis":
             return TeacherAnswer(None, analysis, None)
@@ -39,4 +39,4 @@ class UniformTeacher:
         )
 
     async def close(self) -> None:
-        """There is nothing to free."""
+        """Does nothing: there is nothing to free."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from teacher_api.command_line import INTERRUPTED, CannotStart, fail
 from teacher_server.checkpoints.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
 from teacher_server.checkpoints.training_record import write_record
+from teacher_server.engines.offline import set_offline
 from teacher_server.prompting.prompt_set import BadPromptSet, PromptSet, load_prompt_set
 from teacher_tools.train.settings import ForgeSettings
 
@@ -30,6 +31,7 @@ def main(asked: ForgeSettings) -> int:
     Raises:
         CannotStart: a setting, the folder, the prompt set or the base checkpoint cannot be used.
     """
+    set_offline()
     settings = _kept(asked) if asked.resume else asked
     try:
         prompts = load_prompt_set(settings.prompts)

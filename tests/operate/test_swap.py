@@ -219,7 +219,7 @@ def test_a_swap_under_load_gives_no_wrong_answer_and_loses_no_question(
     )
 
 
-def test_the_canary_stops_bad_weights_and_the_one_before_answers_as_before(
+def test_the_vision_check_stops_bad_weights_and_the_one_before_answers_as_before(
     teacher: TeacherProcess, models: Path, tmp_path: Path
 ) -> None:
     identity, questions = _identity(teacher), distinct_questions(8, seed=12)
@@ -227,7 +227,7 @@ def test_the_canary_stops_bad_weights_and_the_one_before_answers_as_before(
     for spoil, status, reason in (
         (WITHOUT_VISION, 422, "lack 30 tensors (the first: visual."),
         (NOT_NUMBERS, 502, "not all numbers"),
-        (BLIND, 502, "does not tell two pictures apart that differ in one tile"),
+        (BLIND, 502, "vision check: changing one tile moves"),
     ):
         error = _refused(_swap(teacher, _spoilt(models / "one", tmp_path, spoil)))
         assert error.status == status

@@ -65,23 +65,23 @@ def _broken_off(asked: Asked) -> tuple[int, bytes, dict[str, str]]:
 @pytest.mark.parametrize(
     ("answer", "kind", "said"),
     [
-        (lambda _: (400, {"error": {"message": "too\nlong"}}), Refused, "refuses: 400: too long"),
-        (lambda _: (422, {"detail": "what?"}), Refused, "refuses: 422: .*what"),
+        (lambda _: (400, {"error": {"message": "too\nlong"}}), Refused, "refused: 400: too long"),
+        (lambda _: (422, {"detail": "what?"}), Refused, "refused: 422: .*what"),
         (lambda _: (501, {}), Refused, "failed: 501"),
         (
             lambda _: (401, b"no"),
             EngineUnavailable,
-            "refuses: 401: no; its key is given by --openai-key-file",
+            "refused: 401: no; give its API key in `openai_key_file`",
         ),
         (
             lambda _: (403, b"no"),
             EngineUnavailable,
-            "refuses: 403: no; its key is given by --openai-key-file",
+            "refused: 403: no; give its API key in `openai_key_file`",
         ),
         (
             lambda _: (404, {"error": {"message": "no model m"}}),
             EngineUnavailable,
-            "refuses: 404: no model m",
+            "refused: 404: no model m",
         ),
         (lambda _: (502, b"<html>Bad gateway"), EngineUnavailable, "failed: 502: <html>Bad gateway"),
         (lambda _: (504, {}), EngineUnavailable, "failed: 504"),
@@ -90,7 +90,7 @@ def _broken_off(asked: Asked) -> tuple[int, bytes, dict[str, str]]:
         (
             lambda _: (307, b"", {"Location": "http://8.8.8.8/"}),
             EngineUnavailable,
-            "sends on to http://8.8.8.8/",
+            "redirects to http://8.8.8.8/",
         ),
     ],
 )
@@ -103,10 +103,10 @@ def test_what_a_server_may_do_wrong(answer: Callable[[Asked], Any], kind: type[E
 
 _FAILURES = [
     ((500, {"error": "it broke"}), "failed: 500: it broke"),
-    ((200, b"<html>"), "something else than JSON"),
-    ((200, {"choices": []}), "no chat completion: choices"),
-    ((200, ["hello"]), "no chat completion"),
-    ((200, {"error": {"message": "upstream is down"}}), "no chat completion: an error: upstream is down"),
+    ((200, b"<html>"), "is not JSON"),
+    ((200, {"choices": []}), "not a chat completion: choices"),
+    ((200, ["hello"]), "not a chat completion"),
+    ((200, {"error": {"message": "upstream is down"}}), "not a chat completion: an error: upstream is down"),
 ]
 
 
@@ -129,7 +129,7 @@ def test_a_request_that_a_server_alone_fails_on_is_refused(
     def answer(asked: Asked) -> Any:
         return (200, _REPLY) if asked.body["messages"] == SMALL_TALK else reply
 
-    with http_server(answer) as server, pytest.raises(Refused, match=f"{said}.*it answers other requests"):
+    with http_server(answer) as server, pytest.raises(Refused, match=f"{said}.*answers other requests"):
         _complete(server.url)
 
 
@@ -160,7 +160,8 @@ def test_a_server_that_is_away_is_in_the_log_once_a_minute(caplog: pytest.LogCap
 
     with http_server(lambda _: None) as server:
         asyncio.run(ask())
-    said = f"questions get 503 until the server at {server.url}/v1 is back: it answers 404"
+    until = f"questions get 503 until the server at {server.url}/v1 is available again"
+    said = f"{until}: it replies with status 404"
     assert caplog.messages == [said]
 
 
@@ -253,9 +254,9 @@ def test_what_a_server_says_of_itself() -> None:
             "version": "1.2",
         }
         assert _describe(f"{server.url}/v1/") == told
-        with pytest.raises(CannotAttach, match="'other' is not served there; --openai-model is one of: m"):
+        with pytest.raises(CannotAttach, match="does not serve 'other'; set `openai_model` to one of: m"):
             _describe(f"{server.url}/v1", "other")
-        with pytest.raises(UnexpectedReply, match="/models is no list of models"):
+        with pytest.raises(UnexpectedReply, match="/models is not a list of models"):
             _describe(server.url)
 
 
@@ -263,7 +264,7 @@ def test_only_the_nearest_of_many_names_are_told() -> None:
     cards = [{"id": f"model-{number}"} for number in range(300)] + [{"id": "qwen2.5vl:7b"}]
     with http_server(lambda _: (200, {"data": cards})) as server, pytest.raises(CannotAttach) as caught:
         _describe(f"{server.url}/v1", "qwen2.5vl")
-    assert "is one of: qwen2.5vl:7b, " in str(caught.value)
+    assert "to one of: qwen2.5vl:7b, " in str(caught.value)
     assert "and 291 more" in str(caught.value)
 
 
@@ -272,18 +273,18 @@ def test_an_api_is_found_near_the_address(path: str) -> None:
     def answer(asked: Asked) -> tuple[int, Any]:
         return (200, {"data": [_CARD]}) if asked.path == "/api/v1/models" else (404, {})
 
-    async def elsewhere(url: str) -> str | None:
+    async def found(url: str) -> str | None:
         server = ChatServer(url, "m")
         await server.start()
         try:
-            return await server.elsewhere()
+            return await server.find_address()
         finally:
             await server.close()
 
     with http_server(answer) as server:
-        assert asyncio.run(elsewhere(f"{server.url}{path}")) == f"{server.url}/api/v1"
+        assert asyncio.run(found(f"{server.url}{path}")) == f"{server.url}/api/v1"
     with http_server(lambda _: (404, {})) as server:
-        assert asyncio.run(elsewhere(f"{server.url}{path}")) is None
+        assert asyncio.run(found(f"{server.url}{path}")) is None
 
 
 def test_a_server_without_a_version() -> None:
@@ -305,7 +306,7 @@ def test_a_server_that_comes_back_as_another_one(change: dict[str, str]) -> None
             await chat.complete(messages=[])
         models.here, models.cards = True, [{**_CARD, **change}]
         if change:
-            with pytest.raises(EngineDead, match="is another one by now"):
+            with pytest.raises(EngineDead, match="has changed"):
                 await chat.complete(messages=[])
         else:
             assert (await chat.complete(messages=[])).text == "hello"
@@ -331,12 +332,12 @@ def test_a_server_is_recognised_once_for_many_questions() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("127.0.0.1:8000/v1", "is no address of a server"),
-        ("ftp://127.0.0.1/v1", "is no address of a server"),
-        ("http:///v1", "is no address of a server"),
-        ("http://me:secret@127.0.0.1/v1", "--openai-key-file"),
-        ("http://127.0.0.1/v1?key=1", "--openai-key-file"),
-        ("http://127.0.0.1:port/v1", "is no address"),
+        ("127.0.0.1:8000/v1", "`openai_url` is not the address of a server"),
+        ("ftp://127.0.0.1/v1", "`openai_url` is not the address of a server"),
+        ("http:///v1", "`openai_url` is not the address of a server"),
+        ("http://me:secret@127.0.0.1/v1", "`openai_key_file`"),
+        ("http://127.0.0.1/v1?key=1", "`openai_key_file`"),
+        ("http://127.0.0.1:port/v1", "`openai_url` is not an address"),
     ],
 )
 def test_what_is_no_address(url: str, said: str) -> None:

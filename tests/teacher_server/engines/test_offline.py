@@ -28,7 +28,7 @@ for package in ("gridworld", "teacher_api", "teacher_server", "teacher_tools", "
 _SET = """
 from teacher_server.engines.offline import set_offline
 set_offline()
-import huggingface_hub, os
+import os, huggingface_hub.constants
 print(huggingface_hub.constants.HF_HUB_OFFLINE, os.environ["VLLM_LOGGING_STREAM"])
 """
 

@@ -62,7 +62,7 @@ def test_private(address: str) -> None:
 )
 def test_not_private(address: str) -> None:
     assert not is_private(address)
-    with pytest.raises(NotPrivate, match="--allow-host"):
+    with pytest.raises(NotPrivate, match="set `allow_host` to"):
         asyncio.run(addresses_of(address))
     assert asyncio.run(addresses_of(address, allowed=True)) == [address]
 

@@ -1,4 +1,4 @@
-"""What vLLM loads in every process of the environment: it costs others nothing, and notes why ours fail."""
+"""The vLLM plugin: it leaves engines of others alone and records why our own engine's processes fail."""
 
 import logging
 import subprocess
@@ -15,11 +15,10 @@ from teacher_server.engines.exceptions import words_of
 from teacher_server.engines.vllm_plugin import VARIABLE, cause_of
 from tests.conftest import environment_without
 
-pytestmark = pytest.mark.unit
-
 _PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 
+@pytest.mark.integration
 def test_it_leaves_other_engines_of_the_environment_alone() -> None:
     plugins = tomllib.loads(_PYPROJECT.read_text())["project"]["entry-points"]["vllm.general_plugins"]
     (module, function) = plugins["lvlm2p"].split(":")
@@ -36,13 +35,14 @@ def test_it_leaves_other_engines_of_the_environment_alone() -> None:
         check=True,
         env=environment_without(VARIABLE),
     )
-    ours = ["teacher_server", "teacher_server.engines.exceptions", "teacher_server.engines.vllm_plugin"]
+    ours = ["teacher_server", "teacher_server.engines"]
+    ours += ["teacher_server.engines.exceptions", "teacher_server.engines.vllm_plugin"]
     assert done.stdout.splitlines() == [str(ours), "True"]
 
 
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
-    """One that notes failures, as vLLM's does in our processes."""
+    """A logger that records failures, as vLLM's does in our processes."""
     logger = logging.Logger("vllm")
     logger.addHandler(vllm_plugin._Failures(logging.ERROR))
     return logger
@@ -55,6 +55,7 @@ def _failed(message: str = "", cause: BaseException | None = None) -> Exception:
         return error
 
 
+@pytest.mark.unit
 def test_failures_are_noted_a_line_each(
     logger: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_failures_are_noted_a_line_each(
     assert not file.exists()
 
 
+@pytest.mark.unit
 def test_the_cause_is_what_a_process_has_said() -> None:
     core = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
     worker = "WorkerProc initialization failed due to an exception in a background process."
@@ -86,6 +88,7 @@ def test_the_cause_is_what_a_process_has_said() -> None:
     assert "ended without a message" in cause_of(_failed(core), [worker])
 
 
+@pytest.mark.unit
 def test_an_exception_that_says_nothing_is_told_by_its_cause_or_its_type() -> None:
     assert words_of(_failed("a\n b")) == "a b"
     assert words_of(_failed(cause=KeyError("rope"))) == "'rope'"

@@ -211,7 +211,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_touched(
 
 
 @pytest.mark.parametrize(("spoil", "reason"), [(NOT_NUMBERS, "not numbers"), (BLIND, "differ in one tile")])
-def test_the_canary_stops_what_does_not_see_and_the_one_before_answers_again(
+def test_the_vision_check_stops_what_does_not_see_and_the_one_before_answers_again(
     teacher: TeacherProcess, models: Path, tmp_path: Path, spoil: Break, reason: str
 ) -> None:
     identity, went_back = _identity(teacher), metric(teacher, "teacher_swaps_total", outcome="went_back")
@@ -366,7 +366,9 @@ def test_what_is_in_progress_is_finished_and_the_service_ends_if_nothing_can_be_
         second = _refused(_swap(teacher, models / "two"))
         assert second.status == 409
         assert "another swap is going on" in second.reason
-        assert _refused(asked.result()).reason.startswith("analysis: it was not at its end after 1000 tokens")
+        assert _refused(asked.result()).reason.startswith(
+            "analysis: the text is incomplete after 1000 tokens"
+        )
         error = _refused(swap.result())
     assert error.status == 500
     assert f"{bad} cannot be served" in error.reason

@@ -18,7 +18,7 @@ from teacher_server.service.metrics import Metrics
 from teacher_server.service.watchdog import Watchdog
 from teacher_server.settings import Settings
 from teacher_server.teachers.base import Observation
-from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings, room
+from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings, trial_grid
 
 _PROMPTS = load_prompt_set("minigrid-zero-shot")
 
@@ -140,7 +140,7 @@ class WatchedHouse:
         """One that the model has; given up at the end."""
         before = self.model.asked
         task, actions = next(iter(self.teacher.tasks.items()))
-        asking = asyncio.create_task(self.teacher.answer(Observation(draw(room(5)), "", task, actions)))
+        asking = asyncio.create_task(self.teacher.answer(Observation(draw(trial_grid(5)), "", task, actions)))
         await self.until_asked(before + 1)
         try:
             yield asking

@@ -27,7 +27,7 @@ from teacher_server.engines.openai.replies import Reply, Token
 from teacher_server.engines.openai.sessions import MessageSessionFactory, among_most_probable
 from teacher_server.pictures.decoding import decode, from_base64
 from teacher_server.prompting.prompt_set import load_prompt_set
-from teacher_server.prompting.readout import Unreadable, with_untold
+from teacher_server.prompting.readout import Unreadable, with_upper_bounds
 from teacher_server.settings import Settings
 from teacher_server.teachers.base import CannotAnswer, Observation, UnreadableAnswer
 from teacher_server.teachers.registry import CannotTeach, choose_teacher
@@ -202,13 +202,13 @@ def test_what_a_server_offers_is_tried_and_told(lacks: set[str], changed: dict[s
 
 @pytest.mark.parametrize("lacks", [{"logprobs"}, {"refuses logprobs"}])
 def test_a_server_without_log_probabilities_is_good_for_numbers(lacks: set[str]) -> None:
-    with pytest.raises(CannotTeach, match=r"gives no log-probabilities .* or take --readout numbers"):
+    with pytest.raises(CannotTeach, match=r"returns no log-probabilities .* or set `readout` to numbers"):
         _checkpoint(_Server(lacks))
     assert "label_scores" not in _checkpoint(_Server(lacks), readout="numbers")
 
 
 def test_a_server_that_refuses_whatever_it_is_asked() -> None:
-    with pytest.raises(CannotTeach, match="refuses: 400: Requested sample logprobs of 21"):
+    with pytest.raises(CannotTeach, match="refused: 400: Requested sample logprobs of 21"):
         _checkpoint(_Server({"refuses messages"}), readout="numbers")
 
 
@@ -240,7 +240,7 @@ def test_a_label_that_is_not_shown_may_be_as_probable_as_the_least_that_is() -> 
     shown = _tokens(left=-0.01, forward=-4.0, x=-9.0)
     told = among_most_probable(shown, {"left": "left", "right": "right"})
     assert (told.known, told.at_most) == ({"left": -0.01}, {"right": -9.0})
-    assert with_untold(told.known, told.at_most) == {"left": -0.01, "right": -9.0}
+    assert with_upper_bounds(told.known, told.at_most) == {"left": -0.01, "right": -9.0}
 
 
 def test_a_label_of_several_tokens_may_be_as_probable_as_its_beginning() -> None:
@@ -252,7 +252,7 @@ def test_a_label_of_several_tokens_may_be_as_probable_as_its_beginning() -> None
         _tokens(left=math.log(0.6), tog=math.log(0.4)), {"left": "left", "toggle": "toggle"}
     )
     with pytest.raises(Unreadable, match="of the labels of toggle it is only known") as caught:
-        with_untold(told.known, told.at_most)
+        with_upper_bounds(told.known, told.at_most)
     assert caught.value.fault == "untold"
 
 
@@ -267,7 +267,7 @@ def test_what_a_list_was_filled_up_with_is_no_score() -> None:
 def test_none_of_the_labels_is_shown() -> None:
     told = among_most_probable(_tokens(x=-0.1, y=-3.0), {"left": "left"})
     with pytest.raises(Unreadable, match="of the labels of left"):
-        with_untold(told.known, told.at_most)
+        with_upper_bounds(told.known, told.at_most)
 
 
 def test_too_much_that_is_not_shown_is_unreadable() -> None:
@@ -278,7 +278,10 @@ def test_too_much_that_is_not_shown_is_unreadable() -> None:
 
 @pytest.mark.parametrize("mark", ["<|im_end|>", "<image>", "</s>", "[INST]", "[/INST]"])
 def test_a_mission_cannot_hold_marks_of_chat_templates(mark: str) -> None:
-    with http_server(_Server()) as server, pytest.raises(CannotAnswer, match="a mark of its own") as caught:
+    with (
+        http_server(_Server()) as server,
+        pytest.raises(CannotAnswer, match="a control token of the model") as caught,
+    ):
         _ask(_settings(server.url), mission=f"get a key{mark} ball")
     assert caught.value.field == "mission"
 
@@ -335,16 +338,19 @@ def test_served_over_http(teacher_process: StartTeacher, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"openai_model": None}, "needs --openai-url http://HOST:PORT/v1 and --openai-model NAME"),
-        ({"model": Path("here")}, "take --model away"),
+        ({"openai_model": None}, "needs `openai_url` http://HOST:PORT/v1 and `openai_model` NAME"),
+        ({"model": Path("here")}, "omit `model`"),
         ({"openai_url": "http://8.8.8.8/v1"}, "8.8.8.8 is not on the local network"),
-        ({"openai_url": "localhost:8000"}, "is no address"),
-        ({"openai_model": "other"}, "'other' is not served there; --openai-model is one of: tiny"),
+        ({"openai_url": "localhost:8000"}, "is not the address"),
+        ({"openai_model": "other"}, "does not serve 'other'; set `openai_model` to one of: tiny"),
         (
             {"openai_url": "{}"},
-            "refuses: 404: Not Found; its API is elsewhere: --openai-url http://127.0.0.1:",
+            "refused: 404: Not Found; its API is at another address: set `openai_url` to http://127.0.0.1:",
         ),
-        ({"openai_url": "{}/version"}, "its API is elsewhere: --openai-url http://127.0.0.1:"),
+        (
+            {"openai_url": "{}/version"},
+            "its API is at another address: set `openai_url` to http://127.0.0.1:",
+        ),
     ],
 )
 def test_what_cannot_be_attached_to(changes: dict[str, Any], said: str) -> None:

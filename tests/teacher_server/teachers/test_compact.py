@@ -61,7 +61,7 @@ def test_stock_transformers_reads_pictures_with_it() -> None:
     [
         (["--prompts", "minigrid"], 1, "take --prompts compact"),
         (["--prompts", "minigrid-zero-shot"], 0, "is asked with another, minigrid-zero-shot"),
-        (["--readout", "numbers"], 0, "was trained to be read out by labels, not by numbers"),
+        (["--readout", "numbers"], 0, "was trained for the read-out labels, and is used with numbers"),
     ],
 )
 def test_the_check_says_what_it_was_not_trained_for(
