@@ -1,4 +1,4 @@
-"""The service as one ASGI application: its parts put together, and its life span."""
+"""The service as one ASGI application."""
 
 import asyncio
 import signal
@@ -11,9 +11,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from teacher_server.answers.store import AnswerStore
-from teacher_server.http.authentication import ADMINISTRATION, QUESTIONS, KeyGuard, KeyRing
-from teacher_server.http.limits import Admission
-from teacher_server.http.request_context import Reception
+from teacher_server.http.authentication import ADMINISTRATION, QUESTIONS, ApiKeys, AuthenticationMiddleware
+from teacher_server.http.limits import LimitsMiddleware
+from teacher_server.http.request_context import RequestContextMiddleware
 from teacher_server.http.responses import on_http_error, on_invalid, on_not_ready
 from teacher_server.http.routes import TAGS, router
 from teacher_server.playground.api_docs import add_docs
@@ -21,57 +21,80 @@ from teacher_server.playground.routes import add_page
 from teacher_server.service.host import Host, NotReady
 from teacher_server.service.metrics import Metrics
 from teacher_server.service.questions import Service
-from teacher_server.service.quotas import Share
-from teacher_server.service.state import State
+from teacher_server.service.quotas import Quota
+from teacher_server.service.state import ServiceState
 from teacher_server.service.swap import Swapper
 from teacher_server.service.watchdog import Watchdog
 from teacher_server.settings import Settings
 from teacher_server.teachers.registry import choose_teacher
 
+_DESCRIPTION = """\
+Asks a vision-language model, the teacher, what to do in a picture of a grid world. `POST /policy` answers one
+question and `POST /policy/batch` many.
+
+Every error has the body of `ErrorAnswer`: a status, a reason and, where a part of the request is wrong, its
+`field`.
+
+Optional request headers:
+
+- `Authorization: Bearer KEY`: the API key, if the service requires one.
+- `X-Timeout-S`: seconds that the client will wait; a question without an answer by then fails with 504.
+- `X-Client`: the client's name. Clients share the service's limits by name; a key's name takes precedence.
+- `X-Request-ID`: an id for the request, which the response and the log repeat.
+"""
+
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service; `app.state.teaching` is its `State`.
+    """Returns the service; `app.state.service` is its `ServiceState`.
 
     Raises:
-        BadKeyFile: the file of a key holds none.
-        CannotTeach: there cannot be a teacher as the settings ask for it.
-        StoreError: the answer store cannot be used.
+        BadKeyFile: A key file holds no key.
+        CannotTeach: The settings ask for a teacher that is not possible.
+        StoreError: The answer store cannot be used.
     """
-    keys, admin_keys = KeyRing(settings.api_key_file), KeyRing(settings.admin_key_file)
+    keys, admin_keys = ApiKeys(settings.api_key_file), ApiKeys(settings.admin_key_file)
     teacher = choose_teacher(settings)
     metrics = Metrics()
     store = None
     if settings.store:
         evicted = metrics.store_evicted.inc
         store = AnswerStore(settings.store, max_mib=settings.store_max_mib, on_evicted=evicted)
-    # Ends the process: whatever watches over it is to start another
+    # Ends the process, so that its supervisor starts another
     host = Host(teacher, settings, store, metrics, on_end=lambda: signal.raise_signal(signal.SIGTERM))
     app = FastAPIOffline(
-        title="A teacher",
-        description="Asks a teacher what it would do in a picture of a grid world. Requests may bear"
-        " X-Timeout-S (seconds that the client will wait), X-Client (its name, by which room is shared) and"
-        " X-Request-ID (which the answer and the log repeat).",
+        title="LVLM2P teacher",
+        description=_DESCRIPTION,
         docs_url=None,  # see `add_docs`
         redoc_url=None,
         openapi_tags=TAGS,
-        servers=[{"url": ".", "description": "this teacher"}],  # holds behind a proxy's path prefix too
+        servers=[
+            {"url": ".", "description": "this teacher"}
+        ],  # relative: valid behind a proxy's path prefix too
         lifespan=_lifespan,
     )
     service = Service(host, store, metrics, settings)
     swapper, watchdog = Swapper(host, metrics), Watchdog(host, metrics)
-    app.state.teaching = State(settings, host, store, metrics, service, swapper, watchdog, keyless=keys.empty)
+    app.state.service = ServiceState(
+        settings, host, store, metrics, service, swapper, watchdog, keyless=keys.empty
+    )
     app.include_router(router)
     add_page(app)
     add_docs(app)
-    bodies = Share(int(settings.max_pending_mib * 2**20), "bytes")
+    bodies = Quota(int(settings.max_pending_mib * 2**20), "bytes")
     metrics.pending_bytes.set_function(lambda: bodies.taken)
     metrics.ready.set_function(lambda: host.ready)
     limit = int(settings.max_body_mib * 2**20)
-    # The last one added is the first to see a request
-    app.add_middleware(Admission, questions=service.share, body_bytes=bodies, limit=limit)
-    app.add_middleware(KeyGuard, keys=admin_keys, paths=ADMINISTRATION, flag="--admin-key-file", closed=True)
-    app.add_middleware(KeyGuard, keys=keys, paths=QUESTIONS, flag="--api-key-file")
-    app.add_middleware(Reception, metrics=metrics, log=settings.log_requests)
+    # The last one added sees a request first
+    app.add_middleware(LimitsMiddleware, questions=service.quota, body_bytes=bodies, limit=limit)
+    app.add_middleware(
+        AuthenticationMiddleware,
+        keys=admin_keys,
+        paths=ADMINISTRATION,
+        setting="admin_key_file",
+        closed=True,
+    )
+    app.add_middleware(AuthenticationMiddleware, keys=keys, paths=QUESTIONS, setting="api_key_file")
+    app.add_middleware(RequestContextMiddleware, metrics=metrics, log=settings.log_requests)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(NotReady, on_not_ready)
@@ -80,12 +103,12 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    teaching: State = app.state.teaching
-    teaching.host.start()
-    watching = asyncio.create_task(teaching.watchdog.run())
+    state: ServiceState = app.state.service
+    state.host.start()
+    watching = asyncio.create_task(state.watchdog.run())
     yield
     watching.cancel()
-    teaching.service.close()
-    await teaching.host.close()
-    if teaching.store is not None:
-        await teaching.store.close()
+    state.service.close()
+    await state.host.close()
+    if state.store is not None:
+        await state.store.close()

@@ -18,7 +18,7 @@ from teacher_server.answers.errors import StoreError
 from teacher_server.app import create_app
 from teacher_server.http.connections import BoundedHttp
 from teacher_server.service.logs import write_logs
-from teacher_server.service.state import State
+from teacher_server.service.state import ServiceState
 from teacher_server.settings import Settings
 from teacher_server.teachers.registry import CannotTeach
 
@@ -56,8 +56,8 @@ def serve(settings: Settings) -> int:
     _allow_connections()
     with _listen(settings.host, settings.port) as listener:
         app = create_app(settings)
-        teaching: State = app.state.teaching
-        if teaching.keyless and not settings.allow_keyless and not _is_loopback(listener):
+        state: ServiceState = app.state.service
+        if state.keyless and not settings.allow_keyless and not _is_loopback(listener):
             raise CannotListen(
                 f"--host {settings.host} lets others than this machine ask, and no key is asked for: give"
                 " --api-key-file FILE, or --allow-keyless where the network keeps them out"
@@ -75,10 +75,10 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=settings.drain_s,
             server_header=False,
         )
-        _Server(config, f"listening on {_url(listener)} as {teaching.host.teacher.identity}").run([listener])
-    if teaching.host.failure is not None:
-        fail(f"the teacher {teaching.host.failure}", 1)
-        if teaching.host.hangs:
+        _Server(config, f"listening on {_url(listener)} as {state.host.teacher.identity}").run([listener])
+    if state.host.failure is not None:
+        fail(f"the teacher {state.host.failure}", 1)
+        if state.host.hangs:
             os._exit(1)  # a thread in a driver could keep the process from ending otherwise
         return 1
     return 0

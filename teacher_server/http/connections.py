@@ -1,4 +1,4 @@
-"""uvicorn's HTTP, with bounds on what a slow, idle or greedy connection may take."""
+"""uvicorn's HTTP protocol with limits on slow, idle and too many connections."""
 
 import asyncio
 from http import HTTPStatus
@@ -9,16 +9,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from teacher_api.schemas import ErrorAnswer, ErrorBody
 
 _MOST_HEAD = 16 * 1024
-"""Bytes of a request's line and headers."""
+"""Limit in bytes for the request line and the headers."""
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes a connection whose request does not come, or whose answer is not taken, within some seconds.
+    """Closes a connection when the request is not received, or the response not taken, within some seconds.
 
     Args:
-        within_s: from a connection's, or else a request's, first byte to the request's last; and how long an
-            answer may wait to be taken.
-        most: connections at once.
+        within_s: Seconds from the first byte of the connection, or of a later request, to the last byte of
+            the request; and seconds that a response may wait for the client to take it.
+        most: Simultaneous connections.
     """
 
     def __init__(self, *, within_s: float, most: int, **given: Any) -> None:
@@ -26,8 +26,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._within_s, self._most = within_s, most
         self._deadline: asyncio.TimerHandle | None = None
         self._head: int | None = None
-        """Bytes of the head that is being read, without those that it began with; None: there is none."""
-        self._refusal = ErrorBody(status=400, reason="this is no HTTP request")
+        """Bytes of the head that is being read, without its first packet; None: no head is being read."""
+        self._refusal = ErrorBody(status=400, reason="this is not a valid HTTP request")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -102,4 +102,4 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def _too_large() -> ErrorBody:
-    return ErrorBody(status=431, reason=f"the request's line and headers have more than {_MOST_HEAD} bytes")
+    return ErrorBody(status=431, reason=f"the request line and the headers have more than {_MOST_HEAD} bytes")

@@ -1,4 +1,4 @@
-"""How each request is received: who asks, by what id, how long they wait; and what is written down of it."""
+"""Request context: middleware for a request's client, id and time limit, its log line and its metrics."""
 
 import asyncio
 import logging
@@ -32,38 +32,38 @@ _HEADERS = [
 ]
 _OVERLOAD = (429, 503)
 GONE = 499
-"""The status of a request whose client went away; nobody reads it."""
+"""The status, for log and metrics, of a request whose client disconnected."""
 
 
 @dataclass
-class Caller:
-    """Who asks.
+class RequestContext:
+    """What the service knows of a request besides its content.
 
     Attributes:
-        client: by the key that it bears; without keys the name that it gives itself, or its address.
-        request_id: by which it can be found in the log; the client's own, where it sends one.
-        patience_s: seconds that it will wait.
-        told: what the log is to say of this request besides.
+        client: The client's name: of its key, or else of the header X-Client, or else its address.
+        request_id: The id in the response and in the log: the header X-Request-ID, or else a random one.
+        patience_s: Seconds that the client will wait for the response.
+        log_fields: Further fields of the request's log line.
     """
 
     client: str
     request_id: str
     patience_s: float = math.inf
-    told: dict[str, Any] = field(default_factory=dict)
+    log_fields: dict[str, Any] = field(default_factory=dict)
 
 
-class RefusedOnTheWay(HTTPException):
-    """A request that is refused while its body is read."""
+class RefusedMidway(HTTPException):
+    """The request is refused while its body is being read."""
 
     def __init__(self, error: ErrorBody) -> None:
         super().__init__(error.status, error.reason, error.headers)
 
 
-class Reception:
-    """The first to see a request and the last to see its answer.
+class RequestContextMiddleware:
+    """The outermost middleware: gives each request its context.
 
-    Reads the headers X-Request-ID, X-Client and X-Timeout-S, gives the answer its id and the headers that
-    a browser is to have, turns what nobody foresaw into 500, counts, and writes a line.
+    Reads the headers X-Request-ID, X-Client and X-Timeout-S, adds the request's id and the security headers
+    to the response, turns unexpected errors into a 500, counts the request and logs it.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log: LogRequests) -> None:
@@ -75,70 +75,70 @@ class Reception:
             return
         began, status = time.perf_counter(), 0
         headers = dict(scope["headers"])
-        caller = Caller(_client(scope, headers), _request_id(headers))
-        scope.setdefault("state", {})["caller"] = caller
-        request_id.set(caller.request_id)
-        told = [*_HEADERS, (b"x-request-id", caller.request_id.encode())]
+        context = RequestContext(_client(scope, headers), _request_id(headers))
+        scope.setdefault("state", {})["context"] = context
+        request_id.set(context.request_id)
+        added = [*_HEADERS, (b"x-request-id", context.request_id.encode())]
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *told]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         try:
-            caller.patience_s = _patience(headers)
+            context.patience_s = _patience(headers)
             await self._app(scope, receive, send_with_headers)
         except _BadHeader as error:
             await refuse(error.body, send_with_headers)
         except Exception:
             _log.exception("the service failed on a request")
             if not status:
-                reason = "the service failed on this request; its log says why"
+                reason = "the service failed on this request; see the teacher's log"
                 await refuse(ErrorBody(status=500, reason=reason), send_with_headers)
         finally:
-            self._record(scope, caller, status or GONE, time.perf_counter() - began)
+            self._record(scope, context, status or GONE, time.perf_counter() - began)
 
-    def _record(self, scope: Scope, caller: Caller, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "")  # as it is declared: a client may ask for any path
+    def _record(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "")  # the declared path: a client may send any
         self._metrics.requests.labels(route, str(status)).inc()
         failed = status >= 400 and status not in _OVERLOAD
         if self._log == "all" or (self._log == "failed" and failed):
-            told = {"client": caller.client, "route": route or "-", "status": status}
-            told |= {"milliseconds": round(seconds * 1000, 1)} | caller.told
-            _log.info("%s", scope["method"], extra={"told": told})
+            fields = {"client": context.client, "route": route or "-", "status": status}
+            fields |= {"milliseconds": round(seconds * 1000, 1)} | context.log_fields
+            _log.info("%s", scope["method"], extra={"fields": fields})
 
 
-def caller_of(scope: Scope) -> Caller:
-    """Who asks."""
-    caller: Caller = scope["state"]["caller"]
-    return caller
+def context_of(scope: Scope) -> RequestContext:
+    """Returns the context of a request."""
+    context: RequestContext = scope["state"]["context"]
+    return context
 
 
 async def refuse(error: ErrorBody, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    """Answers with an error."""
+    """Sends an error as the response."""
     body = ErrorAnswer(error=error).model_dump_json().encode()
-    told = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    told += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": told})
+    sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    sent += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": sent})
     await send({"type": "http.response.body", "body": body})
 
 
 async def while_client_waits(request: Request, work: Awaitable[_T]) -> _T:
-    """The work's result; it is cancelled when the client goes away.
+    """Returns the work's result. Cancels the work when the client disconnects.
 
     Raises:
-        HTTPException: the client is gone, or the service is stopping.
+        HTTPException: The client disconnected, or the service is stopping.
     """
     working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # the body is read: all that can come is the end
+    gone = asyncio.ensure_future(request.receive())  # the body is read: only a disconnect can follow
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise HTTPException(GONE, "the client went away")
+            raise HTTPException(GONE, "the client disconnected")
         return working.result()
-    except asyncio.CancelledError:  # by the server, when its time to stop is over
+    except asyncio.CancelledError:  # by uvicorn, at the end of the time to stop
         raise HTTPException(503, "the service is stopping", headers={"Retry-After": "1"}) from None
     finally:
         working.cancel()
@@ -146,7 +146,7 @@ async def while_client_waits(request: Request, work: Awaitable[_T]) -> _T:
 
 
 class _BadHeader(Exception):
-    """A header that cannot be used."""
+    """The value of a header is not valid."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(reason)
@@ -173,5 +173,7 @@ def _patience(headers: dict[bytes, bytes]) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise _BadHeader("X-Timeout-S", "seconds that the client will wait, a number above 0")
+        raise _BadHeader(
+            "X-Timeout-S", "must be a number of seconds above 0, the time that the client will wait"
+        )
     return seconds

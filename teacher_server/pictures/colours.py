@@ -1,4 +1,4 @@
-"""What the numbers in a picture file stand for, brought to opaque sRGB of 8 bits, or refused."""
+"""Converts the colours of a picture file to opaque sRGB of 8 bits, or refuses them."""
 
 import io
 
@@ -12,32 +12,31 @@ _SRGB_GAMMA = 1 / 2.2
 _SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _GAMMA_OFF, _CHROMATICITY_OFF = 0.03, 0.02
 _LEVELS_OFF = 3
-"""Of 255: a profile whose colours are as near to sRGB's is sRGB's, and no colour is to change by rounding."""
+"""Levels of 255: a profile this near to sRGB counts as sRGB, so that rounding changes no colour."""
 _SAVE = "save it with sRGB colours"
 _SCALES = {2: 85, 4: 17}
-"""What Pillow multiplies a grey level of so many bits by."""
+"""Pillow's factor for a grey level of so many bits."""
 
 
 def to_srgb(picture: Image.Image, depth: int) -> Image.Image:
-    """A PNG's or JPEG's picture in mode RGB, as it looks on a screen.
+    """Returns the picture of a PNG or JPEG in mode RGB, with the colours of a screen.
 
     Args:
-        picture: as Pillow opens it; loaded.
-        depth: bits of a sample of a PNG file; 8 of a JPEG file.
+        picture: The picture as Pillow opens it, loaded.
+        depth: The bits of a sample of a PNG file; 8 for a JPEG file.
 
     Raises:
-        NotOnePicture: it is see-through, or its colours cannot be converted; the message says what to do.
+        NotOnePicture: The picture is transparent, or its colours cannot be converted.
     """
     if picture.mode == "CMYK":
-        raise NotOnePicture(f"it has the colours of print (CMYK): {_SAVE}")
+        raise NotOnePicture(f"it has print colours (CMYK): {_SAVE}")
     if _see_through(picture, depth):
         raise NotOnePicture(
-            "it is transparent in places, and it is not known what is to be seen there: save it without"
-            " transparency"
+            "it is transparent in places, where its background is not known: save it without transparency"
         )
     info = picture.info
-    info.pop("transparency", None)  # of which Pillow would warn
-    if picture.mode.startswith("I"):  # grey levels of 16 bits, which Pillow would clip at 255
+    info.pop("transparency", None)  # Pillow would warn of it
+    if picture.mode.startswith("I"):  # 16-bit grey levels, which Pillow would clip at 255
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
     grey = picture.mode in ("1", "L", "LA")
     plain = picture.convert("L" if grey else "RGB")
@@ -49,7 +48,7 @@ def to_srgb(picture: Image.Image, depth: int) -> Image.Image:
 
 
 def _see_through(picture: Image.Image, depth: int) -> bool:
-    """Whether any pixel is not opaque."""
+    """Returns whether any pixel is not opaque."""
     if picture.mode in ("LA", "RGBA"):
         return picture.getextrema()[-1][0] < 255  # type: ignore[index]
     clear = picture.info.get("transparency")
@@ -64,7 +63,7 @@ def _see_through(picture: Image.Image, depth: int) -> bool:
             opacity[clear] = 0
         return bool((opacity[pixels] < 255).any())
     if picture.mode == "RGB":
-        # Of 16 bits, Pillow keeps the higher 8: a colour as near as that counts as the clear one
+        # Pillow keeps the higher 8 of 16 bits: all colours with these count as the transparent one
         colour = [value >> 8 if depth == 16 else value for value in clear]
         return bool((pixels == colour).all(2).any())
     if picture.mode == "1":
@@ -74,13 +73,13 @@ def _see_through(picture: Image.Image, depth: int) -> bool:
 
 def _check_gamma(gamma: float | None, chromaticity: tuple[float, ...] | None) -> None:
     if gamma is not None and abs(gamma - _SRGB_GAMMA) > _GAMMA_OFF:
-        raise NotOnePicture(f"its gamma is {gamma:g}, and sRGB's is {_SRGB_GAMMA:.5f}: {_SAVE}")
+        raise NotOnePicture(f"its gamma is {gamma:g}, not sRGB's {_SRGB_GAMMA:.5f}: {_SAVE}")
     if chromaticity is not None and not np.allclose(chromaticity, _SRGB_CHROMATICITY, 0, _CHROMATICITY_OFF):
         raise NotOnePicture(f"its primary colours (cHRM) are not sRGB's: {_SAVE}")
 
 
 def _converted(picture: Image.Image, profile: bytes) -> Image.Image:
-    """A picture in mode RGB or L with the colours of a profile, in sRGB; unchanged where it is sRGB's."""
+    """Converts a picture in mode RGB or L from a profile to sRGB; sRGB's own colours stay unchanged."""
     check_profile(profile)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -103,7 +102,7 @@ def _converted(picture: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _probe(mode: str) -> Image.Image:
-    """Colours of all kinds."""
+    """Returns a picture with a sample of all colours."""
     levels = np.linspace(0, 255, 9 if mode == "RGB" else 256).astype(np.uint8)
     if mode == "L":
         return Image.fromarray(levels[None])

@@ -1,4 +1,4 @@
-"""From the base64 of a question to pixels, refusing what is too large before it is unpacked."""
+"""Decodes pictures from base64 to pixels, and refuses a picture that is too large before unpacking it."""
 
 import base64
 import binascii
@@ -13,13 +13,13 @@ from gridworld.pictures import without_highlights
 from teacher_server.pictures.colours import to_srgb
 from teacher_server.pictures.files import NotOnePicture, essence
 
-# Our own limit comes first; Pillow's would warn on stderr in between
+# `decode` has its own limit; Pillow's would print warnings to stderr
 Image.MAX_IMAGE_PIXELS = None
-# What is odd about a picture is no matter of the service's log
+# Pillow's warnings about pictures do not belong into the service's log
 warnings.filterwarnings("ignore", module="PIL")
 
 _DEPTH_AT = 24
-"""Of a PNG file, where the bits of a sample stand: its header comes first."""
+"""The offset of the bit depth in a PNG file, whose header comes first."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,11 +29,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What EXIF's orientation asks for."""
+"""The rotation or reflection for each value of EXIF's orientation."""
 
 
 class BadPicture(ValueError):
-    """The picture cannot be used; `too_large` tells a limit from a fault."""
+    """The picture cannot be used; `too_large` is true if it exceeds a limit."""
 
     def __init__(self, reason: str, *, too_large: bool = False) -> None:
         super().__init__(reason)
@@ -41,10 +41,10 @@ class BadPicture(ValueError):
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of the picture's file.
+    """Returns the bytes of a picture's file.
 
     Raises:
-        BadPicture: the text is not base64.
+        BadPicture: The text is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
@@ -53,15 +53,17 @@ def from_base64(text: str) -> bytes:
 
 
 def decode(file: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """The pixels of a PNG or JPEG file as they look on a screen: uint8 [height, width, 3], RGB, upright.
+    """Returns the pixels of a PNG or JPEG file as on a screen: uint8 [height, width, 3], sRGB, upright.
 
-    A grid whose cells are highlighted where the agent sees them (gymnasium's rgb_array) comes without that:
-    what is asked, answered and stored is the same picture.
+    The highlighted cells of MiniGrid's `rgb_array` (the agent's view) are returned without the highlight, so
+    that the teacher sees the same picture in both cases.
+
+    The size is read from the header, so that a small file of a huge picture costs nothing. Only the parts of
+    the file that make the picture are unpacked.
 
     Raises:
-        BadPicture: it is neither, is broken, is no one opaque picture in colours that are known here, or has
-            more than `max_pixels` pixels; the size is read from the header, so that a small file of a huge
-            picture costs nothing, and what is not its pixels is never unpacked.
+        BadPicture: The file is not a PNG or JPEG or is broken; the picture is transparent, animated or in
+            unknown colours; or it has more than `max_pixels` pixels.
     """
     try:
         file = essence(file)
@@ -69,7 +71,7 @@ def decode(file: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
             width, height = picture.size
             if width * height > max_pixels:
                 raise BadPicture(
-                    f"the picture has {width} x {height} pixels; at most {max_pixels} are taken",
+                    f"the picture has {width} x {height} pixels; at most {max_pixels} are allowed",
                     too_large=True,
                 )
             picture.load()
@@ -90,14 +92,14 @@ def _check_palette(picture: Image.Image) -> None:
     if picture.mode == "P" and picture.palette is not None:
         colours, highest = len(picture.palette.palette) // 3, int(np.asarray(picture).max())
         if highest >= colours:
-            raise ValueError(f"it has a pixel of colour {highest}, and a palette of {colours}")
+            raise ValueError(f"a pixel has colour {highest}, but the palette has {colours} colours")
 
 
 def _upright(rgb: Image.Image, opened: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF data says; data that cannot be read says nothing."""
+    """Returns the picture rotated by its EXIF orientation, or unchanged if that cannot be read."""
     try:
         orientation = opened.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as many kinds as there are ways to break it
+    except Exception:  # damaged EXIF data raises many kinds of error
         return rgb
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return rgb if turn is None else rgb.transpose(turn)

@@ -1,4 +1,4 @@
-"""The documentation of the HTTP interface at /docs: offline, under any path, with examples that work."""
+"""The documentation of the HTTP API at /docs: offline, under any path prefix, with working examples."""
 
 import base64
 import io
@@ -10,23 +10,23 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import RedirectResponse
 from PIL import Image
 
-from teacher_server.playground.scenes import Moment, places, replay
+from teacher_server.playground.scenes import Moment, environments_of, replay
 from teacher_server.teachers.base import Teacher
 
 _router = APIRouter(include_in_schema=False)
 
 
 def add_docs(app: FastAPI) -> None:
-    """Adds /docs, and to the schema examples that the teacher of the app's State can answer."""
+    """Adds /docs, and examples that the present teacher can answer to the schema."""
     app.include_router(_router)
     plain = app.openapi
 
     def with_examples() -> dict[str, Any]:
         schema = plain()
-        # Anew each time: a swap may bring a teacher of other tasks
-        examples = examples_for(app.state.teaching.host.teacher)
+        # Made for each request: a swap may change the teacher's tasks
+        examples = examples_for(app.state.service.host.teacher)
         both = {
-            "summary": "several at once",
+            "summary": "two questions",
             "value": [example["value"] for example in list(examples.values())[:2]],
         }
         for path, shown in (("/policy", examples), ("/policy/batch", {"batch": both})):
@@ -34,13 +34,13 @@ def add_docs(app: FastAPI) -> None:
             body["content"]["application/json"]["examples"] = shown
         return schema
 
-    app.openapi = with_examples  # type: ignore[method-assign]  # FastAPI's documented way
+    app.openapi = with_examples  # type: ignore[method-assign]  # as FastAPI documents it
 
 
 @_router.get("/docs")
 async def docs(request: Request) -> Response:
-    """The schema, to be read and tried out."""
-    # By addresses beside this one, which hold behind a proxy's path prefix too
+    """Returns the page that shows the schema and sends requests."""
+    # Relative URLs, which also work behind a proxy's path prefix
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title=request.app.title,
@@ -53,24 +53,27 @@ async def docs(request: Request) -> Response:
 
 @_router.get("/docs/")
 async def docs_with_slash() -> Response:
-    """Leads to where the addresses within hold, whatever prefix they stand behind."""
+    """Redirects to the path on which the relative URLs of the page depend."""
     return RedirectResponse("../docs")
 
 
 def examples_for(teacher: Teacher) -> dict[str, dict[str, Any]]:
-    """A question about each of a teacher's tasks, as OpenAPI's `examples`."""
+    """Returns a question about each of a teacher's tasks, as OpenAPI `examples`."""
     return {
-        task: {"summary": task, "value": _question(task, tuple(actions), places(task, teacher.hosting).first)}
+        task: {
+            "summary": task,
+            "value": _question(task, tuple(actions), environments_of(task, teacher.hosting).first),
+        }
         for task, actions in teacher.tasks.items()
     }
 
 
 @lru_cache(maxsize=64)
 def _question(task: str, actions: tuple[str, ...], env_id: str) -> dict[str, Any]:
-    """About the first state of an environment."""
+    """Returns a question about the first state of an environment."""
     scene, picture = replay(Moment(env_id=env_id))
     file = io.BytesIO()
-    # MiniGrid's few colours fit in a palette: the same pixels in a file that can be read on a page
+    # MiniGrid's few colours fit in a palette: the same pixels in a file short enough for a page
     Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return {
         "image": base64.b64encode(file.getvalue()).decode("ascii"),

@@ -1,4 +1,4 @@
-"""The page at /: its files, and the calls that it makes besides /policy and /teacher."""
+"""The page at /: its files, and the routes that it uses besides /policy and /teacher."""
 
 import asyncio
 import io
@@ -23,10 +23,10 @@ from gridworld.pictures import Picture, UnreadablePicture, encode_png, read, til
 from gridworld.planner import NoPlan, plan
 from gridworld.tasks import ALL_TASKS
 from teacher_api.schemas import ErrorBody, Question
-from teacher_server.http.request_context import caller_of, while_client_waits
-from teacher_server.http.responses import error_response, respond
+from teacher_server.http.request_context import context_of, while_client_waits
+from teacher_server.http.responses import answer_response, error_response
 from teacher_server.pictures.decoding import BadPicture, decode, from_base64
-from teacher_server.playground.scenes import BadMoment, Moment, only_mission, places, replay
+from teacher_server.playground.scenes import BadMoment, Moment, environments_of, only_mission, replay
 from teacher_server.playground.templates import check
 from teacher_server.prompting.chat_templates import BadChatTemplate
 from teacher_server.prompting.preparation import visual_tokens
@@ -34,7 +34,7 @@ from teacher_server.prompting.prompt_files import FOLLOWUPS, QUESTION, SYSTEM, T
 from teacher_server.service.host import Host
 from teacher_server.service.metrics import Metrics
 from teacher_server.service.questions import Service
-from teacher_server.service.state import State
+from teacher_server.service.state import ServiceState
 from teacher_server.teachers.base import ModelTeacher, Teacher
 
 _PAGE = Path(__file__).parent / "page"
@@ -42,28 +42,28 @@ _SCRIPTS = " ".join(
     f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
     for script in re.findall("<script>(.*?)</script>", (_PAGE / "index.html").read_text("utf-8"), re.DOTALL)
 )
-"""The page's own script, by its digest."""
+"""The digest of the script in the page."""
 _HEADERS = {
-    # Nothing from elsewhere, no other script in the page itself, and nobody may frame it
+    # No content from other origins, no other inline script, and no embedding in a frame
     "Content-Security-Policy": f"default-src 'self'; script-src 'self' {_SCRIPTS};"
     " img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-cache",
 }
-_EDITED_AT_ONCE = 4
-"""Questions with edited templates; they pass by the service's own admission."""
+_MOST_EDITED = 4
+"""Limit of simultaneous questions with edited templates, which bypass the quota of questions."""
 
 _router = APIRouter(include_in_schema=False)
 
 
 def add_page(app: FastAPI) -> None:
-    """Adds the page at / and its calls under /look; they use the app's State."""
-    app.state.edited_places = asyncio.Semaphore(_EDITED_AT_ONCE)
+    """Adds the page at / and its routes under /playground, which use the app's `ServiceState`."""
+    app.state.edited_semaphore = asyncio.Semaphore(_MOST_EDITED)
     app.include_router(_router)
     app.mount("/page", _PageFiles(directory=_PAGE))
 
 
 class _PageFiles(StaticFiles):
-    """Styles and scripts, asked for anew so that page and service are of one version."""
+    """Styles and scripts, which the browser revalidates so that page and service have the same version."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -71,8 +71,8 @@ class _PageFiles(StaticFiles):
         return response
 
 
-class _Shown(BaseModel):
-    """A picture to be looked at."""
+class _Picture(BaseModel):
+    """A picture to show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,49 +80,48 @@ class _Shown(BaseModel):
 
 
 class _Edited(Question):
-    """A question to be asked with other templates."""
+    """A question to ask with edited templates."""
 
     templates: Annotated[dict[str, str], Field(max_length=len(TEMPLATES))]
 
 
 @_router.get("/")
 async def page() -> Response:
-    """The page; whatever it shows comes through calls that need the key, where there is one."""
+    """Returns the page. Its contents come from routes that require the API key."""
     return FileResponse(_PAGE / "index.html", headers=_HEADERS)
 
 
-@_router.get("/look/state")
+@_router.get("/playground/state")
 async def state(request: Request) -> Response:
-    """Who answers, whether it is ready, and a few figures."""
-    teaching = _teaching(request)
-    figures = teaching.metrics.figures()
-    host = teaching.host
-    # What it was is for the log: it may name folders
-    failure = host.failure and f"{host.failure.partition(':')[0]}; the teacher's log says why"
+    """Returns the teacher's identity, whether it is ready, and the counts of questions."""
+    service = ServiceState.of(request)
+    host = service.host
+    # The reason is left to the log: it may name folders
+    failure = host.failure and f"{host.failure.partition(':')[0]}; see the teacher's log"
     about = {"identity": host.teacher.identity, "ready": host.ready, "failure": failure}
-    return JSONResponse(about | {"figures": figures})
+    return JSONResponse(about | {"figures": service.metrics.counts()})
 
 
-@_router.get("/look/tasks")
+@_router.get("/playground/tasks")
 async def tasks(request: Request) -> Response:
-    """The teacher's tasks, and where each can be seen."""
-    teacher = _teaching(request).host.teacher
+    """Returns the teacher's tasks with their environments."""
+    teacher = ServiceState.of(request).host.teacher
     return JSONResponse(
         {
             task: {
                 "objective": ALL_TASKS[task].objective if task in ALL_TASKS else None,
                 "actions": actions,
                 "mission": only_mission(task),
-                **asdict(places(task, teacher.hosting)),
+                **asdict(environments_of(task, teacher.hosting)),
             }
             for task, actions in teacher.tasks.items()
         }
     )
 
 
-@_router.post("/look/scene")
+@_router.post("/playground/scene")
 def scene(moment: Moment) -> Response:
-    """A moment of an episode and its picture."""
+    """Returns a moment of an episode and its picture."""
     try:
         found, picture = replay(moment)
     except BadMoment as error:
@@ -130,16 +129,16 @@ def scene(moment: Moment) -> Response:
     return JSONResponse(found.model_dump() | {"image": _base64(encode_png(picture))})
 
 
-@_router.post("/look/prepared")
-def prepared(request: Request, shown: _Shown) -> Response:
-    """A picture as the teacher gets to see it, and the grid found in it."""
-    teacher = _teaching(request).host.teacher
+@_router.post("/playground/prepared")
+def prepare(request: Request, body: _Picture) -> Response:
+    """Returns a picture as the teacher sees it, and the size of its grid."""
+    teacher = ServiceState.of(request).host.teacher
     try:
-        picture = _decoded(request, shown.image)
-        seen = teacher.model.prompts.preparation.prepare(picture) if teacher.model else None
+        picture = _decoded(request, body.image)
+        prepared = teacher.model.prompts.preparation.prepare(picture) if teacher.model else None
     except (BadPicture, UnreadablePicture) as error:
         return _refused("image", error)
-    image = seen.image if seen else Image.fromarray(picture)
+    image = prepared.image if prepared else Image.fromarray(picture)
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return JSONResponse(
@@ -147,15 +146,15 @@ def prepared(request: Request, shown: _Shown) -> Response:
             "image": _base64(file.getvalue()),
             "width": image.width,
             "height": image.height,
-            "tokens": visual_tokens(seen) if seen else None,
+            "tokens": visual_tokens(prepared) if prepared else None,
             "grid": _grid(picture, teacher),
         }
     )
 
 
-@_router.post("/look/planner")
+@_router.post("/playground/planner")
 def planner(request: Request, question: Question) -> Response:
-    """What the optimal planner would do, to compare with."""
+    """Returns the optimal planner's answer, for comparison."""
     if question.task not in ALL_TASKS:
         return _refused(
             "task", f"the planner does not know {question.task!r}; it knows {', '.join(ALL_TASKS)}"
@@ -172,10 +171,10 @@ def planner(request: Request, question: Question) -> Response:
     return JSONResponse({"probabilities": probabilities, "action": best, "analysis": planned.analysis})
 
 
-@_router.get("/look/prompts")
+@_router.get("/playground/prompts")
 async def prompts(request: Request) -> Response:
-    """The templates that the teacher is asked with, in their order; none where it is asked without."""
-    teacher = _teaching(request).host.teacher.model
+    """Returns the teacher's prompt templates, in the order of their use; an empty list if it has none."""
+    teacher = ServiceState.of(request).host.teacher.model
     if teacher is None:
         return JSONResponse({"name": None, "templates": []})
     used = (SYSTEM, QUESTION, FOLLOWUPS[teacher.description["reading"]["readout"]])
@@ -186,54 +185,51 @@ async def prompts(request: Request) -> Response:
     return JSONResponse({"name": teacher.prompts.name, "templates": templates})
 
 
-@_router.post("/look/ask")
+@_router.post("/playground/ask")
 async def ask(request: Request, question: _Edited) -> Response:
-    """Asks with edited templates; the answer is stored nowhere."""
-    teaching = _teaching(request)
-    places: asyncio.Semaphore = request.app.state.edited_places
-    if places.locked():
-        reason = f"{_EDITED_AT_ONCE} edited questions are being answered already; ask again later"
+    """Asks the teacher with edited templates. The answer is not stored."""
+    state = ServiceState.of(request)
+    semaphore: asyncio.Semaphore = request.app.state.edited_semaphore
+    if semaphore.locked():
+        reason = f"{_MOST_EDITED} edited questions are being answered already; ask again later"
         return error_response(ErrorBody(status=503, reason=reason, retry_after=1))
-    with teaching.host.lease() as leased:
+    with state.host.lease() as leased:
         if (teacher := leased.model) is None:
-            return _refused("templates", "this teacher is asked without prompt templates")
-        async with places:
+            return _refused("templates", "this teacher has no prompt templates")
+        async with semaphore:
             try:
                 edited = await asyncio.to_thread(_edited, teacher, question.templates)
             except BadPromptSet as error:
                 return _refused(error.file or "templates", error)
-            # A service of its own: no store, and figures that nobody counts
-            lent = _Lent(edited, teacher, teaching.host)
-            service = Service(lent, None, Metrics(), teaching.settings)
+            # A separate service: without the store and the metrics
+            service = Service(_EditedTeacher(edited, teacher, state.host), None, Metrics(), state.settings)
             (outcome,) = await while_client_waits(
-                request, service.answer([question], patience_s=caller_of(request.scope).patience_s)
+                request, service.answer([question], patience_s=context_of(request.scope).patience_s)
             )
-    if isinstance(outcome, ErrorBody):
-        return error_response(outcome)
-    return respond(outcome)
+    return answer_response(outcome)
 
 
 @dataclass(frozen=True)
-class _Lent:
-    """A teacher in the place of another one of a host's, whose engine it asks."""
+class _EditedTeacher:
+    """A teacher source with the edited teacher, which uses the engine of the host's teacher."""
 
-    teacher: Teacher
-    other: Teacher
+    edited: Teacher
+    original: Teacher
     host: Host
 
     @contextmanager
     def lease(self) -> Iterator[Teacher]:
-        yield self.teacher
+        yield self.edited
 
     def lose(self, _: Teacher, why: str) -> None:
-        self.host.lose(self.other, why)
+        self.host.lose(self.original, why)
 
 
 def _edited(teacher: ModelTeacher, sources: dict[str, str]) -> ModelTeacher:
-    """The teacher, asked with these templates.
+    """Returns a teacher over the same model with these templates.
 
     Raises:
-        BadPromptSet: they cannot be used.
+        BadPromptSet: The templates are not valid.
     """
     check(sources)
     try:
@@ -242,17 +238,12 @@ def _edited(teacher: ModelTeacher, sources: dict[str, str]) -> ModelTeacher:
         raise BadPromptSet(str(error)) from error
 
 
-def _teaching(request: Request) -> State:
-    teaching: State = request.app.state.teaching
-    return teaching
-
-
 def _decoded(request: Request, image: str) -> Picture:
-    return decode(from_base64(image), max_pixels=_teaching(request).settings.max_pixels)
+    return decode(from_base64(image), max_pixels=ServiceState.of(request).settings.max_pixels)
 
 
 def _grid(picture: Picture, teacher: Teacher) -> dict[str, Any] | None:
-    """Columns and rows of a picture and whether they are numbered in a margin, if it shows a grid."""
+    """Returns a grid's columns and rows and whether a margin numbers them; None if there is no grid."""
     try:
         tile = tile_size(picture)
     except UnreadablePicture:

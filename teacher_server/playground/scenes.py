@@ -1,4 +1,4 @@
-"""A moment of an episode, found again from its environment, seed and actions: nothing is kept in between."""
+"""Moments of an episode, replayed from the environment, the seed and the actions; nothing is kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from teacher_api.schemas import TrainedOn
 End = Literal["success", "failure", "time_out"]
 
 _MOST_STEPS = 4096
-_NO_ONES = ("MiniGrid-", "BabyAI-")
+_PREFIXES = ("MiniGrid-", "BabyAI-")
 
 
 class BadMoment(ValueError):
-    """There is no such moment; `field` names what in the question makes it so."""
+    """There is no such moment; `field` names the part of the request that is wrong."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
@@ -30,12 +30,12 @@ class BadMoment(ValueError):
 
 def _known_action(action: str) -> str:
     if action not in ACTIONS:
-        raise ValueError(f"none of MiniGrid's actions: {', '.join(ACTIONS)}")
+        raise ValueError(f"must be one of MiniGrid's actions: {', '.join(ACTIONS)}")
     return action
 
 
 class Moment(BaseModel):
-    """An episode up to where it is to be seen."""
+    """A moment of an episode: the environment, the seed and the actions so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,24 +47,24 @@ class Moment(BaseModel):
 
 
 class Scene(BaseModel):
-    """What there is to see at a moment; `picture` is kept apart since it is no JSON."""
+    """What a moment shows, but for its picture."""
 
     mission: str
     step: int
     max_steps: int
     episode_return: float
     end: End | None
-    actions: tuple[str, ...] = Field(description="those that the environment has")
+    actions: tuple[str, ...] = Field(description="the actions of the environment")
 
 
 def replay(moment: Moment) -> tuple[Scene, Picture]:
-    """Plays the episode and draws where it has come to.
+    """Replays an episode and draws its last state.
 
     Raises:
-        BadMoment: the environment is unknown or fails, has no such action, or the episode ended earlier.
+        BadMoment: The environment is unknown or fails, an action is unknown, or the episode ended earlier.
     """
-    if ":" in moment.env_id:  # would import a module of the caller's choice
-        raise BadMoment("env_id", f"{moment.env_id!r} names a module; only registered ids are taken here")
+    if ":" in moment.env_id:  # would import a module of the client's choice
+        raise BadMoment("env_id", f"{moment.env_id!r} names a module; only registered ids are accepted")
     try:
         env = make(moment.env_id)
     except UnknownEnvironment as error:
@@ -75,7 +75,7 @@ def replay(moment: Moment) -> tuple[Scene, Picture]:
         env.reset(seed=moment.seed)
         for step, action in enumerate(moment.actions):
             if end is not None:
-                raise BadMoment("actions", f"the episode ended after {step} actions; leave the others out")
+                raise BadMoment("actions", f"the episode ended after {step} actions; send no more than these")
             if action not in has:
                 raise BadMoment("actions", f"{moment.env_id} has no action {action}; it has {', '.join(has)}")
             _, reward, terminated, truncated, _ = env.step(has.index(action))
@@ -97,56 +97,64 @@ def replay(moment: Moment) -> tuple[Scene, Picture]:
 
 
 def sizes(task: str) -> tuple[str, ...]:
-    """The environments to see a task in: a family's, or else all that come with MiniGrid."""
+    """Returns the environments of a task's family, or all of MiniGrid's for a task without a family."""
     if task in ALL_TASKS:
         return ALL_TASKS[task].env_ids
-    return tuple(sorted(env_id for env_id in gymnasium.registry if env_id.startswith(_NO_ONES)))
+    return tuple(sorted(env_id for env_id in gymnasium.registry if env_id.startswith(_PREFIXES)))
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a task can be seen: environments, those whose like was in no training, the first to show."""
+class Environments:
+    """The environments of a task.
+
+    Attributes:
+        untrained: Those whose grids the checkpoint was not trained on, where that is known.
+        first: The environment that the page opens with.
+    """
 
     env_ids: tuple[str, ...]
     untrained: tuple[str, ...]
     first: str
 
 
-def places(task: str, hosting: Mapping[str, Any]) -> Places:
-    """Where to see a task of a teacher, first where it was trained or else where a family's figures are from.
+def environments_of(task: str, hosting: Mapping[str, Any]) -> Environments:
+    """Returns the environments of a teacher's task.
+
+    The first environment is one that the checkpoint was trained on, or else the one of the family's results.
 
     Args:
-        hosting: the teacher's, with the record of what its checkpoint was trained on, where there is one.
+        hosting: The teacher's `hosting`, with the training record of its checkpoint if there is one.
     """
     env_ids = sizes(task)
     usual = ALL_TASKS[task].env_id if task in ALL_TASKS else env_ids[0]
     if "trained_on" not in hosting:
-        return Places(env_ids, (), usual)
+        return Environments(env_ids, (), usual)
     record = TrainedOn.model_validate(hosting["trained_on"])
     trained = [
         env_id
         for env_id, grids in record.environments.items()
-        if grids.task == task and env_id in gymnasium.registry  # modules are not imported
+        if grids.task == task
+        and env_id in gymnasium.registry  # ids with a module are left out: nothing is imported
     ]
     env_ids = tuple(dict.fromkeys((*env_ids, *trained)))
-    # Of a family alone: all of MiniGrid's environments take too long to make
+    # Only for a family: making all of MiniGrid's environments takes too long
     alike = [
         env_id for env_id in env_ids if task in ALL_TASKS and not record.lacks(env_id, task, _size_of(env_id))
     ]
     first = usual if usual in alike else (trained or alike or [usual])[0]
-    return Places(env_ids, tuple(each for each in env_ids if each not in {*trained, *alike}), first)
+    return Environments(env_ids, tuple(each for each in env_ids if each not in {*trained, *alike}), first)
 
 
 @lru_cache
 def _size_of(env_id: str) -> tuple[int, int]:
-    """Columns and rows."""
+    """Returns the columns and rows of an environment's grid."""
     env = make(env_id)
     return env.width, env.height
 
 
 @lru_cache
 def only_mission(task: str) -> str | None:
-    """The mission of a family that always has the same one; None for others, and for a task of no family."""
+    """Returns the mission of a family with only one mission; None for any other task."""
     if task not in ALL_TASKS:
         return None
     space = make(ALL_TASKS[task].env_id).observation_space["mission"]  # type: ignore[index]
@@ -154,7 +162,7 @@ def only_mission(task: str) -> str | None:
 
 
 def _end(total: float, terminated: bool, truncated: bool) -> End | None:
-    """Success is a return above 0, in the families as elsewhere here."""
+    """Returns the end of an episode; it is a success when the return is above 0."""
     if terminated:
         return "success" if total > 0 else "failure"
     return "time_out" if truncated else None

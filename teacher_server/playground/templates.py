@@ -1,4 +1,4 @@
-"""What a template may hold that comes over the network: so little that it ends soon and stays small."""
+"""Checks of templates that clients send, which must render quickly and to a short text."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,9 +8,9 @@ from jinja2 import nodes
 from teacher_server.prompting.prompt_files import TEMPLATES, BadPromptSet
 
 LONGEST = 32_768
-"""Characters of one template."""
+"""Limit in characters for one template."""
 
-_TAKEN: tuple[type[nodes.Node], ...] = (
+_ALLOWED: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const),
     *(nodes.Name, nodes.Getattr, nodes.Getitem),
     *(nodes.For, nodes.If, nodes.CondExpr, nodes.Test, nodes.Filter),
@@ -19,46 +19,46 @@ _TAKEN: tuple[type[nodes.Node], ...] = (
 _FILTERS = {"capitalize", "first", "last", "length", "lower", "title", "trim", "upper"}
 _TESTS = {"defined", "divisibleby", "eq", "equalto", "even", "in", "ne", "odd"}
 _MOST_LOOPS = 2
-"""Inside of each other; each goes through the actions, of which there are seven at most."""
+"""Limit of nested loops; each loops over the actions, of which there are at most seven."""
 _DEEPEST = 24
-"""Nodes inside of each other; Python gives up at some hundred."""
+"""Limit of nested nodes; Python's recursion limit allows some hundred."""
 
 
 def check(sources: Mapping[str, str]) -> None:
-    """Lets pass what is short, loops over the actions alone and makes nothing larger.
+    """Checks that templates are short, loop over the actions only and use only harmless filters and tests.
 
-    Templates in a prompt set's folder may use all of Jinja: who writes there starts the teacher. One that
-    comes over the network could keep the service busy for hours in three lines.
+    Templates in a prompt set's folder may use all of Jinja, since the operator writes them. A client's
+    template could keep the service busy for hours with three lines.
 
     Raises:
-        BadPromptSet: a template is none of a set's, is too long, or holds something else.
+        BadPromptSet: A template has an unknown name, is too long, or uses something that is not allowed.
     """
     for name, source in sources.items():
         if name not in TEMPLATES:
             raise BadPromptSet(f"no template {name[:40]!r}; there are {', '.join(TEMPLATES)}")
         if len(source) > LONGEST:
-            reason = f"{name}: has {len(source)} characters; at most {LONGEST} are taken here"
+            reason = f"{name}: the template has {len(source)} characters; at most {LONGEST} are allowed"
             raise BadPromptSet(reason, name)
         try:
             tree = jinja2.Environment().parse(source)  # noqa: S701 - parsed only; prompts are no HTML
         except jinja2.TemplateSyntaxError as error:
             raise BadPromptSet(f"{name}: line {error.lineno}: {error.message}", name) from error
         except RecursionError as error:
-            raise BadPromptSet(f"{name}: is nested too deeply", name) from error
+            raise BadPromptSet(f"{name}: the template is nested too deeply", name) from error
         for line, wrong in _problems(tree):
             raise BadPromptSet(
-                f"{name}: line {line}: {wrong} is not taken here: write values, `if`, and `for` over the"
-                " actions; all of Jinja works in the files of a prompt set",
+                f"{name}: line {line}: {wrong} is not allowed here: use values, `if`, and `for` over the"
+                " actions; the files of a prompt set may use all of Jinja",
                 name,
             )
 
 
 def _problems(node: nodes.Node, depth: int = 0, loops: int = 0) -> Iterator[tuple[int, str]]:
-    """(line, what is not taken), in the order of the text."""
-    if not isinstance(node, _TAKEN):
+    """Yields the line and the name of each node that is not allowed, in the order of the text."""
+    if not isinstance(node, _ALLOWED):
         yield node.lineno, f"{type(node).__name__.lower()!r}"
     elif depth > _DEEPEST:
-        yield node.lineno, "nesting as deep as this"
+        yield node.lineno, "nesting this deep"
         return
     elif isinstance(node, nodes.Filter) and node.name not in _FILTERS:
         yield node.lineno, f"the filter {node.name!r}"
@@ -67,8 +67,8 @@ def _problems(node: nodes.Node, depth: int = 0, loops: int = 0) -> Iterator[tupl
     elif isinstance(node, nodes.For):
         loops += 1
         if not isinstance(node.iter, nodes.Name) or node.iter.name != "actions" or node.recursive:
-            yield node.lineno, "a loop over anything else than the actions"
+            yield node.lineno, "a loop over anything but the actions"
         elif loops > _MOST_LOOPS:
-            yield node.lineno, f"a loop inside of {_MOST_LOOPS} others"
+            yield node.lineno, f"a loop inside {_MOST_LOOPS} others"
     for child in node.iter_child_nodes():
         yield from _problems(child, depth + 1, loops)

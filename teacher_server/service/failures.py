@@ -1,4 +1,4 @@
-"""Questions without an answer, counted by reason for the log: a line a minute, however many there are."""
+"""A log of failed questions: a line a minute with the counts of the reasons, however many questions fail."""
 
 import asyncio
 import logging
@@ -12,12 +12,12 @@ _log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
 _OVERLOAD = (429, 503)
-"""Told by the figures and by who is overloaded or replaced, and asked again by clients."""
+"""Not logged: the metrics count these, and clients ask again."""
 _MOST = 5
 
 
-class FailureLog:
-    """Logs the first failures at once, and what comes after them together, a minute later."""
+class QuestionFailureLog:
+    """Logs the first failures at once, and those of the following minute together at its end."""
 
     def __init__(self, *, every_s: float = EVERY_S) -> None:
         self._every_s = every_s
@@ -25,35 +25,35 @@ class FailureLog:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, errors: Iterable[ErrorBody]) -> None:
-        """Counts errors; to be called in the service's event loop."""
+        """Counts errors. Call it in the service's event loop."""
         self._counts.update(error.kind for error in errors if error.status not in _OVERLOAD)
         if self._timer is None:
             self._write()
 
     def close(self) -> None:
-        """Logs what was counted and not logged yet."""
+        """Logs the failures that are counted and not logged yet."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._tell()
+        self._log_counts()
 
     def _write(self) -> None:
         self._timer = None
         if self._counts:
-            # A context of its own: these are the failures of many requests, and of no request's id
+            # In a new context: the line is about many requests and must not bear the id of one
             context = Context()
-            context.run(self._tell)
+            context.run(self._log_counts)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._every_s, self._write, context=context)
 
-    def _tell(self) -> None:
+    def _log_counts(self) -> None:
         if not self._counts:
             return
         kinds = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-        told = [f"{count} x {kind}" for kind, count in kinds[:_MOST]]
+        parts = [f"{count} x {kind}" for kind, count in kinds[:_MOST]]
         others = sum(count for _, count in kinds[_MOST:])
         if others:
-            told.append(f"{others} x other reasons")
+            parts.append(f"{others} x other reasons")
         total = sum(self._counts.values())
-        _log.warning("questions without an answer: %d: %s", total, "; ".join(told))
+        _log.warning("questions without an answer: %d: %s", total, "; ".join(parts))
         self._counts.clear()

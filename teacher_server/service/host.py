@@ -1,4 +1,4 @@
-"""Who answers now: one teacher at a time, lent to whoever asks, and exchanged only when nobody is asking."""
+"""The host of the teacher: leases it to requests, and exchanges it only when no lease is held."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -21,24 +21,24 @@ _WHY: dict[HostState, str] = {
     "starting": "",
     "gone": "",
     "replacing": _REPLACED,
-    "waiting": ": the server that it asks does not answer",
+    "waiting": ": its server does not answer",
 }
 
 
 class NotReady(Exception):
-    """There is no teacher to ask now; the message says why."""
+    """No teacher can answer now; the message says why."""
 
 
 class Host:
-    """Owns the teacher that answers. Who asks it holds a lease on it, and it stays while there is one.
+    """Owns the teacher that answers. A teacher stays open while a lease on it is held.
 
     Attributes:
-        teacher: who answers now; during a swap, who answered last.
-        settings: those that it was chosen by.
-        state: what goes on.
-        loss: why the teacher answers no more, though nobody has begun to replace it.
-        failure: why there will be no teacher any more: it could not start, or is gone.
-        hangs: whether its engine is still in this process and may keep it from ending.
+        teacher: The teacher that answers now; during a swap, the one that answered last.
+        settings: The settings that chose the teacher.
+        state: What the host is doing.
+        loss: Why the teacher no longer answers, until its replacement begins.
+        failure: Why no teacher will answer any more: it could not start, or it is gone.
+        hangs: Whether an engine in this process may keep the process from ending.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Host:
     ) -> None:
         """
         Args:
-            teacher: not started yet.
-            store: has to know a teacher before it keeps its answers.
-            on_end: called when there will be no teacher any more.
+            teacher: The first teacher, not started yet.
+            store: The answer store, where each teacher is registered before its first answer.
+            on_end: Called when no teacher will answer any more.
 
         Raises:
-            StoreError: the store cannot be written.
+            StoreError: The store cannot be written.
         """
         self.teacher, self.settings = teacher, settings
         self.state: HostState = "starting"
@@ -69,20 +69,20 @@ class Host:
         self._unused = asyncio.Event()
         self._unused.set()
         self._work: asyncio.Task[Any] | None = None
-        self.introduce(teacher)
+        self.register(teacher)
         metrics.serving(teacher)
 
     @property
     def ready(self) -> bool:
-        """Whether questions are answered."""
+        """Whether the teacher answers questions now."""
         return self.state in _ANSWERING and self.loss is None
 
     @contextmanager
     def lease(self) -> Iterator[Teacher]:
-        """The teacher, for as long as this is held.
+        """Returns the teacher, which stays until the lease ends.
 
         Raises:
-            NotReady: there is none to ask now.
+            NotReady: No teacher can answer now.
         """
         if not self.ready:
             why = _WHY.get(self.state, ": its checkpoint is being exchanged")
@@ -97,45 +97,45 @@ class Host:
                 self._unused.set()
 
     async def unused(self) -> None:
-        """Waits until the last lease has ended."""
+        """Waits until no lease is held."""
         await self._unused.wait()
 
-    def introduce(self, teacher: Teacher) -> None:
-        """Makes a teacher known to the store.
+    def register(self, teacher: Teacher) -> None:
+        """Registers a teacher in the store.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: The store cannot be written.
         """
         if self._store is not None:
             self._store.register(teacher.identity, teacher.description, name_of(teacher))
 
     def serve(self, teacher: Teacher, settings: Settings) -> None:
-        """Lets a started teacher that the store knows answer from now on."""
+        """Answers with a started and registered teacher from now on."""
         self.teacher, self.settings, self.state, self.loss = teacher, settings, "ready", None
         self._metrics.serving(teacher)
 
     def start(self) -> None:
-        """Has the teacher start while the service lives already; if it cannot, that is the end."""
+        """Starts the teacher in the background. If that fails, the service ends."""
         self.begin(self._start())
 
     def begin(self, work: Coroutine[Any, Any, _T]) -> "asyncio.Task[_T]":
-        """Starts what changes who answers; `close` breaks it off, and nobody else."""
+        """Starts a task that changes the teacher; only `close` cancels it."""
         self._work = task = asyncio.create_task(work)
         return task
 
     def lose(self, teacher: Teacher, why: str) -> None:
-        """Notes that a teacher answers no more; the watchdog sees to it."""
+        """Notes that a teacher no longer answers; the watchdog replaces it."""
         if teacher is self.teacher:
             self.loss = why
 
     def end(self, why: str, error: Exception | None = None) -> None:
-        """There will be no teacher any more; `error` is what brought that about."""
+        """Ends the service, since no teacher will answer any more; `error` is the cause."""
         self.state, self.failure = "gone", why
         self.hangs = isinstance(error, EngineUnresponsive)
         self._on_end()
 
     async def close(self) -> None:
-        """Breaks off what is under way and closes the teacher."""
+        """Cancels the running task and closes the teacher."""
         self.state = "gone"
         if self._work is not None:
             self._work.cancel()

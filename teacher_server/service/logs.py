@@ -1,4 +1,4 @@
-"""What the service writes down: lines with the request's id in them, and nothing of what was asked."""
+"""Log lines as text or JSON: with the request's id, and without the questions' contents."""
 
 import json
 import logging
@@ -11,28 +11,28 @@ from types import TracebackType
 from teacher_server.settings import LogFormat
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request that is being answered."""
+"""The id of the request that is being answered."""
 
 _FRAMES = 8
 
 
 def write_logs(form: LogFormat) -> None:
-    """Has everything of WARNING and above, and the service's own lines, written to stderr."""
+    """Writes log lines to stderr: the service's own from INFO, all others from WARNING."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("teacher_server").setLevel(logging.INFO)
-    # It warns of each request that is no HTTP: whoever can connect could fill the disk
+    # uvicorn warns of each invalid request: anyone who can connect could fill the disk
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 class _Text(logging.Formatter):
-    """One line for people."""
+    """One line of text, for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        fields = "".join(f" {name}={value}" for name, value in _fields(record).items())
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        return f"{when} {record.levelname} {record.name}: {record.getMessage()}{told and ' ' + told}"
+        return f"{when} {record.levelname} {record.name}: {record.getMessage()}{fields}"
 
 
 class _Json(logging.Formatter):
@@ -50,8 +50,8 @@ class _Json(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """What belongs to a line besides its message: `extra={"told": {...}}`, the request, the error."""
-    fields: dict[str, object] = dict(getattr(record, "told", {}))
+    """Returns a line's fields: those of `extra={"fields": {...}}`, the request's id, the error."""
+    fields: dict[str, object] = dict(getattr(record, "fields", {}))
     if identifier := request_id.get():
         fields["request_id"] = identifier
     if record.exc_info and record.exc_info[0] is not None:
@@ -61,6 +61,6 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _where(trace: TracebackType | None) -> str:
-    """The calls that an error came through, the last first, without its words, which may be a mission's."""
+    """Returns the calls on an error's path, the last first, without its message, which may hold a mission."""
     frames = traceback.extract_tb(trace)[-_FRAMES:]
     return "<".join(f"{PurePath(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))

@@ -1,4 +1,4 @@
-"""Shares of what is bounded, among clients: how much each may take, and whose turn it is."""
+"""How clients share what is bounded: quotas of questions and bytes, and turns at the teacher."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -10,15 +10,19 @@ from teacher_api.schemas import ErrorBody
 _RETRY_AFTER_S = 1.0
 
 
-class Share:
-    """An amount that clients share: each may take as long as it holds less than what is free for all.
+class Quota:
+    """An amount that clients share: a client may take more while it holds less than what is free.
 
-    So one client alone gets half of it, two a third each, n an (n + 1)-th each, and whoever comes next finds
-    room (Choudhury and Hahne's dynamic threshold, IEEE/ACM Transactions on Networking 6(2), 1998).
+    A single client gets half of the amount, two clients a third each, n clients an (n + 1)-th each, so that
+    the next client finds some of it free (Choudhury and Hahne's dynamic threshold, IEEE/ACM Transactions on
+    Networking 6(2), 1998).
 
     Args:
-        size: the amount in all, in whole units.
-        unit: what it is, for the words of a refusal.
+        size: The whole amount, in whole units.
+        unit: The name of the units, for refusals.
+
+    Attributes:
+        taken: The amount that all clients hold.
     """
 
     def __init__(self, size: int, unit: str) -> None:
@@ -26,25 +30,25 @@ class Share:
         self._held: dict[str, int] = {}
         self.taken = 0
 
-    def room(self, client: str) -> int:
-        """How much a client may take now."""
+    def available(self, client: str) -> int:
+        """Returns the amount that a client may take now."""
         free = self._size - self.taken
         return max(0, (free - self._held.get(client, 0) + 1) // 2)
 
     def take(self, client: str, amount: int) -> None:
-        """Takes an amount that there is room for."""
+        """Takes an available amount."""
         self.taken += amount
         self._held[client] = self._held.get(client, 0) + amount
 
-    def give(self, client: str, amount: int) -> None:
-        """Gives back what was taken."""
+    def give_back(self, client: str, amount: int) -> None:
+        """Gives back a taken amount."""
         self.taken -= amount
         self._held[client] -= amount
         if self._held[client] == 0:
-            del self._held[client]  # so that clients that are gone leave nothing behind
+            del self._held[client]  # keeps nothing of clients that are gone
 
     def refusal(self, client: str) -> ErrorBody:
-        """Why there is no room for a client: it has its share (429), or all is taken (503)."""
+        """Returns the error for a client that may take no more: 429 if it holds a part, else 503."""
         if held := self._held.get(client, 0):
             status, reason = 429, f"you have {held} {self._unit} here, which is your share of {self._size}"
         else:
@@ -52,8 +56,8 @@ class Share:
         return ErrorBody(status=status, reason=f"{reason}; ask again later", retry_after=_RETRY_AFTER_S)
 
 
-class Places:
-    """Places at the teacher, given to waiting clients in turn: who asks much waits for itself."""
+class FairSemaphore:
+    """A semaphore that serves clients in turn, so that a client's many requests delay only its own."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -61,7 +65,7 @@ class Places:
 
     @asynccontextmanager
     async def place(self, client: str) -> AsyncIterator[None]:
-        """Waits for a place, and holds it."""
+        """Waits for a free place and holds it."""
         if self._free > 0:
             self._free -= 1
         else:
@@ -69,25 +73,25 @@ class Places:
         try:
             yield
         finally:
-            self._pass_on()
+            self._release()
 
     async def _wait(self, client: str) -> None:
-        given = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(given)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
         try:
-            await given
+            await turn
         except asyncio.CancelledError:
-            if given.done() and not given.cancelled():
-                self._pass_on()  # it was given in the moment in which it was no longer wanted
+            if turn.done() and not turn.cancelled():
+                self._release()  # the place was given just before the cancellation
             raise
 
-    def _pass_on(self) -> None:
+    def _release(self) -> None:
         while self._waiting:
             client, queue = self._waiting.popitem(last=False)
-            given = queue.popleft()
+            turn = queue.popleft()
             if queue:
-                self._waiting[client] = queue  # behind the others
-            if not given.done():
-                given.set_result(None)
+                self._waiting[client] = queue  # behind the other clients
+            if not turn.done():
+                turn.set_result(None)
                 return
         self._free += 1

@@ -1,6 +1,8 @@
-"""What the routes share: a running service's parts."""
+"""The parts of a running service, which the routes share."""
 
 from dataclasses import dataclass
+
+from starlette.requests import Request
 
 from teacher_server.answers.store import AnswerStore
 from teacher_server.service.host import Host
@@ -12,8 +14,12 @@ from teacher_server.settings import Settings
 
 
 @dataclass(frozen=True)
-class State:
-    """What the routes share."""
+class ServiceState:
+    """The parts of a running service; `app.state.service` holds them.
+
+    Attributes:
+        keyless: Whether the service requires no API key.
+    """
 
     settings: Settings
     host: Host
@@ -23,4 +29,9 @@ class State:
     swapper: Swapper
     watchdog: Watchdog
     keyless: bool
-    """Whether whoever reaches the service may ask."""
+
+    @classmethod
+    def of(cls, request: Request) -> "ServiceState":
+        """Returns the state of the service that received a request."""
+        state: ServiceState = request.app.state.service
+        return state

@@ -1,4 +1,4 @@
-"""Exchanges the checkpoint of a running teacher: check, drain, load, try; and back again if it is no good."""
+"""Swaps the checkpoint of a running teacher: check, drain, load, try; and restore the old one on failure."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class CannotSwap(Exception):
-    """A swap that did not come about: `error` is what its caller is told."""
+    """A swap that failed; `error` is the response."""
 
     def __init__(self, status: int, reason: str, field: str | None = None) -> None:
         super().__init__(reason)
@@ -29,17 +29,18 @@ class CannotSwap(Exception):
 
 
 class Swapper:
-    """Exchanges the checkpoint of a host's teacher, one swap at a time."""
+    """Swaps the checkpoint of a host's teacher, one swap at a time."""
 
     def __init__(self, host: Host, metrics: Metrics) -> None:
         self._host, self._metrics = host, metrics
 
     async def swap(self, wanted: Swap) -> Swapped:
-        """Has another checkpoint answer from now on. Once begun it goes on to its end, whoever waits for it.
+        """Serves another checkpoint from now on. Cancelling this call does not cancel the swap.
 
         Raises:
-            CannotSwap: why not. By its status: 409, 422, 503: nothing was touched; 502: the checkpoint that
-                answered before was loaded again, and answers; 500: that failed as well, and the service ends.
+            CannotSwap: The swap failed. Status 409, 422 or 503: nothing was changed. 502: the previous
+                checkpoint was loaded again and answers. 500: the previous checkpoint could not be loaded, and
+                the service ends.
         """
         try:
             return await self._begin(wanted)
@@ -51,13 +52,13 @@ class Swapper:
     async def _begin(self, wanted: Swap) -> Swapped:
         host = self._host
         if (teacher := host.teacher.model) is None:
-            raise CannotSwap(409, f"a {host.teacher.kind} teacher has no checkpoint that could be swapped")
+            raise CannotSwap(409, f"a {host.teacher.kind} teacher has no checkpoint to swap")
         if not teacher.local:
-            raise CannotSwap(409, "this teacher asks another server's model: exchange it there")
+            raise CannotSwap(409, "the model of this teacher runs on another server: swap it there")
         if host.state in ("starting", "replacing", "gone"):
             raise CannotSwap(503, "the teacher is not ready: swap when it is")
         if host.state != "ready":
-            raise CannotSwap(409, f"another swap is going on ({host.state}): wait for its end")
+            raise CannotSwap(409, f"another swap is running ({host.state}): wait until it ends")
         host.state = "checking"
         work = host.begin(self._swap(teacher, wanted))
         try:
@@ -69,11 +70,11 @@ class Swapper:
         host, steps = self._host, _Steps(self._host)
         before = host.settings
         try:
-            # What the present checkpoint chose for itself stays
+            # The new checkpoint keeps the prompt set that the present one chose
             kept = {"model": wanted.model, "prompts": prompts_of(before)}
             after = before.model_copy(update=kept)
             new, again = await asyncio.to_thread(_checked, wanted, old, before, after)
-            host.introduce(new)
+            host.register(new)
         except StoreError as error:
             raise CannotSwap(503, str(error)) from error
         except BadCheckpoint as error:
@@ -114,10 +115,10 @@ class Swapper:
         )
 
     async def _go_back(self, new: ModelTeacher, again: ModelTeacher, before: Settings, why: str) -> NoReturn:
-        """Has the checkpoint that answered before answer once more, in an engine of its own.
+        """Loads the previous checkpoint again, into a new engine.
 
         Raises:
-            CannotSwap: in any case; it says why, and what became of it.
+            CannotSwap: Always; with the reason, and whether the previous checkpoint answers again.
         """
         _log.warning("%s", why)
         self._host.state = "going back"
@@ -126,19 +127,19 @@ class Swapper:
             await again.start()
             await asyncio.to_thread(same_teacher, before, again.identity)
         except Exception as error:
-            lost = f"{why}; and {before.model}, served before, cannot be loaded: {error}"
+            lost = f"{why}; and the previous checkpoint, {before.model}, cannot be loaded: {error}"
             raise self._lost(lost, error) from error
         self._host.serve(again, before)
-        raise CannotSwap(502, f"{why}; {again.identity}, as before, answers again")
+        raise CannotSwap(502, f"{why}; the previous teacher, {again.identity}, answers again")
 
     def _lost(self, why: str, error: Exception) -> CannotSwap:
-        """What to raise when there is no teacher any more."""
+        """Ends the service and returns the error to raise."""
         self._host.end(f"is gone: {why}", error)
         return CannotSwap(500, f"the teacher {self._host.failure}")
 
 
 class _Steps:
-    """What a swap does, one step after the other, and the seconds that each takes."""
+    """The steps of a swap, and the seconds that each of them takes."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -147,12 +148,12 @@ class _Steps:
         self._since = time.perf_counter()
 
     def begin(self, step: HostState) -> None:
-        """Ends the step that goes on; the next one begins."""
+        """Ends the current step and begins the next one."""
         self.end()
         self._host.state = self._now = step
 
     def end(self) -> dict[str, float]:
-        """Ends the step that goes on; the seconds of all."""
+        """Ends the current step and returns the seconds of all steps."""
         now = time.perf_counter()
         self._seconds[self._now] = round(now - self._since, 3)
         self._since = now
@@ -162,10 +163,10 @@ class _Steps:
 def _checked(
     wanted: Swap, old: ModelTeacher, before: Settings, after: Settings
 ) -> tuple[ModelTeacher, ModelTeacher]:
-    """The teacher that is asked for, and once more the one that answers now; neither is started.
+    """Returns the new teacher, and a teacher like the present one to go back to. Neither is started.
 
     Raises:
-        CannotSwap: there cannot be the one, or could not be the other.
+        CannotSwap: The new checkpoint cannot be served, or the present one could not be restored.
     """
     try:
         new = choose_teacher(after, leaving=before).model
@@ -174,12 +175,13 @@ def _checked(
     assert new is not None
     digest = new.description["checkpoint"]["digest"]
     if wanted.digest not in (None, digest):
-        reason = f"the checkpoint in {wanted.model} has the digest {digest}, and not {wanted.digest}"
+        reason = f"the checkpoint in {wanted.model} has the digest {digest}, not {wanted.digest}"
         raise CannotSwap(422, reason, "digest")
     try:
         again = same_teacher(before, old.identity)
     except CannotTeach as error:
-        told = str(error).removeprefix(f"{before.model}: ")
-        reason = f"there would be no way back to {before.model}, which answers now: {told}"
-        raise CannotSwap(409, f"{reason}; put it back, and take another folder for what is new") from error
+        reason = f"the checkpoint that answers now could not be restored if the swap failed: {error}"
+        raise CannotSwap(
+            409, f"{reason}; restore its files, and use another folder for the new ones"
+        ) from error
     return new, again

@@ -1,4 +1,4 @@
-"""The service over HTTP: what goes wrong is told with a status, a field and a reason, and never a 500."""
+"""The HTTP API: every wrong request gets a status, a field and a reason, and never a 500."""
 
 import asyncio
 import base64
@@ -89,7 +89,7 @@ def test_an_action_without_use_gets_nothing(http: httpx.Client, question: dict[s
     assert probabilities["done"] == probabilities["toggle"] == probabilities["drop"] == 0
 
 
-def test_each_bad_question_is_told_what_is_wrong_with_it(
+def test_each_bad_question_gets_its_status_field_and_reason(
     http: httpx.Client, question: dict[str, Any]
 ) -> None:
     for change, status, field, reason in _bad_questions(question):
@@ -100,7 +100,7 @@ def test_each_bad_question_is_told_what_is_wrong_with_it(
         assert len(error.reason) < 700
 
 
-def test_bad_questions_in_a_batch_cost_the_others_nothing(
+def test_bad_questions_in_a_batch_do_not_affect_the_others(
     http: httpx.Client, question: dict[str, Any]
 ) -> None:
     bad = _bad_questions(question)
@@ -137,7 +137,7 @@ def test_what_is_not_sent_as_json_is_refused(http: httpx.Client) -> None:
     assert "content type" in _error(http.post("/policy", content=b"{}")).reason
 
 
-def test_unknown_paths_and_methods_are_told_the_same_way(http: httpx.Client) -> None:
+def test_unknown_paths_and_methods_are_errors_of_the_same_form(http: httpx.Client) -> None:
     assert _error(http.get("/nothing")).status == 404
     assert _error(http.get("/policy")).status == 405
 
@@ -151,14 +151,16 @@ def test_a_large_body_is_refused_before_it_is_read(teacher_process: StartTeacher
         assert http.get("/livez").status_code == 200
 
 
-def test_the_teacher_tells_who_it_is(http: httpx.Client) -> None:
+def test_the_teacher_describes_itself(http: httpx.Client) -> None:
     info = http.get("/teacher").json()
     assert info["identity"].startswith("planner-")
     assert info["description"]["kind"] == info["kind"] == "planner"
     assert info["tasks"]["lava_gap"] == ["left", "right", "forward"]
 
 
-def test_before_it_is_ready_it_lives_and_says_so(tmp_path: Path, question: dict[str, Any]) -> None:
+def test_before_the_teacher_is_ready_the_service_is_alive_and_not_ready(
+    tmp_path: Path, question: dict[str, Any]
+) -> None:
     async def ask(app: FastAPI) -> None:  # without a life span, the teacher does not start
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
             assert (await http.get("/livez")).status_code == 200
@@ -170,9 +172,9 @@ def test_before_it_is_ready_it_lives_and_says_so(tmp_path: Path, question: dict[
     asyncio.run(ask(create_app(Settings(store=tmp_path / "answers.sqlite3"))))
 
 
-def test_a_fault_of_ours_is_500_and_tells_nothing(tmp_path: Path) -> None:
+def test_an_unexpected_error_is_500_without_its_message(tmp_path: Path) -> None:
     async def ask(app: FastAPI) -> None:
-        app.state.teaching.host.teacher = None
+        app.state.service.host.teacher = None
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             reply = await http.get("/teacher")
@@ -212,11 +214,13 @@ def test_each_example_of_the_documentation_is_answered(http: httpx.Client) -> No
         200,
     ]
     tags = {tag for path in paths.values() for call in path.values() for tag in call["tags"]}
-    assert tags == {"Questions", "Administration", "Health and figures"}
+    assert tags == {"Questions", "Administration", "Health and metrics"}
 
 
-def test_when_the_client_goes_the_asking_ends(teacher_process: StartTeacher, ask_about: AskAbout) -> None:
+def test_when_the_client_disconnects_the_question_is_cancelled(
+    teacher_process: StartTeacher, ask_about: AskAbout
+) -> None:
     teacher = teacher_process("--delay-ms", "600000")
     with httpx.Client(base_url=teacher.url, timeout=1) as http, pytest.raises(httpx.ReadTimeout):
         http.post("/policy", json=ask_about("MiniGrid-LavaGapS5-v0").model_dump())
-    wait_for(lambda: metric(teacher, "teacher_in_flight") == 0, "the asking's end")
+    wait_for(lambda: metric(teacher, "teacher_in_flight") == 0, "the cancellation")

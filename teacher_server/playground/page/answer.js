@@ -1,8 +1,8 @@
-// An answer: its probabilities as bars beside the planner's, what was said, and how long it took.
+// An answer: its probabilities as bars beside the planner's, its texts and its times.
 
 import { element, fillList, find } from "./dom.js";
 
-/** The bars of both; `answer` and `planned` may be missing (null). */
+/** Shows the bars of the teacher and the planner; `answer` and `planned` may be null. */
 export function showBars(actions, answer, planned) {
   const teacher = answer?.probabilities ?? {};
   const planner = planned?.probabilities ?? {};
@@ -15,9 +15,9 @@ export function showBars(actions, answer, planned) {
     const action = bar.dataset.action;
     bar.classList.toggle("best", answer?.action === action);
     bar.setAttribute("aria-label", `${action}: teacher ${number(teacher[action])}, planner ${number(planner[action])}`);
-    for (const [who, value] of [["teacher", teacher[action]], ["planner", planner[action]]]) {
-      bar.querySelector(`.track.${who} .fill`).style.width = `${100 * (value ?? 0)}%`;
-      bar.querySelector(`.number.${who}`).textContent = number(value);
+    for (const [source, value] of [["teacher", teacher[action]], ["planner", planner[action]]]) {
+      bar.querySelector(`.track.${source} .fill`).style.width = `${100 * (value ?? 0)}%`;
+      bar.querySelector(`.number.${source}`).textContent = number(value);
     }
   }
   find("agreement").textContent = answer?.action && planned ? agreement(answer.action, planner) : "";
@@ -27,23 +27,23 @@ function emptyBar(action) {
   const bar = element("div", { className: "bar" }, element("span", { className: "name" }, action));
   bar.dataset.action = action;
   bar.setAttribute("role", "listitem");
-  for (const who of ["teacher", "planner"]) {
+  for (const source of ["teacher", "planner"]) {
     bar.append(
-      element("span", { className: `track ${who}` }, element("span", { className: "fill" })),
-      element("span", { className: `number ${who}` }),
+      element("span", { className: `track ${source}` }, element("span", { className: "fill" })),
+      element("span", { className: `number ${source}` }),
     );
   }
   return bar;
 }
 
-/** Whether the teacher's best action is one of the planner's best. */
+/** Says whether the teacher's best action is one of the planner's best. */
 function agreement(action, planner) {
   const most = Math.max(...Object.values(planner));
   const best = Object.keys(planner).filter((name) => planner[name] > most - 1e-6);
   return best.includes(action) ? `✓ ${action} is optimal` : `✗ ${action}; optimal: ${best.join(" or ")}`;
 }
 
-/** What was said and how long it took; null clears it. */
+/** Shows the texts and times of an answer; null clears them. */
 export function showWords(answer) {
   const { analysis: first, action: second } = answer?.stages ?? {};
   find("analysis").replaceChildren(...(answer ? inWords(answer.analysis) : []));
@@ -52,14 +52,14 @@ export function showWords(answer) {
   const times = Object.entries(answer?.milliseconds ?? {}).map(([part, ms]) => [part, milliseconds(ms)]);
   for (const [stage, report] of [["analysis", first], ["action", second]]) {
     if (!report) continue;
-    times.push([answer.stored ? `${stage} then` : stage, milliseconds(report.milliseconds)]);
+    times.push([answer.stored ? `${stage} (stored)` : stage, milliseconds(report.milliseconds)]);
   }
   if (first?.tokens) times.push(["tokens", second ? `${first.tokens} + ${second.tokens}` : first.tokens]);
   if (second?.label_mass != null) times.push(["label mass", second.label_mass.toPrecision(3)]);
   fillList(find("times"), times, true);
 }
 
-/** JSON as a table, anything else as it is. */
+/** Formats JSON as a table and leaves other text unchanged. */
 function inWords(text) {
   let said;
   try {

@@ -1,8 +1,8 @@
-// Calls to the teacher: with its key where it has one, and with failures in words.
+// Calls to the service, with the API key if there is one.
 
 import { find } from "./dom.js";
 
-const KEPT = "teacher-key";
+const STORED = "teacher-key";
 let asking = null;
 
 export class Failure extends Error {
@@ -17,19 +17,19 @@ export class Failure extends Error {
   }
 }
 
-/** GET, or POST where there is a body. Throws a Failure, or an AbortError where `signal` says so. */
+/** Sends GET, or POST if there is a body. Throws a Failure, or an AbortError when `signal` aborts the call. */
 export async function call(path, body, signal) {
-  const key = sessionStorage.getItem(KEPT);
+  const key = sessionStorage.getItem(STORED);
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const told = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let reply, content;
   try {
-    reply = await fetch(path, { ...told, headers, signal });
+    reply = await fetch(path, { ...options, headers, signal });
     content = await reply.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure(0, { reason: "the teacher cannot be reached at this address; is it still running?" });
+    throw new Failure(0, { reason: "the teacher cannot be reached at this address; check that it is running" });
   }
   if (reply.status === 401) {
     await askForKey(key);
@@ -39,26 +39,26 @@ export async function call(path, body, signal) {
   try {
     parsed = JSON.parse(content);
   } catch {
-    throw new Failure(reply.status, { reason: "what came back is no answer of a teacher's" });
+    throw new Failure(reply.status, { reason: "the response is not a teacher's" });
   }
   if (!reply.ok) throw new Failure(reply.status, parsed.error ?? { reason: content.slice(0, 300) });
   return parsed;
 }
 
-/** Returns when there is another key than `tried`; one dialog for all calls that wait for it. */
+/** Asks the user for a key other than `tried`. All waiting calls share one dialog. */
 function askForKey(tried) {
-  if (sessionStorage.getItem(KEPT) !== tried) return Promise.resolve();
-  asking ??= new Promise((given) => {
+  if (sessionStorage.getItem(STORED) !== tried) return Promise.resolve();
+  asking ??= new Promise((resolve) => {
     const dialog = find("key-dialog");
     const text = find("key-text");
-    find("key-error").textContent = tried ? "The teacher does not take this key." : "";
+    find("key-error").textContent = tried ? "The teacher does not accept this key." : "";
     text.value = "";
     dialog.oncancel = (event) => event.preventDefault();
     dialog.onclose = () => {
-      sessionStorage.setItem(KEPT, text.value.trim());
+      sessionStorage.setItem(STORED, text.value.trim());
       text.value = "";
       asking = null;
-      given();
+      resolve();
     };
     dialog.showModal();
   });

@@ -1,4 +1,4 @@
-// Elements made and filled; text is always text, whoever wrote it.
+// Creates and fills elements. Text is never parsed as HTML.
 
 export const find = (id) => document.getElementById(id);
 
@@ -8,13 +8,13 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Fills a <dl> with [term, value] pairs, each in a <div> of its own where `grouped`. */
+/** Fills a <dl> with [term, value] pairs; `grouped` puts each pair into a <div>. */
 export function fillList(list, pairs, grouped = false) {
   const items = pairs.map(([term, value]) => [element("dt", {}, term), element("dd", {}, String(value))]);
   list.replaceChildren(...(grouped ? items.map((pair) => element("div", {}, ...pair)) : items.flat()));
 }
 
-/** {a: {b: 1}} as [["a.b", 1]]. */
+/** Flattens {a: {b: 1}} to [["a.b", 1]]. */
 export function flat(object, before = "") {
   return Object.entries(object).flatMap(([name, value]) =>
     value !== null && typeof value === "object" && !Array.isArray(value)

@@ -1,22 +1,22 @@
-// Who answers, in what state, and its figures; looked up every two seconds while the page is seen.
+// The teacher, its state and its counts; updated every two seconds while the page is visible.
 
 import { call } from "./api.js";
 import { fillList, find, flat } from "./dom.js";
 
 const EVERY_MS = 2000;
-const FIGURES = { asked: "asked", stored: "from the store", failed: "failed", pending: "pending" };
+const COUNTS = { asked: "asked", stored: "from the store", failed: "failed", pending: "pending" };
 
-/** Calls `onTeacher(info)` when another teacher answers, and `onReady(bool)` when that changes. */
+/** Calls `onTeacher(info)` when the teacher changes, and `onReady(bool)` when its readiness changes. */
 export async function watch(onTeacher, onReady) {
   let identity = null;
   let ready = null;
   for (;;) {
     if (!document.hidden || identity === null) {
-      const now = await look();
+      const now = await update();
       if (now?.identity && now.identity !== identity) {
         try {
           const info = await call("teacher");
-          introduce(info);
+          describe(info);
           await onTeacher(info);
           identity = info.identity;
         } catch (error) {
@@ -32,11 +32,11 @@ export async function watch(onTeacher, onReady) {
   }
 }
 
-async function look() {
+async function update() {
   try {
-    const state = await call("look/state");
-    show(state.ready ? "ready" : "loading", state.ready ? "ready" : state.failure ?? "not ready yet");
-    const pairs = Object.entries(FIGURES).map(([name, words]) => [words, state.figures[name].toLocaleString("en")]);
+    const state = await call("playground/state");
+    show(state.ready ? "ready" : "loading", state.ready ? "ready" : state.failure ?? "not ready");
+    const pairs = Object.entries(COUNTS).map(([name, words]) => [words, state.figures[name].toLocaleString("en")]);
     fillList(find("figures"), pairs, true);
     return state;
   } catch (error) {
@@ -50,7 +50,7 @@ function show(light, words) {
   if (find("readiness").textContent !== words) find("readiness").textContent = words;
 }
 
-function introduce({ identity, kind, description, hosting }) {
+function describe({ identity, kind, description, hosting }) {
   document.title = `${identity} · teacher`;
   find("kind").textContent = `${kind} teacher`;
   find("identity").textContent = identity;

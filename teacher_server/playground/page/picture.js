@@ -1,4 +1,4 @@
-// The picture, as the teacher sees it or as it came, and what an analysis says about it marked in it.
+// The picture, as the teacher sees it or the original, with the places of an analysis marked.
 
 import { element, find } from "./dom.js";
 
@@ -12,7 +12,7 @@ export function init() {
   draw();
 }
 
-/** Shows `drawn` (base64) with what is known of it by now: /look/prepared's reply, an analysis's text. */
+/** Shows `drawn` (base64) with the response of /playground/prepared and the text of an analysis, once they are known. */
 export function show(change) {
   shown = { ...shown, ...change };
   draw();
@@ -26,7 +26,7 @@ function draw() {
   picture.hidden = !image;
   if (image) {
     picture.src = `data:${image.startsWith("/9j/") ? "image/jpeg" : "image/png"};base64,${image}`;
-    picture.alt = asSeen ? "The picture as the teacher sees it" : "The picture as it came";
+    picture.alt = asSeen ? "The picture as the teacher sees it" : "The original picture";
   }
   find("caption").textContent = prepared && asSeen ? describe(prepared) : "";
   const said = prepared?.grid ? placesOf(shown.analysis) : [];
@@ -52,7 +52,7 @@ function describe({ width, height, tokens, grid }) {
   return parts.join(" · ");
 }
 
-/** Where an analysis in JSON says that agent, target and hazards are. */
+/** Returns the places of agent, target and hazards in an analysis in JSON. */
 function placesOf(text) {
   let said;
   try {

@@ -1,4 +1,4 @@
-"""A teacher with a key: who bears it is answered, others get 401, and nobody is shown it."""
+"""API keys: requests without a valid key get a 401, and no key is shown anywhere."""
 
 import json
 import subprocess
@@ -37,21 +37,21 @@ def _requests(question: dict[str, Any]) -> list[tuple[str, str, Any]]:
         ("GET", "/teacher", None),
         ("POST", "/policy", question),
         ("POST", "/policy/batch", [question, question]),
-        ("GET", "/look/state", None),
-        ("POST", "/look/planner", question),
+        ("GET", "/playground/state", None),
+        ("POST", "/playground/planner", question),
     ]
 
 
 @pytest.mark.integration
-def test_only_who_bears_the_key_is_answered(teacher: TeacherProcess, ask_about: AskAbout) -> None:
+def test_requests_need_a_valid_key(teacher: TeacherProcess, ask_about: AskAbout) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0").model_dump()
     headers: list[tuple[dict[str, str], int, str]] = [
-        ({}, 401, "this teacher asks for a key"),
-        ({"Authorization": "Bearer wrong"}, 401, "the request bears another key than this teacher's"),
-        ({"Authorization": f"Bearer {_KEY}x"}, 401, "another key"),
-        ({"Authorization": "Bearer"}, 401, "another key"),
-        ({"Authorization": f"Basic {_KEY}"}, 401, "another key"),
-        ({"Authorization": _KEY}, 401, "another key"),
+        ({}, 401, "this teacher requires a key"),
+        ({"Authorization": "Bearer wrong"}, 401, "the key of the request is not valid"),
+        ({"Authorization": f"Bearer {_KEY}x"}, 401, "is not valid"),
+        ({"Authorization": "Bearer"}, 401, "is not valid"),
+        ({"Authorization": f"Basic {_KEY}"}, 401, "is not valid"),
+        ({"Authorization": _KEY}, 401, "is not valid"),
         ({"Authorization": f"Bearer {_KEY}"}, 200, ""),
         ({"Authorization": f"bearer {_KEY}"}, 200, ""),
     ]
@@ -64,10 +64,10 @@ def test_only_who_bears_the_key_is_answered(teacher: TeacherProcess, ask_about: 
                     error = ErrorAnswer.model_validate_json(reply.content).error
                     assert error.status == 401
                     assert reason in error.reason
-                    assert "--api-key-file" in error.reason
+                    assert "`api_key_file`" in error.reason
                     assert reply.headers["WWW-Authenticate"] == "Bearer"
                 assert _KEY not in reply.text
-        for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/", "/page/look.js"):
+        for path in ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/", "/page/playground.js"):
             reply = http.get(path)
             assert reply.status_code == 200, path
             assert _KEY not in reply.text
@@ -91,7 +91,7 @@ def test_the_key_is_no_part_of_the_identity(teacher: TeacherProcess, shared_teac
 
 
 @pytest.mark.integration
-def test_the_client_bears_the_key_and_says_what_to_do_without(
+def test_the_client_sends_the_key_and_says_what_to_do_without_one(
     teacher: TeacherProcess, key_file: Path, ask_about: AskAbout
 ) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0")
@@ -109,7 +109,7 @@ def test_the_client_bears_the_key_and_says_what_to_do_without(
 
 
 @pytest.mark.integration
-def test_an_empty_file_asks_for_no_key(
+def test_an_empty_key_file_requires_no_key(
     teacher_process: StartTeacher, tmp_path: Path, ask_about: AskAbout
 ) -> None:
     (tmp_path / "key").write_text(" \n")
@@ -165,15 +165,17 @@ def test_keys_come_and_go_while_the_teacher_runs(teacher_process: StartTeacher, 
     file.write_text("zweite\ndritte\n")
     wait_for(lambda: status("erste") == 401, "a key's end")
     assert [status(key) for key in ("zweite", "dritte")] == [200, 200]
-    file.write_text("")  # as where it is being written, or by mistake: nobody more is let in
-    wait_for(lambda: status("none") == 401 and "holds none any more" in teacher.stderr, "a look at the file")
+    file.write_text("")  # as while it is being written, or by mistake: the service stays closed
+    wait_for(
+        lambda: status("none") == 401 and "no longer holds any key" in teacher.stderr, "a look at the file"
+    )
     assert [status(key) for key in ("zweite", "vierte")] == [200, 401]
     for key in ("erste", "zweite", "dritte"):
         assert key not in teacher.stderr
 
 
 @pytest.mark.integration
-def test_others_may_only_ask_with_a_key_unless_that_is_said(
+def test_a_public_address_needs_keys_or_allow_keyless(
     teacher_process: StartTeacher, key_file: Path, tmp_path: Path
 ) -> None:
     command = [_TEACHER, "serve", "--port", "0", "--store", "none", "--host", "0.0.0.0"]
@@ -187,7 +189,7 @@ def test_others_may_only_ask_with_a_key_unless_that_is_said(
 
 
 @pytest.mark.unit
-def test_a_file_of_keys_says_who_bears_them(tmp_path: Path) -> None:
+def test_a_key_file_names_the_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# comment\n one two # alice \r\nthree\n\n#four\n")
     assert read_keys(file) == {"one two": "alice", "three": "key-8b5b9db0"}

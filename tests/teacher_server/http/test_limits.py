@@ -1,4 +1,4 @@
-"""What is let in, and who waits for whom."""
+"""Quotas and turns of clients, and requests that are refused before their bodies are read."""
 
 import asyncio
 import random
@@ -7,7 +7,7 @@ from itertools import count
 import httpx
 import pytest
 
-from teacher_server.service.quotas import Places, Share
+from teacher_server.service.quotas import FairSemaphore, Quota
 from tests.conftest import AskAbout, StartTeacher
 from tests.waiting import LONG_S, metric, wait_for
 
@@ -16,53 +16,53 @@ _JSON = {"Content-Type": "application/json"}
 
 @pytest.mark.unit
 @pytest.mark.parametrize("clients", [1, 2, 3, 9])
-def test_greedy_clients_hold_equal_shares_and_leave_as_much_for_the_next(clients: int) -> None:
-    share = Share(1000, "questions")
+def test_greedy_clients_hold_equal_parts_and_leave_as_much_for_the_next(clients: int) -> None:
+    quota = Quota(1000, "questions")
     for _ in range(1000):  # each takes one at a time, while it may
         for client in map(str, range(clients)):
-            share.take(client, min(1, share.room(client)))
+            quota.take(client, min(1, quota.available(client)))
     part = 1000 / (clients + 1)
     for client in map(str, range(clients)):
-        assert share.refusal(client).status == 429
-        assert f"you have {round(part)} questions" in share.refusal(client).reason or clients == 2
-    assert abs(share.taken - clients * part) <= clients
-    assert share.room("newcomer") >= part // 2
+        assert quota.refusal(client).status == 429
+        assert f"you have {round(part)} questions" in quota.refusal(client).reason or clients == 2
+    assert abs(quota.taken - clients * part) <= clients
+    assert quota.available("newcomer") >= part // 2
 
 
 @pytest.mark.unit
 def test_what_is_taken_at_once_is_what_could_be_taken_one_by_one() -> None:
     for seed in range(200):
         rng = random.Random(seed)
-        share, alike = Share(50, ""), Share(50, "")
+        quota, alike = Quota(50, ""), Quota(50, "")
         for client in rng.choices("abc", k=6):
-            room = share.room(client)
-            share.take(client, room)
-            one_by_one = next(n for n in count() if not alike.room(client) or alike.take(client, 1))
-            assert room == one_by_one
-        assert 0 <= share.taken <= 50
+            amount = quota.available(client)
+            quota.take(client, amount)
+            one_by_one = next(n for n in count() if not alike.available(client) or alike.take(client, 1))
+            assert amount == one_by_one
+        assert 0 <= quota.taken <= 50
 
 
 @pytest.mark.unit
 def test_the_last_unit_can_be_taken_and_all_comes_back() -> None:
-    share = Share(1, "questions")
-    assert share.room("a") == 1
-    share.take("a", 1)
-    assert (share.room("a"), share.room("b")) == (0, 0)
-    assert share.refusal("b").status == 503
-    share.give("a", 1)
-    assert (share.taken, share.room("b")) == (0, 1)
+    quota = Quota(1, "questions")
+    assert quota.available("a") == 1
+    quota.take("a", 1)
+    assert (quota.available("a"), quota.available("b")) == (0, 0)
+    assert quota.refusal("b").status == 503
+    quota.give_back("a", 1)
+    assert (quota.taken, quota.available("b")) == (0, 1)
 
 
 @pytest.mark.unit
-def test_places_survive_any_cancelling() -> None:
+def test_no_place_is_lost_by_cancelling() -> None:
     """Hundreds of clients come and go at random moments: never too many at once, and none is lost."""
 
     async def test(seed: int) -> None:
-        rng, places, inside = random.Random(seed), Places(3), 0
+        rng, semaphore, inside = random.Random(seed), FairSemaphore(3), 0
 
         async def visit(client: str) -> None:
             nonlocal inside
-            async with places.place(client):
+            async with semaphore.place(client):
                 inside += 1
                 try:
                     assert inside <= 3
@@ -76,15 +76,16 @@ def test_places_survive_any_cancelling() -> None:
             visitor.cancel()
         done = await asyncio.gather(*visits, return_exceptions=True)
         assert not [error for error in done if isinstance(error, AssertionError)]
-        async with asyncio.timeout(LONG_S), places.place("x"), places.place("y"), places.place("z"):
-            pass
+        async with asyncio.timeout(LONG_S):
+            async with semaphore.place("x"), semaphore.place("y"), semaphore.place("z"):
+                pass
 
     for seed in range(20):
         asyncio.run(test(seed))
 
 
 @pytest.mark.integration
-def test_bodies_are_refused_unread_where_there_is_no_room(
+def test_bodies_above_the_quota_are_refused_unread(
     teacher_process: StartTeacher, ask_about: AskAbout
 ) -> None:
     teacher = teacher_process("--max-pending-mib", "1", "--delay-ms", "600000", "--concurrency", "1")
@@ -115,7 +116,7 @@ def test_bodies_are_refused_unread_where_there_is_no_room(
             held.cancel()
 
     asyncio.run(hold_and_ask())
-    wait_for(lambda: post(500 * 1024, "a").status_code == 422, "the room that a client that left gives back")
+    wait_for(lambda: post(500 * 1024, "a").status_code == 422, "the bytes of a client that disconnected")
     assert metric(teacher, "teacher_requests_total", status="429") == 2
 
 

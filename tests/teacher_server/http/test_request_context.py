@@ -1,4 +1,4 @@
-"""Headers in and out, the log's lines, and connections that are slow, greedy or no HTTP at all."""
+"""Request context: headers, log lines, and connections that are slow, too many or not HTTP."""
 
 import asyncio
 import json
@@ -31,8 +31,8 @@ def http(shared_teacher: TeacherProcess) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.integration
-def test_an_answer_bears_its_requests_id_and_what_a_browser_is_to_know(http: httpx.Client) -> None:
-    for path in ("/", "/livez", "/policy", "/docs", "/page/look.js", "/nowhere"):
+def test_a_response_has_the_request_id_and_the_security_headers(http: httpx.Client) -> None:
+    for path in ("/", "/livez", "/policy", "/docs", "/page/playground.js", "/nowhere"):
         reply = http.get(path, headers={"X-Request-ID": "run-7:42"})
         assert reply.headers["X-Request-ID"] == "run-7:42"
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
@@ -58,11 +58,13 @@ def test_a_client_says_how_long_it_will_wait(teacher_process: StartTeacher, ask_
             reply = http.post("/policy", json=question, headers={"X-Timeout-S": wrong})
             error = ErrorAnswer.model_validate_json(reply.content).error
             assert (reply.status_code, error.field) == (422, "X-Timeout-S")
-            assert "a number above 0" in error.reason
+            assert "a number of seconds above 0" in error.reason
 
 
 @pytest.mark.integration
-def test_the_log_says_who_asked_and_not_what(teacher_process: StartTeacher, ask_about: AskAbout) -> None:
+def test_the_log_names_the_client_and_not_the_question(
+    teacher_process: StartTeacher, ask_about: AskAbout
+) -> None:
     teacher = teacher_process("--log-format", "json", "--log-requests", "all")
     question = ask_about("MiniGrid-LavaGapS5-v0").model_dump()
     with httpx.Client(base_url=teacher.url, timeout=LONG_S) as http:
@@ -76,7 +78,9 @@ def test_the_log_says_who_asked_and_not_what(teacher_process: StartTeacher, ask_
         assert http.get(f"/{_MISSION}", headers={"X-Request-ID": "three"}).status_code == 404
     wait_for(lambda: '"three"' in teacher.stderr, "the log")
     one, two, three = (
-        line for line in map(json.loads, teacher.stderr.splitlines()) if line["logger"].endswith("reception")
+        line
+        for line in map(json.loads, teacher.stderr.splitlines())
+        if line["logger"].endswith("request_context")
     )
     assert one["request_id"] == "one"
     assert one["client"] == "student-1"
@@ -119,7 +123,9 @@ def test_the_log_counts_a_batchs_failures_by_reason(
 
 @pytest.mark.unit
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_an_unforeseen_error_is_told_without_its_words(form: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_is_logged_without_its_message(
+    form: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = logging.getLogger()
     kept, root.handlers = root.handlers, []
     try:
@@ -141,10 +147,10 @@ def test_an_unforeseen_error_is_told_without_its_words(form: Any, capsys: pytest
 
 
 @pytest.mark.unit
-def test_a_fault_of_ours_is_told_as_one_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_is_a_500_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> httpx.Response:
         app = create_app(Settings(store=tmp_path / "answers.sqlite3"))
-        app.state.teaching.host.teacher = None
+        app.state.service.host.teacher = None
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
             return await http.get("/teacher", headers={"X-Request-ID": "r2"})
 
@@ -170,7 +176,7 @@ def _said(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.integration
-def test_connections_that_do_not_come_to_the_point_are_closed(teacher_process: StartTeacher) -> None:
+def test_slow_requests_are_closed(teacher_process: StartTeacher) -> None:
     teacher = teacher_process("--receive-s", "1")
     head = b"POST /policy HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
     for sent in (b"", b"GET /livez HT", head, head + b"\r\n", head + b"\r\n{" + b" " * 50):
@@ -193,7 +199,9 @@ def test_connections_that_do_not_come_to_the_point_are_closed(teacher_process: S
 
 
 @pytest.mark.integration
-def test_an_answer_that_nobody_takes_is_dropped(teacher_process: StartTeacher, ask_about: AskAbout) -> None:
+def test_a_response_that_the_client_does_not_take_is_dropped(
+    teacher_process: StartTeacher, ask_about: AskAbout
+) -> None:
     teacher = teacher_process("--receive-s", "1")
     body = json.dumps([ask_about("MiniGrid-LavaGapS5-v0").model_dump()] * 1000).encode()
     head = b"POST /policy/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -219,7 +227,7 @@ def test_an_answer_that_nobody_takes_is_dropped(teacher_process: StartTeacher, a
 
 
 @pytest.mark.integration
-def test_heads_are_bounded(shared_teacher: TeacherProcess) -> None:
+def test_heads_are_limited(shared_teacher: TeacherProcess) -> None:
     for sent, status in (
         (b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 20_000 + b"\r\n\r\n", b"431"),
         (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"431"),
@@ -248,7 +256,7 @@ def test_a_large_body_is_no_large_head(shared_teacher: TeacherProcess) -> None:
 
 
 @pytest.mark.integration
-def test_connections_are_bounded(teacher_process: StartTeacher) -> None:
+def test_connections_are_limited(teacher_process: StartTeacher) -> None:
     teacher = teacher_process("--max-connections", "3")
     held = [_connect(teacher) for _ in range(3)]
     time.sleep(0.2)
@@ -269,7 +277,9 @@ def test_connections_are_bounded(teacher_process: StartTeacher) -> None:
 
 
 @pytest.mark.integration
-def test_stopping_waits_for_what_is_in_hand(teacher_process: StartTeacher, ask_about: AskAbout) -> None:
+def test_stopping_finishes_the_questions_in_flight(
+    teacher_process: StartTeacher, ask_about: AskAbout
+) -> None:
     teacher = teacher_process("--delay-ms", "1500", "--drain-s", str(LONG_S))
     question = ask_about("MiniGrid-LavaGapS5-v0").model_dump()
 

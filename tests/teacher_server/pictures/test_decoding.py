@@ -156,7 +156,7 @@ def test_what_is_not_the_picture_is_never_unpacked(file: bytes, said: str | None
     ids=["chunks", "comments", "fill bytes", "scans"],
 )
 def test_more_parts_than_a_picture_has_are_refused(file: bytes) -> None:
-    with pytest.raises(BadPicture, match=r"broken: it has more than \d+ (parts|scans)"):
+    with pytest.raises(BadPicture, match=r"broken: the file has more than \d+ (parts|scans)"):
         decode(file, max_pixels=MAX_PIXELS)
 
 
@@ -226,7 +226,7 @@ def test_a_colour_that_would_be_clear_and_is_not_there_changes_nothing() -> None
         (_PALETTE, [_chunk(b"PLTE", bytes(15)), _chunk(b"tRNS", b"\xff" * 4 + b"\0")]),
     ):
         assert decode(_png(4, 4, 8, kind, pixels, *chunks), max_pixels=MAX_PIXELS).shape == (4, 4, 3)
-    with pytest.raises(BadPicture, match="a pixel of colour 3, and a palette of 2"):
+    with pytest.raises(BadPicture, match="a pixel has colour 3, but the palette has 2 colours"):
         decode(_png(4, 4, 8, _PALETTE, pixels, _chunk(b"PLTE", bytes(6))), max_pixels=MAX_PIXELS)
 
 
@@ -287,11 +287,11 @@ _P3 = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
         (_chunk(b"gAMA", struct.pack(">I", 100000)) + _chunk(b"sRGB", b"\0"), None),
         (_chunk(b"cHRM", _P3), "its primary colours"),
         (_chunk(b"cICP", b"\x01\x0d\0\x01"), None),
-        (_chunk(b"cICP", b"\x0c\x0d\0\x01"), "its colours are not sRGB's"),
+        (_chunk(b"cICP", b"\x0c\x0d\0\x01"), "its colours are not sRGB "),
         (_chunk(b"acTL", struct.pack(">II", 1, 0)), None),
         (
             _chunk(b"acTL", struct.pack(">II", 2, 0)),
-            "an animation of 2 pictures .* send the one that is meant",
+            "an animation of 2 pictures .* send a single picture",
         ),
         (_chunk(b"iCCP", b"x\0\0no zlib"), None),
     ],
@@ -314,5 +314,5 @@ def test_the_colours_of_print_are_refused_and_grey_ones_read() -> None:
 def test_a_damaged_part_is_refused() -> None:
     file = bytearray(_with_chunks(_chunk(b"gAMA", struct.pack(">I", 45455))))
     file[33 + 8] ^= 1
-    with pytest.raises(BadPicture, match="its part gAMA is damaged"):
+    with pytest.raises(BadPicture, match="the checksum of its chunk gAMA is wrong"):
         decode(bytes(file), max_pixels=MAX_PIXELS)

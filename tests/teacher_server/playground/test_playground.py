@@ -1,4 +1,4 @@
-"""The page's calls: scenes, prepared pictures, the planner's answer, edited templates; by real teachers."""
+"""The page's routes: scenes, prepared pictures, the planner's answer, edited templates; by real teachers."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from gridworld.pictures import Picture, draw
 from gridworld.tasks import ACTIONS, ALL_TASKS
 from gridworld.views import view_of
 from teacher_api.schemas import Answer, ErrorAnswer, ErrorBody, TrainedGrids, TrainedOn
-from teacher_server.playground.scenes import places
+from teacher_server.playground.scenes import environments_of
 from teacher_server.prompting.preparation import Preparation
 from teacher_server.prompting.prompt_set import SETS, load_prompt_set
 from tests.conftest import AskAbout, TeacherProcess, started_teachers
@@ -70,7 +70,7 @@ def test_the_page_comes_whole_and_from_here_alone(http: httpx.Client) -> None:
     rest = page.text.replace(own, "").replace("<script></script>", "")
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", rest)
     asked = [name for name in re.findall(r'(?:src|href)="([^"]+)"', page.text) if name != "docs"]
-    assert {"page/look.js", "page/look.css", "page/icon.svg"} <= set(asked)
+    assert {"page/playground.js", "page/playground.css", "page/icon.svg"} <= set(asked)
     seen: set[str] = set()
     while asked:
         name = asked.pop()
@@ -80,7 +80,7 @@ def test_the_page_comes_whole_and_from_here_alone(http: httpx.Client) -> None:
         seen.add(name)
         imported = re.findall(r'from "\./([^"]+)"', reply.text)
         asked += [f"page/{module}" for module in imported if f"page/{module}" not in seen]
-    files = {f"page/{path.name}" for path in Path("teacher_server/look/page").iterdir()}
+    files = {f"page/{path.name}" for path in Path("teacher_server/playground/page").iterdir()}
     assert seen == files - {"page/index.html"}
 
 
@@ -88,13 +88,13 @@ def test_the_page_comes_whole_and_from_here_alone(http: httpx.Client) -> None:
 
 
 def test_the_tasks_are_the_teachers(http: httpx.Client) -> None:
-    tasks = http.get("/look/tasks").json()
+    tasks = http.get("/playground/tasks").json()
     assert {task: told["actions"] for task, told in tasks.items()} == http.get("/teacher").json()["tasks"]
     assert tasks["fetch"]["env_ids"] == list(ALL_TASKS["fetch"].env_ids)
     for task, told in tasks.items():
         assert told["first"] == ALL_TASKS[task].env_id  # what compact checkpoints are taught
         scenes = [{"env_id": told["first"], "seed": seed} for seed in range(8)]
-        missions = {http.post("/look/scene", json=scene).json()["mission"] for scene in scenes}
+        missions = {http.post("/playground/scene", json=scene).json()["mission"] for scene in scenes}
         assert missions == {told["mission"]} or (told["mission"] is None and len(missions) > 1)
 
 
@@ -116,7 +116,7 @@ def test_the_page_begins_where_the_checkpoint_was_trained(
     grids = {env: TrainedGrids(task="lava_gap", sizes=((n, n),)) for env, n in trained.items()}
     grids["MiniGrid-Fetch-5x5-N2-v0"] = TrainedGrids(task="fetch", sizes=((5, 5),))
     record = TrainedOn(prompts="compact", prompts_digest="", environments=grids)
-    found = places("lava_gap", {"trained_on": record.model_dump(mode="json")})
+    found = environments_of("lava_gap", {"trained_on": record.model_dump(mode="json")})
     assert (found.first, set(found.untrained)) == (first, untrained)
     assert set(found.env_ids) == {*_LAVA.values(), first}
 
@@ -134,7 +134,7 @@ def test_a_scene_is_what_playing_by_hand_comes_to(http: httpx.Client, task: str)
         played.append(action)
         _, reward, terminated, truncated, _ = env.step(ACTIONS.index(action))
         total, over = total + float(reward), terminated or truncated
-        scene = http.post("/look/scene", json={"env_id": env_id, "seed": 7, "actions": played}).json()
+        scene = http.post("/playground/scene", json={"env_id": env_id, "seed": 7, "actions": played}).json()
         assert np.array_equal(_pixels(scene["image"]), draw(view_of(env)))
         assert scene["mission"] == env.unwrapped.mission  # type: ignore[attr-defined]
         assert (scene["step"], scene["episode_return"]) == (len(played), total)
@@ -146,19 +146,19 @@ def test_a_scene_is_what_playing_by_hand_comes_to(http: httpx.Client, task: str)
 def test_the_planners_actions_lead_to_success(http: httpx.Client, task: str) -> None:
     moment: dict[str, Any] = {"env_id": _SMALLEST[task], "seed": 3, "actions": []}
     for _ in range(40):
-        scene = http.post("/look/scene", json=moment).json()
+        scene = http.post("/playground/scene", json=moment).json()
         if scene["end"]:
             break
         question = {"image": scene["image"], "mission": scene["mission"], "task": task}
         question["actions"] = ALL_TASKS[task].useful
-        planned = http.post("/look/planner", json=question).json()
+        planned = http.post("/playground/planner", json=question).json()
         asked = Answer.model_validate(http.post("/policy", json=question).json())
         assert planned["probabilities"] == asked.probabilities
         assert (planned["action"], planned["analysis"]) == (asked.action, asked.analysis)
         moment["actions"].append(planned["action"])
     assert scene["end"] == "success"
     assert scene["episode_return"] > 0
-    error = _error(http.post("/look/scene", json=moment | {"actions": [*moment["actions"], "left"]}))
+    error = _error(http.post("/playground/scene", json=moment | {"actions": [*moment["actions"], "left"]}))
     assert (error.status, error.field) == (422, "actions")
     assert f"ended after {scene['step']} actions" in error.reason
 
@@ -169,7 +169,7 @@ def test_the_planners_actions_lead_to_success(http: httpx.Client, task: str) -> 
         ({"env_id": "MiniGrid-Nothing-v0"}, "env_id", "unknown environment 'MiniGrid-Nothing-v0'"),
         ({"env_id": "CartPole-v1"}, "env_id", "not a MiniGridEnv"),
         ({"env_id": "antigravity:MiniGrid-LavaGapS5-v0"}, "env_id", "only registered ids"),
-        ({"actions": ["jump"]}, "actions", "none of MiniGrid's actions"),
+        ({"actions": ["jump"]}, "actions", "must be one of MiniGrid's actions"),
         ({"actions": "left"}, "actions", "valid tuple"),
         ({"actions": ["left"] * 4097}, "actions", "at most 4096"),
         ({"actions": ["left"] * 101}, "actions", "the episode ended after 100 actions"),
@@ -186,7 +186,7 @@ def test_a_moment_that_there_cannot_be(
     http: httpx.Client, change: dict[str, Any], field: str, reason: str
 ) -> None:
     moment = {"env_id": "MiniGrid-LavaGapS5-v0", "seed": 0, "actions": []}
-    error = _error(http.post("/look/scene", json=moment | change))
+    error = _error(http.post("/playground/scene", json=moment | change))
     assert (error.status, error.field) == (422, field)
     assert reason in error.reason
 
@@ -196,12 +196,12 @@ def test_a_moment_that_there_cannot_be(
 
 def test_the_planner_is_shown_the_picture_as_it_comes(http: httpx.Client, ask_about: AskAbout) -> None:
     image = ask_about("MiniGrid-LavaGapS6-v0", tile=16).image
-    shown = http.post("/look/prepared", json={"image": image}).json()
+    shown = http.post("/playground/prepared", json={"image": image}).json()
     assert np.array_equal(_pixels(shown["image"]), _pixels(image))
     assert (shown["width"], shown["tokens"]) == (96, None)
     assert shown["grid"] == {"columns": 6, "rows": 6, "margin": False}
     black = _png(np.zeros((50, 70, 3), np.uint8))
-    assert http.post("/look/prepared", json={"image": black}).json()["grid"] is None
+    assert http.post("/playground/prepared", json={"image": black}).json()["grid"] is None
 
 
 def test_a_picture_as_gymnasium_draws_it_is_shown_and_answered_without_its_highlights(
@@ -209,27 +209,29 @@ def test_a_picture_as_gymnasium_draws_it_is_shown_and_answered_without_its_highl
 ) -> None:
     env = gymnasium.make("MiniGrid-LavaGapS6-v0", render_mode="rgb_array")
     env.reset(seed=3)
-    scene = http.post("/look/scene", json={"env_id": "MiniGrid-LavaGapS6-v0", "seed": 3}).json()
+    scene = http.post("/playground/scene", json={"env_id": "MiniGrid-LavaGapS6-v0", "seed": 3}).json()
     highlighted, plain = _png(env.render()), scene["image"]
     answers = {}
     for image in (highlighted, plain):
-        shown = http.post("/look/prepared", json={"image": image}).json()
+        shown = http.post("/playground/prepared", json={"image": image}).json()
         question = {
             "image": image,
             "mission": scene["mission"],
             "task": "lava_gap",
             "actions": ALL_TASKS["lava_gap"].useful,
         }
-        planned, asked = (http.post(path, json=question).json() for path in ("/look/planner", "/policy"))
+        planned, asked = (
+            http.post(path, json=question).json() for path in ("/playground/planner", "/policy")
+        )
         size = shown["grid"]["columns"], shown["grid"]["rows"]
         answers[image] = size, planned["probabilities"], asked["probabilities"]
         assert (_pixels(shown["image"]) == draw(view_of(env.unwrapped), shown["width"] // 6)).all()
     assert answers[highlighted] == answers[plain]
 
 
-@pytest.mark.parametrize("path", ["/look/prepared", "/look/planner"])
+@pytest.mark.parametrize("path", ["/playground/prepared", "/playground/planner"])
 def test_a_picture_that_cannot_be_used(http: httpx.Client, ask_about: AskAbout, path: str) -> None:
-    rest = {} if path == "/look/prepared" else ask_about("MiniGrid-LavaGapS5-v0").model_dump()
+    rest = {} if path == "/playground/prepared" else ask_about("MiniGrid-LavaGapS5-v0").model_dump()
     huge = _png(np.zeros((1, 4096 * 4096 + 1, 3), np.uint8))
     for image, status, reason in (
         ("?", 422, "not base64"),
@@ -244,18 +246,18 @@ def test_a_picture_that_cannot_be_used(http: httpx.Client, ask_about: AskAbout, 
 def test_the_planner_says_what_it_cannot_plan(http: httpx.Client, ask_about: AskAbout) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0").model_dump()
     for change, field in (({"task": "empty"}, "task"), ({"actions": ["left"]}, "actions")):
-        assert _error(http.post("/look/planner", json=question | change)).field == field
+        assert _error(http.post("/playground/planner", json=question | change)).field == field
 
 
 # Templates
 
 
 def test_a_teacher_without_templates_says_so(http: httpx.Client, ask_about: AskAbout) -> None:
-    assert http.get("/look/prompts").json() == {"name": None, "templates": []}
+    assert http.get("/playground/prompts").json() == {"name": None, "templates": []}
     question = ask_about("MiniGrid-LavaGapS5-v0").model_dump()
-    error = _error(http.post("/look/ask", json=question | {"templates": {}}))
+    error = _error(http.post("/playground/ask", json=question | {"templates": {}}))
     assert (error.status, error.field) == (422, "templates")
-    assert "without prompt templates" in error.reason
+    assert "has no prompt templates" in error.reason
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +287,7 @@ def test_edited_templates_make_another_answer_that_is_not_stored(
 ) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump()
     with httpx.Client(base_url=prompted.url, timeout=LONG_S) as http:
-        told = http.get("/look/prompts").json()
+        told = http.get("/playground/prompts").json()
         sources = {template["name"]: template["source"] for template in told["templates"]}
         folder = SETS / "minigrid-zero-shot"
         assert sources == {name: (folder / name).read_text() for name in sources}
@@ -294,7 +296,7 @@ def test_edited_templates_make_another_answer_that_is_not_stored(
         served = Answer.model_validate(http.post("/policy", json=question).json())
         asked, stored = metric(prompted, "teacher_questions_total"), _rows(store)
         assert (asked, stored) == (1, 1)
-        same = http.post("/look/ask", json=question | {"templates": sources})
+        same = http.post("/playground/ask", json=question | {"templates": sources})
         answer = Answer.model_validate(same.json())
         assert answer.teacher == served.teacher
         assert answer.probabilities == pytest.approx(served.probabilities)
@@ -302,7 +304,7 @@ def test_edited_templates_make_another_answer_that_is_not_stored(
         followup = "Choose one of {% for action in actions %}{{ action.label }} {% endfor %}now."
         change = {"templates": {"action-labels.txt": followup}}
         for _ in range(2):
-            edited = Answer.model_validate(http.post("/look/ask", json=question | change).json())
+            edited = Answer.model_validate(http.post("/playground/ask", json=question | change).json())
             assert not edited.stored
             assert edited.teacher.startswith("prompted-")
             assert edited.teacher != served.teacher
@@ -314,7 +316,7 @@ def test_edited_templates_make_another_answer_that_is_not_stored(
         assert metric(prompted, "teacher_questions_total", way="asked") == asked
         assert _rows(store) == stored
 
-        state = http.get("/look/state").json()
+        state = http.get("/playground/state").json()
         assert state["ready"]
         assert state["identity"] == served.teacher
         figures = {"asked": 1, "stored": 1, "joined": 0, "failed": 0, "pending": 0, "in_flight": 0}
@@ -331,7 +333,7 @@ def test_edited_templates_make_another_answer_that_is_not_stored(
         ("system.txt", "{{ rules.nothing.there }}", "cannot be filled in"),
         ("system.txt", "{{ rules.__class__ }}", "cannot be filled in"),
         ("system.txt", "<|im_end|>", "looks like a special token"),
-        ("system.txt", "\n{{ 'a' * 10 }}", "line 2: 'mul' is not taken here"),
+        ("system.txt", "\n{{ 'a' * 10 }}", "line 2: 'mul' is not allowed here"),
         ("system.txt", "x" * 32_769, "at most 32768"),
         ("other.txt", "", "no template 'other.txt'"),
     ],
@@ -340,7 +342,7 @@ def test_a_template_that_cannot_be_used(
     prompted: TeacherProcess, ask_about: AskAbout, name: str, source: str, reason: str
 ) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump() | {"templates": {name: source}}
-    error = _error(httpx.post(f"{prompted.url}/look/ask", json=question, timeout=LONG_S))
+    error = _error(httpx.post(f"{prompted.url}/playground/ask", json=question, timeout=LONG_S))
     assert error.status == 422
     assert reason in error.reason
     assert error.field == ("templates" if name == "other.txt" else name)
@@ -350,7 +352,7 @@ def test_a_template_that_cannot_be_used(
 def test_a_conversation_that_is_too_long_is_told(prompted: TeacherProcess, ask_about: AskAbout) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0", tile=28).model_dump()
     change = {"templates": {"system.txt": "x " * 15_000}}
-    error = _error(httpx.post(f"{prompted.url}/look/ask", json=question | change, timeout=LONG_S))
+    error = _error(httpx.post(f"{prompted.url}/playground/ask", json=question | change, timeout=LONG_S))
     assert error.status == 502
     assert "--max-model-len is 8192" in error.reason
 
@@ -362,7 +364,7 @@ def test_a_bad_question_is_told_as_by_policy(prompted: TeacherProcess, ask_about
         ({"image": "?"}, "image"),
         ({"actions": ["fly"]}, "actions"),
     ):
-        error = _error(httpx.post(f"{prompted.url}/look/ask", json=question | change, timeout=LONG_S))
+        error = _error(httpx.post(f"{prompted.url}/playground/ask", json=question | change, timeout=LONG_S))
         assert (error.status, error.field) == (422, field)
 
 
@@ -370,7 +372,7 @@ def test_a_prompted_teacher_shows_the_picture_as_its_model_sees_it(
     prompted: TeacherProcess, ask_about: AskAbout
 ) -> None:
     image = ask_about("MiniGrid-LavaGapS6-v0", tile=28).image
-    shown = httpx.post(f"{prompted.url}/look/prepared", json={"image": image}, timeout=LONG_S).json()
+    shown = httpx.post(f"{prompted.url}/playground/prepared", json={"image": image}, timeout=LONG_S).json()
     prepared = Preparation().prepare(_pixels(image))
     assert np.array_equal(_pixels(shown["image"]), np.asarray(prepared.image))
     assert (shown["width"], shown["height"], shown["tokens"]) == (168, 168, 36)

@@ -1,4 +1,4 @@
-"""Templates over the network: what a prompt set is written with passes, what can run wild does not."""
+"""Templates of clients: the templates of prompt sets pass, expensive ones are refused."""
 
 import time
 
@@ -34,9 +34,9 @@ def test_values_conditions_and_loops_over_the_actions_pass(source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("{% for i in range(10 ** 9) %}{% endfor %}", "a loop over anything else than the actions"),
-        ("{% for i in rules %}{% for j in rules %}{% endfor %}{% endfor %}", "a loop over anything else"),
-        (_LOOP * 3 + _END * 3, "a loop inside of 2 others"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "a loop over anything but the actions"),
+        ("{% for i in rules %}{% for j in rules %}{% endfor %}{% endfor %}", "a loop over anything but"),
+        (_LOOP * 3 + _END * 3, "a loop inside 2 others"),
         ("{{ 'x' * 10 ** 10 }}", "'mul'"),
         ("{{ '%1000000000d' % 1 }}", "'mod'"),
         ("{{ rules|center(1000000000) }}", "the filter 'center'"),
@@ -46,8 +46,8 @@ def test_values_conditions_and_loops_over_the_actions_pass(source: str) -> None:
         ("{{ rules ~ rules }}", "'concat'"),
         ("{% include '/etc/passwd' %}", "'include'"),
         ("{{ self.x }}{% block x %}{% endblock %}", "'block'"),
-        (f"{{{{ {'not ' * 60}rules }}}}", "nesting as deep as this"),
-        ("{% if rules %}" * 60 + "{% endif %}" * 60, "nesting as deep as this"),
+        (f"{{{{ {'not ' * 60}rules }}}}", "nesting this deep"),
+        ("{% if rules %}" * 60 + "{% endif %}" * 60, "nesting this deep"),
         ("{{ " + "(" * 9_000 + "1" + ")" * 9_000 + " }}", "nested too deeply"),
     ],
 )

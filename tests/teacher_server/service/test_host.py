@@ -1,4 +1,4 @@
-"""A teacher is lent to many at once, and goes only when nobody has it."""
+"""The host leases a teacher to many requests at once, and closes it when no lease is held."""
 
 import asyncio
 from pathlib import Path
@@ -27,7 +27,7 @@ async def _started(host: Host) -> Host:
     return host
 
 
-def test_who_waits_for_the_last_lease_waits_for_all_of_them() -> None:
+def test_unused_waits_for_every_lease() -> None:
     async def test() -> None:
         host = await _started(Host(PlannerTeacher(), Settings(), None, Metrics()))
         await asyncio.wait_for(host.unused(), 60)
@@ -46,7 +46,7 @@ def test_who_waits_for_the_last_lease_waits_for_all_of_them() -> None:
     asyncio.run(test())
 
 
-def test_nobody_is_lent_a_teacher_that_is_not_ready() -> None:
+def test_a_teacher_that_is_not_ready_cannot_be_leased() -> None:
     async def test() -> None:
         host = Host(PlannerTeacher(), Settings(), None, Metrics())
         with pytest.raises(NotReady, match=r"^the teacher is not ready$"), host.lease():
@@ -66,7 +66,7 @@ def test_nobody_is_lent_a_teacher_that_is_not_ready() -> None:
     asyncio.run(test())
 
 
-def test_a_teacher_that_cannot_start_is_the_end() -> None:
+def test_a_teacher_that_cannot_start_ends_the_service() -> None:
     async def test() -> None:
         ended: list[str | None] = []
         host = Host(_BrokenTeacher(), Settings(), None, Metrics(), on_end=lambda: ended.append(host.failure))
@@ -78,12 +78,12 @@ def test_a_teacher_that_cannot_start_is_the_end() -> None:
     asyncio.run(test())
 
 
-def test_another_teacher_serves_once_the_store_knows_it(tmp_path: Path) -> None:
+def test_another_teacher_serves_once_it_is_registered(tmp_path: Path) -> None:
     async def test() -> None:
         store, metrics = AnswerStore(tmp_path / "answers.sqlite3"), Metrics()
         host = await _started(Host(PlannerTeacher(), Settings(), store, metrics))
         old, new = host.teacher, UniformTeacher()
-        host.introduce(new)
+        host.register(new)
         host.serve(new, Settings(teacher="uniform"))
         with host.lease() as teacher:
             assert teacher is new
@@ -99,7 +99,7 @@ def test_another_teacher_serves_once_the_store_knows_it(tmp_path: Path) -> None:
     asyncio.run(test())
 
 
-def test_closing_breaks_off_what_is_under_way() -> None:
+def test_closing_cancels_the_running_task() -> None:
     async def test() -> None:
         host = await _started(Host(PlannerTeacher(), Settings(), None, Metrics()))
         work = host.begin(asyncio.sleep(600))

@@ -1,4 +1,4 @@
-"""A teacher under transformers whose engine fails at everything, and then hangs: replaced, then given up."""
+"""A transformers engine that fails on every question, and then hangs: replaced, then the service ends."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, ill: Path, model: Path) -> I
 
 @pytest.fixture(scope="module")
 def teacher(start: Start) -> TeacherProcess:
-    """Whose engine is soon taken to be stuck."""
+    """A teacher whose engine soon counts as unresponsive."""
     return start("--stall-s", "5", "--watch-s", "1")
 
 
@@ -100,9 +100,7 @@ def _answers(teacher: TeacherProcess) -> list[Answer]:
         return [client.ask(question) for question in questions]
 
 
-def test_one_that_fails_at_everything_is_replaced_though_nobody_asks(
-    teacher: TeacherProcess, ill: Path
-) -> None:
+def test_an_engine_that_fails_on_every_question_is_replaced(teacher: TeacherProcess, ill: Path) -> None:
     before = _answers(teacher)
     (ill / "1").write_text("fails")
     replaced = "teacher_replacements_total"
@@ -116,7 +114,7 @@ def test_one_that_fails_at_everything_is_replaced_though_nobody_asks(
     assert "a kernel broke" in teacher.stderr
 
 
-def test_one_that_hangs_is_ended_by_the_end_of_the_process(teacher: TeacherProcess, ill: Path) -> None:
+def test_a_hanging_engine_ends_the_process(teacher: TeacherProcess, ill: Path) -> None:
     (question,) = distinct_questions(1, seed=2)
     (ill / "2").write_text("hangs")
     body = question.model_dump(mode="json")
@@ -125,12 +123,12 @@ def test_one_that_hangs_is_ended_by_the_end_of_the_process(teacher: TeacherProce
     assert teacher.process.wait(LONG_S) == 1
     last = teacher.stderr.splitlines()[-1]
     assert last.startswith(
-        "teacher serve: error: the teacher is gone: its engine is stuck: asked, it has answered"
+        "teacher serve: error: the teacher is gone: its engine is unresponsive: it has had"
     )
     assert last.endswith("the engine's batch has not ended within 2 s")
 
 
-def test_a_swap_does_not_wait_for_ever_for_one_that_hangs(start: Start, ill: Path, model: Path) -> None:
+def test_a_swap_does_not_wait_forever_for_a_hanging_engine(start: Start, ill: Path, model: Path) -> None:
     (ill / "key").write_text("key")
     (ill / "1").unlink(missing_ok=True)
     other = make_checkpoint(ill / "other", seed=1)

@@ -183,7 +183,7 @@ def test_what_is_served_already_is_left_alone(teacher: TeacherProcess, models: P
         ({"model": 7}, "model", "path"),
         ({}, "model", "required"),
         ({"model": "/m", "folder": "/m"}, "folder", "not permitted"),
-        ({"model": "{two}", "digest": "0" * 64}, "digest", "and not 000"),
+        ({"model": "{two}", "digest": "0" * 64}, "digest", "not 000"),
         ({"model": "{without vision}"}, "model", "lack 30 tensors (the first: visual."),
         ({"model": "{quantised}"}, "model", "quantised by awq"),
     ],
@@ -220,7 +220,7 @@ def test_the_vision_check_stops_what_does_not_see_and_the_one_before_answers_aga
     assert error.status == 502
     assert str(model) in error.reason
     assert reason in error.reason
-    assert f"{identity}, as before, answers again" in error.reason
+    assert f"the previous teacher, {identity}, answers again" in error.reason
     assert _identity(teacher) == identity
     assert _answers(teacher, _questions(1, seed=int(spoil is NOT_NUMBERS) + 20))[0].teacher == identity
     assert metric(teacher, "teacher_swaps_total", outcome="went_back") == went_back + 1
@@ -234,7 +234,7 @@ def test_without_a_way_back_nothing_is_swapped(teacher: TeacherProcess, models: 
     for model in (models / "two", mine):
         error = _refused(_swap(teacher, model))
         assert error.status == 409
-        assert f"no way back to {mine}" in error.reason
+        assert "could not be restored if the swap failed" in error.reason
         assert "changed since it was loaded" in error.reason
     assert _identity(teacher) == identity
     shutil.rmtree(mine)
@@ -286,9 +286,9 @@ def test_the_command_swaps_and_says_what_came_of_it(
     wrong_key.write_text("wrong")
     for arguments, said in (
         (["nowhere", *flags], f"{models / 'nowhere'} is no folder here"),
-        (["two", *flags, "--digest", "abc"], "and not abc"),
-        (["two", "--url", teacher.url], "this teacher asks for a key"),
-        (["two", "--url", teacher.url, "--admin-key-file", str(wrong_key)], "another key"),
+        (["two", *flags, "--digest", "abc"], "not abc"),
+        (["two", "--url", teacher.url], "this teacher requires a key"),
+        (["two", "--url", teacher.url, "--admin-key-file", str(wrong_key)], "is not valid"),
         (["two", "--url", "http://127.0.0.1:9"], "no teacher answers at http://127.0.0.1:9"),
         (["two", "--url", "teacher:8000"], "is no address of a teacher"),
         (flags, "which checkpoint?"),
@@ -314,10 +314,10 @@ def test_only_who_bears_the_admin_key_may_swap(
     keyed = teacher_process("--api-key-file", str(tmp_path / "api-key"), admin_key_file=str(key_file))
     keyless = teacher_process("--admin-key-file", str(tmp_path / "empty"))
     for teacher, bearer, status, reason in (
-        (keyless, None, 403, "start it with --admin-key-file FILE"),
-        (keyless, _KEY, 403, "start it with --admin-key-file FILE"),
-        (keyed, None, 401, "KEY being what --admin-key-file holds"),
-        (keyed, "api", 401, "another key"),
+        (keyless, None, 403, "start it with `admin_key_file`"),
+        (keyless, _KEY, 403, "start it with `admin_key_file`"),
+        (keyed, None, 401, "from the file of `admin_key_file`"),
+        (keyed, "api", 401, "is not valid"),
         (keyed, _KEY, 409, "a planner teacher has no checkpoint"),
     ):
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
@@ -365,13 +365,13 @@ def test_what_is_in_progress_is_finished_and_the_service_ends_if_nothing_can_be_
         assert httpx.get(f"{teacher.url}/livez").status_code == 200
         second = _refused(_swap(teacher, models / "two"))
         assert second.status == 409
-        assert "another swap is going on" in second.reason
+        assert "another swap is running" in second.reason
         assert _refused(asked.result()).reason.startswith(
             "analysis: the text is incomplete after 1000 tokens"
         )
         error = _refused(swap.result())
     assert error.status == 500
     assert f"{bad} cannot be served" in error.reason
-    assert f"{tmp_path / 'model'}, served before, cannot be loaded" in error.reason
+    assert f"the previous checkpoint, {tmp_path / 'model'}, cannot be loaded" in error.reason
     assert teacher.process.wait(30) == 1
     assert "teacher serve: error: the teacher is gone" in teacher.stderr

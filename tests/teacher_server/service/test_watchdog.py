@@ -1,4 +1,4 @@
-"""When an engine counts as dead or stuck, and what becomes of it; the model does what a test tells it."""
+"""Dead and unresponsive engines and their replacement, with a model under the test's control."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -42,12 +42,12 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     return run_with
 
 
-def test_asked_and_silent_for_longer_than_the_bound_it_is_stuck(run: Run) -> None:
+def test_an_engine_that_answers_nothing_for_stall_s_is_unresponsive(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
         async with house.question() as asking:
-            await house.look(10)
+            await house.check(10)
             assert (house.host.state, house.silent_s) == ("ready", 10)
-            await house.look()
+            await house.check()
             assert house.host.state == "replacing"
             with pytest.raises(NotReady, match="its engine is being replaced"), house.host.lease():
                 pass
@@ -60,45 +60,45 @@ def test_asked_and_silent_for_longer_than_the_bound_it_is_stuck(run: Run) -> Non
             assert teacher.identity == house.teacher.identity
         assert (house.count("stuck", "replaced"), house.count("dead", "replaced")) == (1, 0)
         assert house.ended == []
-        await house.look(3)  # the new one has its own time
+        await house.check(3)  # the new one has its own time
         assert (house.host.state, house.silent_s) == ("ready", 0)
 
     run(test, watch_s=1000)
 
 
-def test_one_answer_within_the_bound_is_enough_though_others_wait_for_longer(run: Run) -> None:
+def test_one_answer_within_stall_s_is_enough(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
         async with house.question():
             for _ in range(3):
-                await house.look(10)
+                await house.check(10)
                 async with house.question() as other:
                     house.model.goes.set()
                     await until(other.done)
                     house.model.goes.clear()
-                await house.look()
+                await house.check()
                 assert house.silent_s == 0
         assert house.host.state == "ready"
 
     run(test, watch_s=1000)
 
 
-def test_who_is_asked_nothing_is_asked_by_the_watchdog(run: Run) -> None:
+def test_the_watchdog_asks_an_idle_engine(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
         house.model.goes.set()
         for times in (1, 2, 3):
             answered = house.teacher.activity.answered
-            await house.look(3)
+            await house.check(3)
             assert (house.model.asked, house.silent_s) == (times - 1, 0)
-            await house.look()
+            await house.check()
             await until(lambda answered=answered: house.teacher.activity.answered > answered)
-            await house.look()  # sees the answer
+            await house.check()  # sees the answer
             assert house.model.asked == times
         house.model.goes.clear()
-        await house.look(4)
+        await house.check(4)
         await house.until_asked(4)
-        await house.look(10)
+        await house.check(10)
         assert (house.host.state, house.model.asked) == ("ready", 4)
-        await house.look()
+        await house.check()
         assert house.host.state == "replacing"
         await house.until_ready()
         assert house.count("stuck", "replaced") == 1
@@ -106,29 +106,29 @@ def test_who_is_asked_nothing_is_asked_by_the_watchdog(run: Run) -> None:
     run(test)
 
 
-def test_questions_that_are_given_up_are_no_sign_either_way(run: Run) -> None:
+def test_cancelled_questions_count_neither_way(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
-        for look in range(4 + 10):
+        for checks in range(4 + 10):
             async with house.question():
                 pass
-            await house.look()
-            assert (house.host.state, house.silent_s) == ("ready", max(0, look - 3))
-        await house.look()  # it has had the watchdog's own for ten
+            await house.check()
+            assert (house.host.state, house.silent_s) == ("ready", max(0, checks - 3))
+        await house.check()  # it has had the watchdog's own for ten
         assert house.host.state == "replacing"
         await house.until_ready()
 
     run(test)
 
 
-def test_errors_are_no_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_not_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher_server.service.watchdog._AGAIN_S", 0.001)
 
     async def test(house: WatchedHouse) -> None:
-        await house.look(4)
+        await house.check(4)
         await until(lambda: house.model.asked > 3)
-        await house.look(10)
+        await house.check(10)
         assert (house.host.state, house.teacher.activity.answered) == ("ready", 0)
-        await house.look()
+        await house.check()
         assert house.host.state == "replacing"
         await house.until_ready()
         assert house.count("stuck", "replaced") == 1
@@ -136,27 +136,27 @@ def test_errors_are_no_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     run(test, ToldModel(fault=EngineError("a kernel broke")))
 
 
-def test_what_is_dead_is_replaced_at_the_next_look(run: Run) -> None:
+def test_a_dead_engine_is_replaced_at_the_next_check(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
         house.host.lose(house.teacher, "its process is gone")
         assert not house.host.ready
         with pytest.raises(NotReady, match="its engine is being replaced"), house.host.lease():
             pass
-        await house.look()
+        await house.check()
         await house.until_ready()
         house.host.lose(house.teacher, "told late, of the one before")
-        await house.look()
+        await house.check()
         assert house.host.ready
         assert (house.count("dead", "replaced"), house.ended) == (1, [])
 
     run(test)
 
 
-def test_the_watchdogs_own_question_finds_the_dead(run: Run) -> None:
+def test_the_watchdogs_own_question_finds_a_dead_engine(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
-        await house.look(4)
+        await house.check(4)
         await until(lambda: house.host.loss)
-        await house.look()
+        await house.check()
         assert house.host.state == "replacing"
         await house.until_ready()
         assert house.count("dead", "replaced") == 1
@@ -164,7 +164,9 @@ def test_the_watchdogs_own_question_finds_the_dead(run: Run) -> None:
     run(test, ToldModel(fault=EngineDead("its process is gone")))
 
 
-def test_so_often_within_an_hour_and_then_the_service_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_too_many_replacements_within_an_hour_the_service_ends(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr("teacher_server.service.watchdog.time", SimpleNamespace(monotonic=lambda: now[0]))
 
@@ -172,7 +174,7 @@ def test_so_often_within_an_hour_and_then_the_service_ends(run: Run, monkeypatch
         async def die_at(minute: int) -> None:
             now[0] = 60.0 * minute
             house.host.lose(house.host.teacher, "its process is gone")
-            await house.look()
+            await house.check()
             await until(lambda: house.host.state != "replacing")
 
         for minute in (0, 59, 61):
@@ -182,7 +184,7 @@ def test_so_often_within_an_hour_and_then_the_service_ends(run: Run, monkeypatch
         assert house.host.state == "gone"
         assert house.ended == [
             "is gone: its engine is dead: its process is gone; it has been replaced 2 times within an hour,"
-            " as often as --replacements allows"
+            " as often as `replacements` allows"
         ]
         assert (house.count("dead", "replaced"), house.count("dead", "failed")) == (3, 1)
         assert not house.host.hangs
@@ -202,12 +204,12 @@ def test_so_often_within_an_hour_and_then_the_service_ends(run: Run, monkeypatch
         ),
     ],
 )
-def test_where_there_is_no_other_the_service_ends(
+def test_the_service_ends_if_the_engine_cannot_be_replaced(
     run: Run, first: ToldModel, second: ToldModel, why: str
 ) -> None:
     async def test(house: WatchedHouse) -> None:
         house.host.lose(house.teacher, "its process is gone")
-        await house.look()
+        await house.check()
         await until(lambda: house.ended)
         (failure,) = house.ended
         assert failure is not None
@@ -220,14 +222,14 @@ def test_where_there_is_no_other_the_service_ends(
     run(test, first, second)
 
 
-def test_other_files_are_another_teacher(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_files_are_not_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(house: WatchedHouse) -> None:
         def changed(settings: Settings, identity: str) -> PromptedTeacher:
             raise CannotTeach("its files have changed")
 
         monkeypatch.setattr("teacher_server.service.watchdog.same_teacher", changed)
         house.host.lose(house.teacher, "its process is gone")
-        await house.look()
+        await house.check()
         await until(lambda: house.ended)
         assert "its files have changed" in str(house.ended)
 
@@ -237,17 +239,17 @@ def test_other_files_are_another_teacher(run: Run, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "state", ["starting", "checking", "draining", "loading", "trying", "going back", "gone"]
 )
-def test_who_starts_or_exchanges_it_is_left_alone(run: Run, state: HostState) -> None:
+def test_start_up_and_swaps_are_not_watched(run: Run, state: HostState) -> None:
     async def test(house: WatchedHouse) -> None:
         async with house.question():
-            await house.look(6)
+            await house.check(6)
             house.host.state = state
             house.host.lose(house.teacher, "its process is gone")
-            await house.look(30)
+            await house.check(30)
             assert (house.host.state, house.silent_s) == (state, 0)
         if state == "checking":  # a swap that was refused
             house.host.state = "ready"
-            await house.look()
+            await house.check()
             await house.until_ready()
             assert house.count("dead", "replaced") == 1
 
@@ -258,11 +260,11 @@ def test_another_server_is_waited_for_and_not_replaced(run: Run, monkeypatch: py
     monkeypatch.setattr("teacher_server.service.watchdog._AGAIN_S", 0.001)
 
     async def test(house: WatchedHouse) -> None:
-        await house.look(4 + 10)
+        await house.check(4 + 10)
         assert house.host.state == "ready"
-        await house.look()
+        await house.check()
         assert house.host.state == "waiting"
-        with pytest.raises(NotReady, match="the server that it asks does not answer"), house.host.lease():
+        with pytest.raises(NotReady, match="its server does not answer"), house.host.lease():
             pass
         house.model.fault = None
         house.model.goes.set()
@@ -271,18 +273,18 @@ def test_another_server_is_waited_for_and_not_replaced(run: Run, monkeypatch: py
             assert teacher is house.teacher
         assert not house.model.closed
         house.host.lose(house.teacher, "the server is another one by now")
-        await house.look()
+        await house.check()
         assert house.ended == ["is gone: the server is another one by now"]
 
     run(test, ToldModel(fault=EngineError("nothing answers there")), engine="openai")
 
 
-def test_told_to_stop_it_closes_the_new_one_too(run: Run) -> None:
+def test_stopping_during_a_replacement_closes_the_new_engine(run: Run) -> None:
     async def test(house: WatchedHouse) -> None:
         new = house.others[0]
         new.goes.clear()
         house.host.lose(house.teacher, "its process is gone")
-        await house.look()
+        await house.check()
         await until(lambda: new.asked)
         await house.host.close()
         assert new.closed
@@ -290,14 +292,14 @@ def test_told_to_stop_it_closes_the_new_one_too(run: Run) -> None:
     run(test)
 
 
-def test_others_than_prompted_teachers_need_no_watching() -> None:
+def test_teachers_without_a_model_are_not_watched() -> None:
     async def test() -> None:
         metrics = Metrics()
         host = Host(PlannerTeacher(), Settings(stall_s=1, watch_s=1), None, metrics)
         host.serve(host.teacher, host.settings)
         watchdog = Watchdog(host, metrics)
         for _ in range(30):
-            watchdog.look()
+            watchdog.check()
         assert host.ready
         await host.close()
 

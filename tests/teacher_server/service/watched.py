@@ -1,4 +1,4 @@
-"""A host that is watched, with models that do what a test tells them."""
+"""A host with a watchdog, and models under the test's control."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -124,9 +124,9 @@ class WatchedHouse:
         assert new.identity == identity
         return new
 
-    async def look(self, times: int = 1) -> None:
+    async def check(self, times: int = 1) -> None:
         for _ in range(times):
-            self.watchdog.look()
+            self.watchdog.check()
             await asyncio.sleep(0)
 
     async def until_asked(self, times: int) -> None:

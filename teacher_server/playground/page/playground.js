@@ -1,4 +1,4 @@
-// The page: which moment is looked at, what is asked about it, and the keys that step through an episode.
+// The page: the moment of an episode, the question about it, and the keys that step through the episode.
 
 import * as answers from "./answer.js";
 import { call } from "./api.js";
@@ -14,18 +14,18 @@ const PACE_MS = 250;
 
 let tasks = {};
 let ready = false;
-let playing = 0; // the number of the run that plays to the end; 0 when none does
-let loading = 0; // scenes on their way; of several, the last one counts
-let moment = null; // {env_id, seed, actions}; null for a picture of one's own
+let playing = 0; // the number of the running playback; 0: none is running
+let loading = 0; // scenes that are being loaded; only the last one is shown
+let moment = null; // {env_id, seed, actions}; null for the user's own picture
 let scene = null;
 let image = null;
 let answer = null;
 let planned = null;
-let turn = 0; // rises with each other picture: what was asked about an earlier one is then dropped
+let turn = 0; // the number of the picture; replies about earlier pictures are dropped
 let scenes = 0;
 let plays = 0;
 let comparing = Promise.resolve();
-let inHand = null; // the AbortController of the question that is being answered
+let inFlight = null; // the AbortController of the question in flight
 
 const task = () => tasks[find("task").value];
 const question = () => ({ image, mission: find("mission").value, task: find("task").value, actions: task().actions });
@@ -34,7 +34,7 @@ const isOver = () => Boolean(scene?.end);
 const isOwn = () => Boolean(image) && !moment;
 
 async function onTeacher() {
-  tasks = await call("look/tasks");
+  tasks = await call("playground/tasks");
   const before = find("task").value;
   find("task").replaceChildren(...Object.keys(tasks).map((key) => element("option", { value: key }, key)));
   if (before in tasks) find("task").value = before;
@@ -45,8 +45,8 @@ async function onTeacher() {
 
 async function onTask() {
   const { env_ids: ids, untrained, first, objective } = task();
-  const never = (id) => (untrained.includes(id) ? " · never trained on" : "");
-  const shorter = (id) => id.replace(/^MiniGrid-/, "").replace(/-v0$/, "") + never(id);
+  const note = (id) => (untrained.includes(id) ? " · not trained on" : "");
+  const shorter = (id) => id.replace(/^MiniGrid-/, "").replace(/-v0$/, "") + note(id);
   find("objective").textContent = objective ?? "";
   find("env").replaceChildren(...ids.map((id) => element("option", { value: id }, shorter(id))));
   find("env").value = first;
@@ -56,7 +56,7 @@ async function onTask() {
   } else await begin();
 }
 
-/** Fills in the mission of a picture of one's own where its task has only one; leaves what the user wrote. */
+/** Fills in the mission of the user's own picture if the task has only one; keeps what the user wrote. */
 function proposeMission(replaced) {
   const field = find("mission");
   const proposed = Object.values(tasks).map(({ mission }) => mission);
@@ -70,12 +70,12 @@ async function begin() {
   await go({ env_id: find("env").value, seed: Number(seed.value), actions: [] });
 }
 
-/** Goes to a moment of an episode; stays where it is if there is no such moment. */
+/** Goes to a moment of an episode; stays at the present one if there is no such moment. */
 async function go(to) {
   const mine = ++scenes;
   loading += 1;
   try {
-    const found = await call("look/scene", to);
+    const found = await call("playground/scene", to);
     if (mine !== scenes) return;
     moment = to;
     scene = found;
@@ -92,15 +92,15 @@ async function go(to) {
   await present();
 }
 
-/** Shows the picture, what the teacher sees of it and what the planner would do; asks, if told so. */
+/** Shows the picture as the teacher sees it and the planner's answer; asks the teacher if the box is checked. */
 async function present() {
   const mine = ++turn;
-  // Only the user knows what a picture of their own is about: it is asked about by the button alone
+  // Only the user knows the mission of their own picture: they ask by the button
   const asks = find("auto").checked && ready && !isOver() && !isOwn();
-  inHand?.abort();
+  inFlight?.abort();
   answer = planned = null;
   find("answer-error").textContent = find("planner-error").textContent = find("progress").textContent = "";
-  // What was said about the picture before stays, dimmed, until the next answer: nothing jumps
+  // The previous answer stays, dimmed, until the next one, so that the layout does not jump
   find("said").classList.toggle("stale", asks);
   showEpisode();
   const seen = prepare(mine);
@@ -114,7 +114,7 @@ async function prepare(mine) {
   let prepared = null;
   let wrong = "";
   try {
-    prepared = await call("look/prepared", { image });
+    prepared = await call("playground/prepared", { image });
   } catch (failure) {
     wrong = failure.words ?? String(failure);
   }
@@ -127,9 +127,9 @@ async function compare(mine) {
   let found = null;
   let wrong = "";
   try {
-    found = await call("look/planner", question());
+    found = await call("playground/planner", question());
   } catch (failure) {
-    wrong = `No planner’s answer to compare with: ${failure.words ?? failure}`;
+    wrong = `No answer of the planner: ${failure.words ?? failure}`;
   }
   if (mine !== turn) return;
   planned = found;
@@ -137,8 +137,8 @@ async function compare(mine) {
 }
 
 async function ask() {
-  inHand?.abort();
-  const mine = (inHand = new AbortController());
+  inFlight?.abort();
+  const mine = (inFlight = new AbortController());
   const edited = mode() === "edited";
   const began = performance.now();
   const clock = () => (find("progress").textContent = `asking… ${((performance.now() - began) / 1000).toFixed(1)} s`);
@@ -150,8 +150,8 @@ async function ask() {
   let words = "";
   try {
     const about = edited ? { ...question(), templates: prompts.edits() } : question();
-    answer = await call(edited ? "look/ask" : "policy", about, mine.signal);
-    words = edited ? `edited templates, not stored · ${answer.teacher}` : answer.stored ? "from the store" : "just asked";
+    answer = await call(edited ? "playground/ask" : "policy", about, mine.signal);
+    words = edited ? `edited templates, not stored · ${answer.teacher}` : answer.stored ? "from the store" : "new answer";
     await comparing;
     if (!mine.signal.aborted) showAnswer();
   } catch (failure) {
@@ -160,15 +160,15 @@ async function ask() {
     answer = null;
     const beside = prompts.blame(failure);
     await comparing;
-    find("answer-error").textContent = beside ? `${failure.field} cannot be used: see below.` : failure.words ?? failure;
+    find("answer-error").textContent = beside ? `${failure.field} is not valid: see below.` : failure.words ?? failure;
     showAnswer(failure.raw);
   } finally {
     clearInterval(ticking);
-    if (inHand === mine) find("progress").textContent = words;
+    if (inFlight === mine) find("progress").textContent = words;
   }
 }
 
-/** The answer that there is by now; `raw` is what the teacher wrote where that is none. */
+/** Shows the present answer; `raw` is the teacher's text where it could not be read. */
 function showAnswer(raw = null) {
   if (!task()) return;
   answers.showBars(task().actions, answer, planned);
@@ -193,7 +193,7 @@ function showEpisode() {
   const outcome = find("outcome");
   outcome.dataset.end = scene?.end ?? "";
   outcome.textContent = !moment
-    ? "A picture of your own: choose its task, write its mission, then ask."
+    ? "Your own picture: choose its task, write its mission, then ask."
     : scene.end
       ? `${ENDS[scene.end]}: return ${scene.episode_return.toFixed(3)} after ${scene.step} steps`
       : `Step ${scene.step} of at most ${scene.max_steps}`;
