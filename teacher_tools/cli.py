@@ -72,9 +72,9 @@ COMMANDS = Group(
             },
         ),
         "train": Command(
-            "train a checkpoint to teach: a small one from scratch, or an adapter of a large one",
-            "teacher_tools.train.settings:ForgeSettings",
-            "teacher_tools.train.command:main",
+            "train a checkpoint to teach: a small one from scratch, or adapters for a large one",
+            "teacher_tools.train.settings:TrainingSettings",
+            "teacher_tools.train.train:main",
         ),
         "prompts": Group(
             "list the prompt sets, or show the conversation that a model gets",

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from teacher_server.prompting.prompt_set import PromptSet
-from teacher_tools.train.folder import PREPROCESSOR
-from teacher_tools.train.vocabulary import SPECIAL_TOKENS
+from teacher_tools.train.compact import PREPROCESSOR
+from teacher_tools.train.tokenizer import SPECIAL_TOKENS
 
 Size = Literal["tiny", "3b", "7b"]
 

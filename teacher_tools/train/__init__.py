@@ -1,1 +1,1 @@
-"""`teacher train`: makes teachers, Qwen2.5-VL checkpoints taught by the planner in endless pictures."""
+"""`teacher train`: trains Qwen2.5-VL checkpoints on pictures that the planner labels."""

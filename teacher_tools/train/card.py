@@ -1,4 +1,4 @@
-"""The model card and the record of training: what a forged checkpoint was taught, and how far it came."""
+"""The model card and the training record: what a checkpoint was trained on, and its metrics at the end."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from gridworld.tasks import EVALUATION_SEEDS, task_of
 from gridworld.views import view_of
 from teacher_api.schemas import TrainedGrids, TrainedOn
 from teacher_server.prompting.prompt_set import PromptSet, prompt_set_names
-from teacher_tools.train.settings import ForgeSettings
+from teacher_tools.train.settings import TrainingSettings
 
-_LOOKS = 4
-"""Episodes whose grids are looked at: some environments draw the size."""
-_FIGURES = {
-    "tile": "cells whose kind, colour, heading, row and column can all be read off their visual token",
-    "place": "words that speak of a cell from which its row and column can be read half way",
-    "role": "targets and hazards that can be told apart by their visual tokens half way",
+_EPISODES_FOR_SIZES = 4
+"""Episodes whose grid sizes are recorded: some environments draw the size at random."""
+_METRICS = {
+    "tile": "cells whose kind, colour, heading, row and column can all be read from their visual token",
+    "place": "words about a cell from which its row and column can be read half way through the model",
+    "role": "targets and hazards that can be told apart by their visual tokens half way through the model",
     "value": "values of the analysis",
     "whole": "analyses without a wrong value",
     "action": "answers whose most probable action is optimal",
@@ -30,91 +30,95 @@ library_name: transformers
 license: {license}
 pipeline_tag: image-text-to-text
 ---
-# A MiniGrid teacher, {how}
+# A MiniGrid teacher, {origin}
 
-A Qwen2.5-VL checkpoint, made by `teacher train` of lvlm2p. Stock vLLM and transformers load it.
+A Qwen2.5-VL checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and transformers load it.
 
     teacher serve --teacher prompted --engine transformers --model DIR --prompts {prompts}
 
-## Data
+## Training data
 
-{samples:,} samples, made from seed {seed} in
+{samples:,} samples, made with seed {seed} from
 
 {environments}
 
-States come from episodes in which none, some or all steps are the planner's; in half of them the agent
-is then put into another free cell. The analysis follows from the state; the action's labels are the
+States come from episodes in which none, some or all steps are the planner's. In half of the states the agent
+is moved to another free cell. The state determines the analysis. The labels of the action are the
 probabilities of the planner, version {planner}.
 
-All episodes start from seeds below {held_out}: those from there on are for evaluation. A small grid has few
-states, so that some of an evaluation's will have been met.
+All episodes start from seeds below {held_out}; the seeds from there on are reserved for evaluation. A small
+grid has few states, so some states of an evaluation occur in training too.
 
-## How far it came
+## Metrics at the end of training
 
-Of the last {last:,} samples, pictures and then conversations, before it was taught them; each token with
-the right ones before it:
+Means over the last {last:,} samples of each phase, pictures and then conversations, measured before the model
+was trained on them; each token is predicted from the right ones before it:
 
 | share of | |
 |---|---|
-{figures}
+{metrics}
 
-How it answers by itself, `teacher score` tells.
+`teacher score` measures how the checkpoint answers by itself.
 
 ## Limits
 
-It knows the tasks and the texts of the prompt set `{prompts}`, the read-out by labels, and grids like those
-above. Other sizes, other texts and other pictures it was not taught.
+The checkpoint knows the tasks and the texts of the prompt set `{prompts}`, the read-out `labels`, and grids
+like those above. It was not trained on other grid sizes, texts or pictures.
 
-## Made with
+## Settings
 
 ```json
 {settings}
 ```
 
-On {device}, in {seconds:,.0f} s. Digest of all files that can change an answer: `{digest}`
+Trained on {device} in {seconds:,.0f} s. Digest of all files that can change an answer: `{digest}`
 """
 
 
-def trained_on(prompts: str, read: PromptSet, env_ids: Sequence[str]) -> TrainedOn:
-    """The record of what is taught: the prompt set, by name or folder and digest, and the environments."""
+def trained_on(prompts: str, prompt_set: PromptSet, env_ids: Sequence[str]) -> TrainedOn:
+    """Returns the training record.
+
+    Args:
+        prompts: the prompt set's name or folder.
+    """
     environments = {}
     for env_id in env_ids:
         env, sizes = make(env_id), set()
-        for seed in range(_LOOKS):
+        for seed in range(_EPISODES_FOR_SIZES):
             env.reset(seed=seed)
             rows, columns = view_of(env).cells_HW.shape
             sizes.add((columns, rows))
         environments[env_id] = TrainedGrids(task=task_of(env_id).key, sizes=tuple(sorted(sizes)))
     named = prompts if prompts in prompt_set_names() else str(Path(prompts).resolve())
-    return TrainedOn(prompts=named, prompts_digest=read.digest, environments=environments)
+    return TrainedOn(prompts=named, prompts_digest=prompt_set.digest, environments=environments)
 
 
 def card(
-    settings: ForgeSettings, metrics: Sequence[Mapping[str, Any]], digest: str, device: str, last: int
+    settings: TrainingSettings, metrics: Sequence[Mapping[str, Any]], digest: str, device: str, last: int
 ) -> str:
-    """The card in Markdown.
+    """Returns the model card in Markdown.
 
     Args:
         metrics: the lines of metrics.jsonl.
-        digest: of the checkpoint, as `teacher check` tells it.
-        device: what it was trained on.
-        last: samples that a line of metrics is about.
+        digest: of the checkpoint, as `teacher check` prints it.
+        device: where the model was trained.
+        last: the samples that a line of metrics averages.
     """
-    figures = {name: value for line in metrics for name, value in line.items()}
-    shares = [f"| {what} | {figures[name]:.4f} |" for name, what in _FIGURES.items() if name in figures]
+    latest = {name: value for line in metrics for name, value in line.items()}
+    shares = [f"| {what} | {latest[name]:.4f} |" for name, what in _METRICS.items() if name in latest]
     return _CARD.format(
-        how=f"LoRA of rank {settings.lora_rank} on {settings.base}" if settings.base else "from scratch",
-        license="other" if settings.base else "mit",  # that of the base
+        origin=f"LoRA of rank {settings.lora_rank} on {settings.base}" if settings.base else "from scratch",
+        license="other" if settings.base else "mit",  # "other": the base's own license
         prompts=settings.prompts,
-        samples=figures.get("samples", 0),
+        samples=latest.get("samples", 0),
         seed=settings.seed,
         environments="\n".join(f"- {env_id}" for env_id in settings.env),
         planner=PLANNER_VERSION,
         held_out=EVALUATION_SEEDS,
         last=last,
-        figures="\n".join(shares),
-        settings=json.dumps(settings.of_the_result(), indent=2),
+        metrics="\n".join(shares),
+        settings=json.dumps(settings.stored(), indent=2),
         device=device,
-        seconds=figures.get("seconds", 0),
+        seconds=latest.get("seconds", 0),
         digest=digest,
     )

@@ -1,18 +1,23 @@
-"""Who is taught: a compact model from scratch, or adapters beside the weights of a given checkpoint."""
+"""The models that can be trained: a compact one from scratch, and a checkpoint with LoRA adapters."""
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import transformers
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
 
 from teacher_server.checkpoints.checkpoint import Checkpoint
-from teacher_tools.train.model import Heads, load_model, new_model, save_weights
+from teacher_tools.train.losses import AuxiliaryHeads
 from teacher_tools.train.optimizer import Optimizer
 
+_hf: Any = transformers  # its annotations are too incomplete for strict checks
 
-class Trainee(Protocol):
+
+class TrainableModel(Protocol):
     """A model in training."""
 
     @property
@@ -20,44 +25,44 @@ class Trainee(Protocol):
         """A Qwen2_5_VLForConditionalGeneration."""
 
     @property
-    def heads(self) -> Heads | None:
-        """What a model from scratch is taught with besides; None where there is a vision tower to keep."""
+    def heads(self) -> AuxiliaryHeads | None:
+        """Auxiliary heads of a model trained from scratch; None where the vision tower is not trained."""
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained."""
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that are trained."""
 
     def optimizer(self, learning_rate: float) -> Optimizer:
-        """Moves the parameters."""
+        """Returns an optimizer of the parameters."""
 
     def state(self) -> dict[str, Any]:
-        """What has been learned so far."""
+        """Returns the trained weights."""
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes back to a state."""
+        """Restores weights that `state` returned."""
 
     def export(self, weights: Path) -> None:
-        """Writes the weights as they are served, whole or not at all."""
+        """Writes the weights to be served; replaces the file atomically."""
 
 
-class Compact:
-    """A small model from random weights.
+class CompactModel:
+    """A small model with random initial weights.
 
     Args:
-        folder: with its config.
+        folder: holds the model's config.
     """
 
     def __init__(self, folder: Path, seed: int, device: torch.device) -> None:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            self.model = new_model(folder, device)
-            self.heads = Heads(self.model.config.vision_config.out_hidden_size).to(device)
+            self.model = _new_model(folder, device)
+            self.heads = AuxiliaryHeads(self.model.config.vision_config.out_hidden_size).to(device)
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """All there are."""
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns all parameters of the model and the heads."""
         return [*self.model.parameters(), *self.heads.parameters()]
 
     def optimizer(self, learning_rate: float) -> Optimizer:
-        """With Muon for the matrices of all blocks."""
+        """Returns an optimizer that uses Muon for the weight matrices of all blocks."""
         blocks = [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
         matrices = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
         known = set(map(id, matrices))
@@ -65,21 +70,21 @@ class Compact:
         return Optimizer(matrices, rest, learning_rate)
 
     def state(self) -> dict[str, Any]:
-        """All weights."""
+        """Returns the weights of the model and the heads."""
         return {"model": self.model.state_dict(), "heads": self.heads.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes all weights over."""
+        """Restores weights that `state` returned."""
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
 
     def export(self, weights: Path) -> None:
-        """Writes the model's weights in half their size: bfloat16, in which it was taught to multiply."""
-        save_weights(self.model, weights, torch.bfloat16)
+        """Writes the weights in bfloat16: half the size, and the precision of the products in training."""
+        _save_weights(self.model, weights, torch.bfloat16)
 
 
-class Adapted:
-    """A checkpoint with low-rank adapters (LoRA) at all products of its language model.
+class LoraModel:
+    """A checkpoint with LoRA adapters on all linear layers of its language model.
 
     Raises:
         ImportError: peft is not installed.
@@ -94,47 +99,114 @@ class Adapted:
             self._adapters = self._with_adapters(device)
         self.model = self._adapters.get_base_model()
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Those of the adapters."""
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the adapters."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def optimizer(self, learning_rate: float) -> Optimizer:
-        """AdamW alone: an adapter's two matrices are no weight by themselves."""
+        """Returns AdamW alone: Muon suits whole weights, and an adapter's matrices are factors of one."""
         return Optimizer([], self.parameters(), learning_rate)
 
     def state(self) -> dict[str, Any]:
-        """The adapters' weights."""
+        """Returns the weights of the adapters."""
         return {"adapters": _peft().get_peft_model_state_dict(self._adapters)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes the adapters' weights over."""
+        """Restores weights that `state` returned."""
         _peft().set_peft_model_state_dict(self._adapters, state["adapters"])
 
     def export(self, weights: Path) -> None:
-        """Merges the adapters into a fresh copy of the base and writes that."""
+        """Merges the adapters into a fresh copy of the base and writes the merged weights."""
         fresh = self._with_adapters(torch.device("cpu"))
         _peft().set_peft_model_state_dict(fresh, self.state()["adapters"])
-        save_weights(fresh.merge_and_unload(), weights)
+        _save_weights(fresh.merge_and_unload(), weights)
 
     def _with_adapters(self, device: torch.device) -> Any:
         model = load_model(self._base.folder, device, getattr(torch, self._base.dtype()))
-        products = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-        config = _peft().LoraConfig(r=self._rank, lora_alpha=2 * self._rank, target_modules=products)
+        layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+        config = _peft().LoraConfig(r=self._rank, lora_alpha=2 * self._rank, target_modules=layers)
         return _peft().get_peft_model(model, config)
 
 
 def copy_folder(base: Checkpoint, folder: Path) -> None:
-    """Copies all files of a checkpoint that can change an answer, but for its weights."""
+    """Copies a checkpoint's files that can change an answer, except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in _besides_weights(base):
-        shutil.copyfile(path, folder / path.name)
+    for path in base.files:
+        if "safetensors" not in path.name:
+            shutil.copyfile(path, folder / path.name)
 
 
-def _besides_weights(base: Checkpoint) -> Iterable[Path]:
-    return (path for path in base.files if "safetensors" not in path.name)
+def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """Returns the Qwen2_5_VLForConditionalGeneration that a folder holds."""
+    _hf.utils.logging.disable_progress_bar()
+    model = _hf.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=dtype,
+        attn_implementation=_attention(device),
+    )
+    return _with_fast_patches(model).to(device)
+
+
+def compile_layers(model: Any) -> None:
+    """Makes PyTorch compile the language model's layers, all to the same code."""
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
+
+
+def _new_model(folder: Path, device: torch.device) -> Any:
+    """Returns a model of the config in a folder, with random weights from torch's seed."""
+    config = _hf.Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
+    model = _hf.Qwen2_5_VLForConditionalGeneration._from_config(
+        config, dtype=torch.float32, attn_implementation=_attention(device)
+    )
+    return _with_fast_patches(model).to(device)
+
+
+def _attention(device: torch.device) -> str:
+    # On a CPU, the backward pass of torch's own attention in bfloat16 is slower than plain products
+    return "eager" if device.type == "cpu" else "sdpa"
+
+
+class _PatchProduct(nn.Module):
+    """The patch embedding as a matrix product; as a convolution it is many times slower on a CPU."""
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.proj = convolution
+
+    def forward(self, patches_PX: torch.Tensor) -> torch.Tensor:
+        kernel_HX = self.proj.weight.flatten(1)
+        return functional.linear(patches_PX.to(kernel_HX.dtype), kernel_HX)
+
+
+def _with_fast_patches(model: Any) -> Any:
+    visual = model.model.visual
+    visual.patch_embed = _PatchProduct(visual.patch_embed.proj)
+    return model
+
+
+def _save_weights(model: Any, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a model's weights under their published names; replaces the file atomically.
+
+    Args:
+        dtype: the written precision; None: each weight's own.
+    """
+    tensors = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): (
+            value.detach().to("cpu", dtype or value.dtype).contiguous()
+        )
+        for name, value in model.state_dict().items()
+    }
+    unfinished = path.with_suffix(".unfinished")
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    unfinished.chmod(0o644)
+    unfinished.replace(path)
 
 
 def _peft() -> Any:
-    import peft  # noqa: PLC0415 - takes seconds, and is needed for adapters alone
+    import peft  # noqa: PLC0415 - takes seconds to import, and only adapters need it
 
     return peft

@@ -1,4 +1,4 @@
-"""How weights are moved: Muon for the matrices of a model from scratch, AdamW for everything else."""
+"""The optimizer: Muon for the weight matrices of a model trained from scratch, AdamW for everything else."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 _BETAS = (0.9, 0.98)
-_DECAY = 0.01
+_WEIGHT_DECAY = 0.01
 
 
 class Optimizer:
-    """AdamW, with Muon (Jordan et al. 2024) for those matrices that are given to it.
+    """AdamW, combined with Muon (Jordan et al. 2024) for the given matrices.
 
-    Muon takes the direction of each matrix's momentum and none of its lengths, so that all of a matrix
-    learns from the first steps on; its steps are scaled to be as long as AdamW's (Liu et al. 2025,
-    arXiv:2502.16982), and one learning rate is right for both.
+    Muon orthogonalises each matrix's momentum, so that all of its directions are trained from the first
+    steps on. Its steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so that one
+    learning rate suits both.
 
     Args:
-        matrices: parameters of two dimensions, for Muon; may be none.
-        rest: all others.
+        matrices: two-dimensional parameters for Muon; may be empty.
+        rest: all other parameters.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class Optimizer:
         self._learning_rate = learning_rate
         matrices, rest = list(matrices), list(rest)
         self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=learning_rate, betas=_BETAS, weight_decay=_DECAY)
+            torch.optim.AdamW(rest, lr=learning_rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
         ]
         if matrices:
             self._parts.append(
                 torch.optim.Muon(
-                    matrices, lr=learning_rate, weight_decay=_DECAY, adjust_lr_fn="match_rms_adamw"
+                    matrices, lr=learning_rate, weight_decay=_WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
                 )
             )
 
     def step(self, share: float) -> None:
-        """Takes a step by the gradients there are, at this share of the learning rate, and drops them."""
+        """Takes a step at this share of the learning rate, then clears the gradients."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = self._learning_rate * share
@@ -46,10 +46,10 @@ class Optimizer:
             part.zero_grad()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """What it remembers of the steps so far."""
+        """Returns the state of both optimizers."""
         return [part.state_dict() for part in self._parts]
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Goes back to a state."""
-        for part, kept in zip(self._parts, state, strict=True):
-            part.load_state_dict(kept)
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Restores what `state_dict` returned."""
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What is taught: endless states of the task families with the planner's labels, from a seed."""
+"""An endless stream of labelled states: the planner's labels for the task families, made from a seed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,27 +14,27 @@ from gridworld.tasks import ALL_TASKS, EVALUATION_SEEDS, family_of, task_key
 from gridworld.views import EMPTY, STEPS, View, view_of
 from teacher_api.command_line import CannotStart
 
-_FROM_ONE_EPISODE = 6
-"""Samples, at most: more would be much alike."""
-_LONGEST = 40
-"""Steps of an episode that is played for samples."""
+_MAX_SAMPLES_PER_EPISODE = 6
+"""More samples of one episode would be nearly alike."""
+_MAX_STEPS = 40
+"""Steps of an episode, at most."""
 _PLANNER_SHARES = (0.0, 0.5, 0.9, 1.0)
-"""How likely steps are to be the planner's: an episode draws one; the other steps are drawn alike."""
-_PLACED = 0.5
-"""The share of states whose agent is put into another free cell, facing anywhere..."""
+"""An episode draws one: the probability that a step is the planner's. All other steps are random."""
+_RELOCATED = 0.5
+"""The share of states whose agent is moved to another free cell, with any heading."""
 _HIDDEN = 0.4
-"""... and of these the share that is put, if it can be, where a hazard stands between it and the target."""
-_HOPELESS = 100
-"""Episodes in a row in which the planner knows nothing to do, after which there is nothing to teach."""
-_STARTS = 1000
-"""Starts, at most, among which one with several targets is looked for."""
-_SEVERAL = {"fetch": 0.4}
-"""The share of a task's episodes that start with more than one target: by chance, one in twelve has."""
+"""The share of relocated agents that get, where possible, a cell with a hazard between it and the target."""
+_MAX_UNPLANNABLE = 100
+"""Consecutive episodes without a planned state, after which sampling fails."""
+_MAX_STARTS = 1000
+"""Starts that are tried to find one with several targets."""
+_SEVERAL_TARGETS = {"fetch": 0.4}
+"""The share of a task's episodes that start with several targets; by chance it is one in twelve."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A scene, the planner's probabilities over its task's useful actions, and which of these are optimal."""
+    """A scene, the planner's probabilities over its task's useful actions, and the optimal ones of these."""
 
     scene: Scene
     probabilities: dict[str, float]
@@ -42,68 +42,71 @@ class Sample:
 
 
 class Sampler:
-    """Blocks of samples, each a function of the seed and of its number alone.
+    """Makes blocks of samples, each determined by the seed and the block's number alone.
 
-    Episodes start from seeds below EVALUATION_SEEDS: none that a teacher or a student is evaluated on is
-    among them. A state that both happen to meet is not left out.
+    Episodes start from seeds below EVALUATION_SEEDS, so that no episode of an evaluation is among them. A
+    state that occurs both here and in an evaluation is kept.
 
     Args:
-        env_ids: registered environments, taken in turn.
-        task: the task's key, for those that are of no family.
+        env_ids: registered environments, used in turn.
+        task: the task's key for environments that belong to no task family.
 
     Raises:
-        UnknownEnvironment: there is none of an id.
-        UnknownTask: one is of no family, and there is no `task`.
+        UnknownEnvironment: an id is not registered.
+        UnknownTask: an environment belongs to no task family and `task` is None.
     """
 
     def __init__(self, env_ids: Sequence[str], seed: int, task: str | None = None) -> None:
-        self._worlds = [
+        self._environments = [
             (task_key(env_id, None if family_of(env_id) else task), env_id, make(env_id))
             for env_id in env_ids
         ]
         self._seed = seed
 
     def block(self, number: int, size: int) -> list[Sample]:
-        """Samples of all environments in turn, as many of each as of the others but for one.
+        """Returns `size` samples; the environments take turns.
 
         Raises:
-            CannotStart: an environment fails, or has nothing for the planner to do.
+            CannotStart: an environment fails, or the planner finds no plan in any of its states.
         """
         rng = np.random.default_rng([self._seed, number])
-        streams = [_states(env_id, env, task, rng) for task, env_id, env in self._worlds]
+        streams = [_states(env_id, env, task, rng) for task, env_id, env in self._environments]
         return [next(streams[i % len(streams)]) for i in range(size)]
 
 
 def _states(env_id: str, env: Any, task: str, rng: np.random.Generator) -> Iterator[Sample]:
-    """Labelled states of one episode after the other."""
-    hopeless = 0
+    """Yields labelled states of one episode after another."""
+    unplannable = 0
     while True:
         try:
             scenes = _episode(env, task, rng)
         except Exception as error:  # an environment can raise anything
-            raise CannotStart(f"--env: the environment {env_id!r} failed: {in_full(error)}") from error
-        hopeless += 1
-        for at in rng.permutation(len(scenes))[:_FROM_ONE_EPISODE]:
-            scene = scenes[at]
-            if rng.random() < _PLACED:
-                scene = replace(scene, view=_placed(scene, rng))
-            if (told := _planned(scene)) is not None:
-                hopeless = 0
-                yield Sample(scene, told.probabilities, told.best)
-        if hopeless == _HOPELESS:
-            raise CannotStart(f"--env: the planner knows nothing to do in {env_id} as the task {task}")
+            raise CannotStart(f"`env`: the environment {env_id!r} failed: {in_full(error)}") from error
+        unplannable += 1
+        for i in rng.permutation(len(scenes))[:_MAX_SAMPLES_PER_EPISODE]:
+            scene = scenes[i]
+            if rng.random() < _RELOCATED:
+                scene = replace(scene, view=_relocated(scene, rng))
+            if (planned := _planned(scene)) is not None:
+                unplannable = 0
+                yield Sample(scene, planned.probabilities, planned.best)
+        if unplannable == _MAX_UNPLANNABLE:
+            raise CannotStart(
+                f"`env`: the planner found no plan in {_MAX_UNPLANNABLE} episodes of {env_id}"
+                f" as the task {task}"
+            )
 
 
 def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
-    """The scenes of an episode in which some of the steps are the planner's."""
+    """Plays an episode in which some steps are the planner's; returns its scenes."""
     scene = _start(env, task, rng)
     share = rng.choice(_PLANNER_SHARES)
     names = actions_of(env)
     useful, scenes = [action for action in ALL_TASKS[task].useful if action in names], []
-    for _ in range(_LONGEST):
+    for _ in range(_MAX_STEPS):
         scenes.append(scene)
-        told = _planned(scene) if rng.random() < share else None
-        action = str(rng.choice(told.best if told is not None else useful))
+        planned = _planned(scene) if rng.random() < share else None
+        action = str(rng.choice(planned.best if planned is not None else useful))
         _, _, terminated, truncated, _ = env.step(names.index(action))
         if terminated or truncated:
             break
@@ -112,9 +115,9 @@ def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
 
 
 def _start(env: Any, task: str, rng: np.random.Generator) -> Scene:
-    """An episode's first scene."""
-    several = rng.random() < _SEVERAL.get(task, 0)
-    for _ in range(_STARTS):
+    """Resets the environment; returns the first scene."""
+    several = rng.random() < _SEVERAL_TARGETS.get(task, 0)
+    for _ in range(_MAX_STARTS):
         env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
         scene = Scene(task, env.mission, view_of(env))
         if len(scene.targets) > 1 or not several:
@@ -122,16 +125,16 @@ def _start(env: Any, task: str, rng: np.random.Generator) -> Scene:
     return scene
 
 
-def _placed(scene: Scene, rng: np.random.Generator) -> View:
-    """The view with the agent in a free cell that it could have gone to: none outside its room."""
+def _relocated(scene: Scene, rng: np.random.Generator) -> View:
+    """Returns the view with the agent in a random free cell that it can reach: never outside its room."""
     view = scene.view
-    reached, further = {scene.here}, [scene.here]
-    while further:
-        row, column = further.pop()
+    reached, frontier = {scene.here}, [scene.here]
+    while frontier:
+        row, column = frontier.pop()
         beside = {(row + dy, column + dx) for dx, dy in STEPS} - reached
         free = sorted(cell for cell in beside if view.cells_HW[cell] == EMPTY)
         reached.update(free)
-        further += free
+        frontier += free
     places = sorted(reached)
     if rng.random() < _HIDDEN:
         lines = list(product(scene.hazards, scene.targets))
@@ -141,14 +144,14 @@ def _placed(scene: Scene, rng: np.random.Generator) -> View:
 
 
 def _between(first: Cell, middle: Cell, last: Cell) -> bool:
-    """Whether three cells stand in a straight line, in this order."""
+    """Returns whether three cells lie on a straight line, in this order."""
     along, across = (0, 1) if first[1] == last[1] else (1, 0)
     in_line = first[across] == middle[across] == last[across]
     return in_line and min(first[along], last[along]) < middle[along] < max(first[along], last[along])
 
 
 def _planned(scene: Scene) -> Plan | None:
-    """The planner's answer; None where nothing can be planned, as behind the walls of a room."""
+    """Returns the planner's answer, or None where no plan exists, as for a target behind walls."""
     try:
         return plan(scene.view, scene.task, scene.mission, ALL_TASKS[scene.task].useful)
     except NoPlan:

@@ -1,4 +1,4 @@
-"""Every setting of `teacher train`, once: its flag, TEACHER_FORGE_* variable, default and meaning."""
+"""The settings of `teacher train`: each one's flag, TEACHER_TRAIN_* variable, default and meaning."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from gridworld.environments import make
 from gridworld.tasks import ALL_TASKS, TASKS, UnknownEnvironment, UnknownTask, family_of, task_key
 from teacher_api.command_line import Folder, PromptSetName, ValueName, flags_and_variables
 
-_OF_THE_MACHINE = {"out", "resume", "save_s", "progress", "device", "workers", "compile"}
+_MACHINE_SETTINGS = {"out", "resume", "save_s", "progress", "device", "workers", "compile"}
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -28,33 +28,35 @@ def _known(env_id: str) -> str:
     return env_id
 
 
-class ForgeSettings(BaseSettings):
-    """Makes a teacher: a Qwen2.5-VL checkpoint that the planner has taught to see, to describe and to act.
+class TrainingSettings(BaseSettings):
+    """Trains a teacher: a Qwen2.5-VL checkpoint that learns from the planner to describe pictures and to act.
 
-    Without --base a compact one is trained from scratch. With it, adapters (LoRA) are trained beside the
-    weights of a checkpoint and merged into them. The result is OUT/checkpoint, to be served like any other.
+    Without --base, a compact model is trained from scratch. With --base, LoRA adapters are trained on a
+    checkpoint and merged into its weights. The result is OUT/checkpoint, which is served like any checkpoint.
     """
 
-    model_config = flags_and_variables("teacher train", "TEACHER_FORGE_")
+    model_config = flags_and_variables("teacher train", "TEACHER_TRAIN_")
     help_groups: ClassVar[Mapping[str, str]] = {
         "out": "the run",
-        "base": "adapters for a checkpoint that is there",
+        "base": "adapting an existing checkpoint",
         "prompts": "what is learned, and how",
         "device": "the machine",
     }
 
-    out: Folder = Field(default=Path("forged"), description="the run's folder; made if it is not there")
+    out: Folder = Field(default=Path("trained"), description="the run's folder; created if missing")
     resume: bool = Field(
         default=False,
-        description="go on with the run in --out, with its settings but for those of the machine: --device,"
-        " --workers, --compile, --save-s, --progress",
+        description="resume the run in --out with its stored settings; only --device, --workers, --compile,"
+        " --save-s and --progress are read anew",
     )
     base: Folder | None = Field(
-        default=None, description="train adapters for this checkpoint, a local folder, and merge them into it"
+        default=None,
+        description="train LoRA adapters for this checkpoint (a local folder) and merge them into it",
     )
-    lora_rank: int = Field(default=16, ge=1, description="--base: of the adapters")
+    lora_rank: int = Field(default=16, ge=1, description="with --base: the rank of the adapters")
     prompts: PromptSetName = Field(
-        default="compact", description="the prompt set that it is to be served with, by name or folder"
+        default="compact",
+        description="the prompt set that the checkpoint will be served with: name or folder",
     )
     env: Annotated[
         tuple[Annotated[str, AfterValidator(_known), ValueName("ID")], ...],
@@ -63,51 +65,60 @@ class ForgeSettings(BaseSettings):
         Field(min_length=1),
     ] = Field(
         default=tuple(task.env_id for task in TASKS.values()),
-        description="environments whose states it is taught, a list: ID,ID; the prompt set has to know"
+        description="environments that the pictures come from, a list: ID,ID; the prompt set has to know"
         " their tasks",
     )
     task: str | None = Field(
         default=None,
-        description=f"which of {', '.join(ALL_TASKS)} the environments in --env are that are of none of these"
-        " families; MiniGrid's empty room is a lava_gap without lava",
+        description="the task of those environments in --env that belong to no task family:"
+        f" {', '.join(ALL_TASKS)}; MiniGrid's empty room is a lava_gap without lava",
     )
     pictures: int = Field(
         default=8_000,
         ge=0,
-        description="from scratch: pictures that the vision tower is taught first, cell by cell",
+        description="from scratch: pictures in the first phase, which trains the vision tower cell by cell",
     )
-    samples: int = Field(default=96_000, ge=1, description="conversations that the rest is taught after that")
+    samples: int = Field(
+        default=96_000, ge=1, description="conversations in the second phase, which trains the rest"
+    )
     batch_size: int = Field(default=32, ge=1, description="samples in a step")
     learning_rate: float = Field(
-        default=2e-3, gt=0, allow_inf_nan=False, description="reached after a short rise; falls at the end"
+        default=2e-3,
+        gt=0,
+        allow_inf_nan=False,
+        description="the highest learning rate: each phase warms up to it and decays from it",
     )
-    seed: int = Field(default=0, ge=0, description="of weights and samples")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto: cuda if it is there")
+    seed: int = Field(default=0, ge=0, description="the seed of weights and samples")
+    device: str = Field(
+        default="auto", description="auto, cpu, cuda or cuda:N; auto is cuda where there is a GPU, else cpu"
+    )
     workers: int = Field(
         default=0,
         ge=0,
-        description="processes that make samples, for a GPU to have enough; 0: the one that trains does",
+        description="processes that make samples, so that a GPU need not wait; 0: the training process makes"
+        " them",
     )
     compile: bool = Field(
         default=False,
-        description="let PyTorch compile the layers: a minute more at the start, and then faster; a CPU"
-        " needs a C++ compiler for it",
+        description="compile the layers with PyTorch: one minute longer to start, then faster; on a CPU it"
+        " needs a C++ compiler",
     )
     precision: Precision = Field(
         default="bfloat16",
-        description="of products while training; weights are kept in their own",
+        description="the precision of matrix products in training; weights keep their own",
     )
     save_s: float = Field(
-        default=300, gt=0, allow_inf_nan=False, description="seconds between savings of run and checkpoint"
+        default=300,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds between two saves of the run and the checkpoint",
     )
-    progress: bool = Field(default=True, description="tell on stderr how far it is")
+    progress: bool = Field(default=True, description="show progress on stderr")
 
     @model_validator(mode="after")
     def _tasks_known(self) -> Self:
         if self.task is not None and self.task not in ALL_TASKS:
-            raise ValueError(
-                f"--task: the planner, who teaches, knows {', '.join(ALL_TASKS)}, not {self.task}"
-            )
+            raise ValueError(f"`task`: the planner knows {', '.join(ALL_TASKS)}, not {self.task}")
         _ = self.tasks
         return self
 
@@ -119,20 +130,20 @@ class ForgeSettings(BaseSettings):
         except UnknownTask as error:
             raise ValueError(str(error)) from error
 
-    def of_the_result(self) -> dict[str, Any]:
-        """The settings that change what comes of a run, for JSON."""
-        return self.model_dump(mode="json", exclude=_OF_THE_MACHINE)
+    def stored(self) -> dict[str, Any]:
+        """Returns the settings that determine a run's result, as JSON values."""
+        return self.model_dump(mode="json", exclude=_MACHINE_SETTINGS)
 
-    def on_this_machine(self, kept: dict[str, Any]) -> Self:
-        """The settings that were kept of a run, with these ones where a run is gone on with.
+    def on_this_machine(self, stored: dict[str, Any]) -> Self:
+        """Returns a run's stored settings, combined with this command's settings of the machine.
 
         Raises:
-            pydantic.ValidationError: what was kept is no longer understood.
+            pydantic.ValidationError: a stored setting is not valid.
         """
-        return self.model_validate(kept | {name: getattr(self, name) for name in _OF_THE_MACHINE})
+        return self.model_validate(stored | {name: getattr(self, name) for name in _MACHINE_SETTINGS})
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Optimizer steps with pictures alone, and with conversations."""
+        """Optimizer steps in the first phase (pictures) and in the second (conversations)."""
         pictures = 0 if self.base else self.pictures
         return -(-pictures // self.batch_size), -(-self.samples // self.batch_size)

@@ -1,4 +1,4 @@
-"""The run: steps over endless samples, kept in a folder from which it goes on as if it had never stopped."""
+"""A training run: steps over endless samples, kept in a folder, from which the run resumes bit for bit."""
 
 import json
 import signal
@@ -14,88 +14,83 @@ import torch
 
 from teacher_api.terminal import Bar
 from teacher_server.checkpoints.checkpoint import Checkpoint
-from teacher_tools.train.batches import Batch, Patches, in_batches
-from teacher_tools.train.blocks import School
-from teacher_tools.train.model import Outcome, compile_layers, see, speak
-from teacher_tools.train.models import Trainee
-from teacher_tools.train.settings import ForgeSettings
+from teacher_tools.train.batches import Batch, Patches, batches_by_length
+from teacher_tools.train.examples import ExampleBlocks
+from teacher_tools.train.losses import BatchResult, conversation_losses, picture_losses
+from teacher_tools.train.models import TrainableModel, compile_layers
+from teacher_tools.train.settings import TrainingSettings
 
 STATE, METRICS, WEIGHTS = "training.pt", "metrics.jsonl", "model.safetensors"
-_BATCHES_IN_A_BLOCK = 8
-"""Samples are made and sorted by their length in blocks of so many batches."""
-_RISE, _FALL = 0.02, 0.5
-"""Shares of a phase's steps in which the learning rate rises at its beginning, and falls at its end."""
+_BATCHES_PER_BLOCK = 8
+"""Samples are made, and sorted by length, in blocks of this many batches."""
+_WARM_UP, _DECAY = 0.02, 0.5
+"""The shares of a phase's steps in which the learning rate rises at its start and falls at its end."""
 REPORT_EVERY = 20
-"""Steps in a line of metrics.jsonl."""
-_LARGEST_GRADIENT = 1.0
+"""Steps that a line of metrics.jsonl averages."""
+_MAX_GRADIENT_NORM = 1.0
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, but for a last one that was cut off in the writing."""
+    """Returns the lines of a run's metrics.jsonl, without an incomplete last line."""
     path = folder / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Run:
-    """One model in training.
+    """Trains one model.
 
     Args:
-        folder: of the run; a state in it is gone on from.
-        checkpoint: the folder that is trained for, with or without weights.
+        folder: the run's; a saved state in it is resumed.
+        checkpoint: the folder that the weights are written to.
     """
 
     def __init__(
         self,
         folder: Path,
-        settings: ForgeSettings,
+        settings: TrainingSettings,
         checkpoint: Checkpoint,
-        trainee: Trainee,
+        trainable: TrainableModel,
         processor: Any,
         device: torch.device,
     ) -> None:
         self._folder, self._settings, self._checkpoint = folder, settings, checkpoint
-        self._trainee, self.device = trainee, device
+        self._trainable, self.device = trainable, device
         self._patches = Patches(processor)
-        size = settings.batch_size * _BATCHES_IN_A_BLOCK
-        self._school = School(
+        size = settings.batch_size * _BATCHES_PER_BLOCK
+        self._blocks = ExampleBlocks(
             checkpoint.folder, settings.prompts, settings.env, settings.task, settings.seed, size
         )
-        self._optimizer = trainee.optimizer(settings.learning_rate)
+        self._optimizer = trainable.optimizer(settings.learning_rate)
         if settings.compile:
-            compile_layers(trainee.model)
+            compile_layers(trainable.model)
         self.step = 0
         """Steps done."""
         self.seconds = 0.0
-        """Spent on them."""
+        """Time spent on these steps."""
         if (folder / STATE).exists():
             self._load()
 
-    @property
-    def over(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= sum(self._settings.steps)
-
-    def go_on(self) -> None:
-        """Does the steps that are left, and saves now and then and at the end.
+    def train(self) -> None:
+        """Takes the remaining steps; saves every `save_s` seconds and at the end.
 
         Raises:
-            KeyboardInterrupt: SIGINT or SIGTERM came; the run is saved.
+            KeyboardInterrupt: SIGINT or SIGTERM arrived; the run has been saved.
         """
-        if self.over:
-            return
         total = sum(self._settings.steps)
-        parts = defaultdict[str, list[float]](list)
+        if self.step >= total:
+            return
+        values = defaultdict[str, list[float]](list)
         saved = began = time.monotonic()
         phase, first, of = self._phase()
         bar = Bar(of, "samples", name=phase, done=first, shown=self._settings.progress)
-        with bar, _asked_to_stop() as stop:
+        with bar, _stop_on_signals() as stop:
             for batch in self._batches():
-                outcome = self._learn(batch)
+                result = self._learn(batch)
                 now = time.monotonic()
                 self.seconds, began = self.seconds + now - began, now
-                for name, value in _figures(outcome).items():
-                    parts[name].append(value)
+                for name, value in _metrics(result).items():
+                    values[name].append(value)
                 done = self.step == total
                 before, (phase, samples, of) = phase, self._phase()
                 if phase == before:
@@ -104,8 +99,8 @@ class Run:
                     bar.update(self._settings.pictures)
                     bar.begin(of, name=phase)
                 if self.step % REPORT_EVERY == 0 or done:
-                    means = {name: float(np.mean(values)) for name, values in parts.items()}
-                    parts.clear()
+                    means = {name: float(np.mean(each)) for name, each in values.items()}
+                    values.clear()
                     self._report(means)
                     shown = ("tile", "value", "whole", "action")
                     bar.update(figures={name: f"{means[name]:.3f}" for name in shown if name in means})
@@ -118,7 +113,7 @@ class Run:
                     raise KeyboardInterrupt
 
     def _phase(self) -> tuple[str, int, int]:
-        """What the next step is of, and how many of its samples are done, of how many."""
+        """Returns the phase of the next step, how many of its samples are done, and how many it has."""
         settings = self._settings
         pictures, _ = settings.steps
         if self.step < pictures:
@@ -127,12 +122,12 @@ class Run:
         return "conversations", min(done, settings.samples), settings.samples
 
     def save(self) -> None:
-        """Writes the checkpoint's weights and the run's state, each whole or not at all."""
-        self._trainee.export(self._checkpoint.folder / WEIGHTS)
+        """Writes the checkpoint's weights and the run's state; each file is replaced atomically."""
+        self._trainable.export(self._checkpoint.folder / WEIGHTS)
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "trainee": self._trainee.state(),
+            "trainee": self._trainable.state(),
             "optimizer": self._optimizer.state_dict(),
         }
         unfinished = self._folder / f"{STATE}.unfinished"
@@ -142,7 +137,7 @@ class Run:
     def _load(self) -> None:
         state = torch.load(self._folder / STATE, map_location=self.device, weights_only=True)
         self.step, self.seconds = state["step"], state["seconds"]
-        self._trainee.load(state["trainee"])
+        self._trainable.load(state["trainee"])
         self._optimizer.load_state_dict(state["optimizer"])
         kept = [line for line in read_metrics(self._folder) if line["step"] <= self.step]
         (self._folder / METRICS).write_text(
@@ -150,11 +145,11 @@ class Run:
         )
 
     def _batches(self) -> Iterator[Batch]:
-        """Those of the steps that are left: each block of samples follows from its number alone."""
-        first, skipped = divmod(self.step, _BATCHES_IN_A_BLOCK)
-        for number, lessons in enumerate(self._school.blocks(first, self._settings.workers), first):
+        """Yields the batches of the remaining steps; they depend on the seed and the step alone."""
+        first, skipped = divmod(self.step, _BATCHES_PER_BLOCK)
+        for number, examples in enumerate(self._blocks.starting_at(first, self._settings.workers), first):
             order = np.random.default_rng([self._settings.seed, number, 1])
-            for i, batch in enumerate(in_batches(lessons, self._settings.batch_size, order)):
+            for i, batch in enumerate(batches_by_length(examples, self._settings.batch_size, order)):
                 if i >= skipped:
                     yield Batch.of(
                         batch,
@@ -164,57 +159,63 @@ class Run:
                     )
             skipped = 0
 
-    def _learn(self, batch: Batch) -> Outcome:
-        seeing = self.step < self._settings.steps[0]
+    def _learn(self, batch: Batch) -> BatchResult:
+        pictures_alone = self.step < self._settings.steps[0]
         batch = batch.to(self.device)
-        model, heads = self._trainee.model, self._trainee.heads
+        model, heads = self._trainable.model, self._trainable.heads
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self._settings.precision == "bfloat16"
         )
         with autocast:
-            outcome = see(model, heads, batch) if seeing and heads else speak(model, heads, batch)
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._trainee.parameters(), _LARGEST_GRADIENT)
-        self._optimizer.step(self._rate())
+            if pictures_alone and heads:
+                result = picture_losses(model, heads, batch)
+            else:
+                result = conversation_losses(model, heads, batch)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._trainable.parameters(), _MAX_GRADIENT_NORM)
+        self._optimizer.step(self._schedule())
         self.step += 1
-        return outcome
+        return result
 
-    def _rate(self) -> float:
-        """The share of the learning rate at this step: up, along, down, in each of the two phases."""
+    def _schedule(self) -> float:
+        """Returns this step's share of the learning rate: warm-up, plateau and decay in each phase."""
         pictures, conversations = self._settings.steps
-        seeing = self.step < pictures
-        done, total = (self.step, pictures) if seeing else (self.step - pictures, conversations)
+        in_pictures = self.step < pictures
+        done, total = (self.step, pictures) if in_pictures else (self.step - pictures, conversations)
         at = (done + 1) / (total + 1)
-        return min(1.0, at / _RISE, (1 - at) / _FALL)
+        return min(1.0, at / _WARM_UP, (1 - at) / _DECAY)
 
     def _report(self, means: dict[str, float]) -> None:
-        told = {"step": self.step, "samples": self.step * self._settings.batch_size, "seconds": self.seconds}
+        counts = {
+            "step": self.step,
+            "samples": self.step * self._settings.batch_size,
+            "seconds": self.seconds,
+        }
         with (self._folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told | means) + "\n")
+            file.write(json.dumps(counts | means) + "\n")
 
 
-def _figures(outcome: Outcome) -> dict[str, float]:
-    return {f"{name}_loss": loss.item() for name, loss in outcome.losses.items()} | outcome.right
+def _metrics(result: BatchResult) -> dict[str, float]:
+    return {f"{name}_loss": loss.item() for name, loss in result.losses.items()} | result.right
 
 
-class _Stop:
-    """Whether a signal has come."""
+class _StopFlag:
+    """Set by a signal handler; the current step is finished first."""
 
     def __init__(self) -> None:
-        self._came = False
+        self._is_set = False
 
     def __bool__(self) -> bool:
-        return self._came
+        return self._is_set
 
-    def come(self, *_: object) -> None:
-        """A signal handler: a step in hand is finished first."""
-        self._came = True
+    def set(self, *_: object) -> None:
+        self._is_set = True
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.come) for number in (signal.SIGINT, signal.SIGTERM)}
+def _stop_on_signals() -> Iterator[_StopFlag]:
+    stop = _StopFlag()
+    before = {number: signal.signal(number, stop.set) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

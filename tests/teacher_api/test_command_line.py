@@ -16,7 +16,7 @@ from student.demo import DemoSettings
 from student.settings import TrainSettings
 from teacher_api.command_line import BadSetting, groups_of, load_settings, parse, settings_of
 from teacher_server.settings import Settings
-from teacher_tools.train.command import serve_command
+from teacher_tools.train.train import serve_command
 
 pytestmark = pytest.mark.unit
 

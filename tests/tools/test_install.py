@@ -91,6 +91,6 @@ def test_the_readme_names_the_pythons_and_sizes_that_are_resolved_for() -> None:
     low, high = re.fullmatch(r">=(3\.\d+),<3\.(\d+)", _PROJECT["project"]["requires-python"]).groups()
     assert f"Python {low} to 3.{int(high) - 1}" in _README
     assert all(f"python_version < '3.{high}'" in each for each in _PROJECT["tool"]["uv"]["environments"])
-    sizes = re.search(r"# GB to download for teacher,forge,student,export,dev: (.+)", _CONSTRAINTS)[1]
+    sizes = re.search(r"# GB to download for teacher,train,student,export,dev: (.+)", _CONSTRAINTS)[1]
     for _, gigabytes in re.findall(r"(\w+ \w+) ([\d.]+)", sizes):
         assert f"{gigabytes} GB" in _README

@@ -15,7 +15,7 @@ from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.cli import main
 from teacher_tools.train.card import trained_on
-from teacher_tools.train.conversation import LessonWriter, analysis_of
+from teacher_tools.train.examples import ExampleEncoder, analysis_of
 from teacher_tools.train.samples import Sampler
 from tests.compact import assert_it_knows_its_tasks
 
@@ -41,13 +41,13 @@ def test_stock_transformers_reads_pictures_with_it() -> None:
     model = AutoModelForImageTextToText.from_pretrained(COMPACT)
     tokenizer = AutoTokenizer.from_pretrained(COMPACT)
     processor = Qwen2VLImageProcessorPil.from_pretrained(COMPACT)  # AutoProcessor's needs torchvision
-    writer = LessonWriter(read_checkpoint(COMPACT), load_prompt_set("compact"))
+    encoder = ExampleEncoder(read_checkpoint(COMPACT), load_prompt_set("compact"))
     samples = Sampler([task.env_id for task in TASKS.values()], seed=2**31).block(0, 16)
     right = 0
     for sample in samples:
-        lesson = writer.lesson(sample)
-        prompt = lesson.token_ids[: lesson.analysis.start]
-        seen = processor(images=[lesson.picture.image], return_tensors="pt")
+        example = encoder.encode(sample)
+        prompt = example.token_ids[: example.analysis.start]
+        seen = processor(images=[example.picture.image], return_tensors="pt")
         ids = tokenizer.pad({"input_ids": [list(prompt)]}, return_tensors="pt")
         ids["mm_token_type_ids"] = (ids["input_ids"] == model.config.image_token_id).int()
         answer = model.generate(**ids, **seen, max_new_tokens=120, do_sample=False)

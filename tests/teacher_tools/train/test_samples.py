@@ -1,4 +1,4 @@
-"""What a forged teacher is taught: the samples, their labels, and where they come from."""
+"""Samples: labelled states of the task families, determined by a seed."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from gridworld.tasks import EVALUATION_SEEDS, TASKS, UnknownTask
 from teacher_api.command_line import CannotStart
 from teacher_tools.score.perception import judge, read_analysis
 from teacher_tools.train import samples
-from teacher_tools.train.conversation import analysis_of
+from teacher_tools.train.examples import analysis_of
 from teacher_tools.train.samples import Sample, Sampler
 
 pytestmark = pytest.mark.unit
@@ -25,7 +25,7 @@ def _keys(samples: list[Sample]) -> list[Any]:
     return [(sample.scene.key, tuple(sample.probabilities.items())) for sample in samples]
 
 
-def test_a_block_follows_from_the_seed_and_its_number_alone() -> None:
+def test_a_block_is_determined_by_the_seed_and_its_number() -> None:
     sampler = Sampler(_ENVS, seed=3)
     first, second = _keys(sampler.block(0, 40)), _keys(sampler.block(1, 40))
     assert first != second
@@ -34,21 +34,21 @@ def test_a_block_follows_from_the_seed_and_its_number_alone() -> None:
     assert _keys(Sampler(_ENVS, seed=4).block(0, 40)) != first
 
 
-def test_all_tasks_are_taught_alike_with_the_planners_labels() -> None:
+def test_all_tasks_get_as_many_samples_with_the_planners_labels() -> None:
     samples = Sampler(_ENVS, seed=0).block(0, 200)
     for task in TASKS.values():
         of_task = [sample for sample in samples if sample.scene.task == task.key]
         assert len(of_task) == 50
         for sample in of_task:
-            told = plan(sample.scene.view, task.key, sample.scene.mission, task.useful)
-            assert sample.probabilities == told.probabilities
-            assert sample.optimal == told.best
-        # Those that end an episode as well, and more than one way of standing
+            planned = plan(sample.scene.view, task.key, sample.scene.mission, task.useful)
+            assert sample.probabilities == planned.probabilities
+            assert sample.optimal == planned.best
+        # Including actions that end an episode
         assert {action for sample in of_task for action in sample.optimal} == set(task.useful)
         assert {sample.scene.view.heading for sample in of_task} == {0, 1, 2, 3}
 
 
-def test_no_episode_of_an_evaluation_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_evaluation_seed_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int | None] = []
     reset = MiniGridEnv.reset
 
@@ -57,14 +57,13 @@ def test_no_episode_of_an_evaluation_is_played(monkeypatch: pytest.MonkeyPatch) 
         return reset(env, seed=seed, **more)
 
     monkeypatch.setattr(MiniGridEnv, "reset", recorded)
-    # As far as the generator goes: the largest number it can draw is the last training seed
     Sampler(_ENVS, seed=0).block(0, 60)
     assert len(seeds) > 10
     assert all(seed is not None and 0 <= seed < EVALUATION_SEEDS for seed in seeds)
 
 
 @pytest.mark.parametrize("env_ids", [_ENVS, _LARGE])
-def test_the_analysis_is_right_in_every_field_that_is_scored(env_ids: tuple[str, ...]) -> None:
+def test_every_scored_field_of_the_analysis_is_right(env_ids: tuple[str, ...]) -> None:
     for sample in Sampler(env_ids, seed=1).block(0, 60):
         said = read_analysis(json.dumps(analysis_of(sample.scene)))
         assert said is not None
@@ -74,7 +73,7 @@ def test_the_analysis_is_right_in_every_field_that_is_scored(env_ids: tuple[str,
 
 
 def test_hazards_often_hide_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an optimal agent goes round is met too rarely where agents are put anywhere."""
+    """Random positions alone would rarely have a hazard between agent and target."""
 
     def share() -> float:
         scenes = [sample.scene for sample in Sampler(["MiniGrid-LavaGapS7-v0"], seed=4).block(0, 400)]
@@ -92,18 +91,18 @@ def test_hazards_often_hide_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     assert often > 1.5 * share() > 0
 
 
-def test_more_than_one_target_is_met_often_where_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_targets_are_frequent_where_the_task_can_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def share() -> float:
         block = Sampler([TASKS["fetch"].env_id], seed=0).block(0, 400)
         return float(np.mean([len(sample.scene.targets) > 1 for sample in block]))
 
     assert share() > 0.35
-    monkeypatch.setattr(samples, "_SEVERAL", {})
+    monkeypatch.setattr(samples, "_SEVERAL_TARGETS", {})
     assert share() < 0.15
 
 
-def test_an_agent_is_put_where_it_can_go() -> None:
-    """In GoToDoor there is free floor outside the room as well."""
+def test_agents_are_moved_only_where_they_can_go() -> None:
+    """GoToDoor has free floor outside the room too."""
     for sample in Sampler(["MiniGrid-GoToDoor-6x6-v0"], seed=2).block(0, 200):
         doors = np.array(sample.scene.cells("door"))
         top, left = doors.min(0)
@@ -113,7 +112,7 @@ def test_an_agent_is_put_where_it_can_go() -> None:
         assert left < column < right
 
 
-def test_an_environment_of_no_family_is_taught_as_the_task_that_is_named() -> None:
+def test_an_environment_of_no_family_gets_the_named_task() -> None:
     samples = Sampler(["MiniGrid-Empty-6x6-v0"], seed=0, task="lava_gap").block(0, 12)
     for sample in samples:
         scene = sample.scene
@@ -123,6 +122,6 @@ def test_an_environment_of_no_family_is_taught_as_the_task_that_is_named() -> No
         Sampler(["MiniGrid-Empty-6x6-v0"], seed=0)
 
 
-def test_where_the_planner_has_nothing_to_do_there_is_nothing_to_teach() -> None:
-    with pytest.raises(CannotStart, match="nothing to do in tests"):
+def test_sampling_fails_where_the_planner_never_finds_a_plan() -> None:
+    with pytest.raises(CannotStart, match="no plan in 100 episodes of tests"):
         Sampler(["tests.student.odd_rooms:Odd-Coins-v0"], seed=0, task="go_to_door").block(0, 1)

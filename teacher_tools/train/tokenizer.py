@@ -1,4 +1,4 @@
-"""A small tokenizer for a prompt set: byte-level, with each word and each stretch of JSON a single token."""
+"""A small byte-level tokenizer for a prompt set: each word and each run of JSON punctuation is one token."""
 
 import re
 from collections.abc import Iterator
@@ -35,24 +35,23 @@ _JSON = (
     '", "direction": "',
     '"}',
 )
-"""What stands between the values of an analysis."""
+"""The texts between the values of an analysis."""
 _TURNS = ("system", "user", "assistant", "\n")
 _MISSIONS = "a an and avoid fetch floor free get go goal green lava must square the to you"
 _LARGEST_NUMBER = 24
 
 
 def make_tokenizer(prompts: PromptSet) -> Tokenizer:
-    """The tokenizer: any text can be written with it, and the set's own in the fewest tokens.
+    """Returns a tokenizer that can encode any text, and the prompt set's own texts in few tokens.
 
-    A text is cut into the longest pieces that the vocabulary holds, from the left, and what no piece covers
-    into bytes.
+    It splits a text from the left into the longest pieces of the vocabulary, and the rest into bytes.
     """
     pieces = sorted({*_JSON, *_TURNS, *_words(prompts), *map(str, range(_LARGEST_NUMBER + 1))})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    written = [to_bytes.pre_tokenize_str(piece)[0][0] for piece in pieces]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*alphabet, *written]))}
-    # A piece that stands in the vocabulary is taken whole: there is nothing to merge
+    encoded = [to_bytes.pre_tokenize_str(piece)[0][0] for piece in pieces]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*alphabet, *encoded]))}
+    # Each piece is in the vocabulary as a whole, so there are no merges
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     longest_first = "|".join(re.escape(piece) for piece in sorted(pieces, key=len, reverse=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -64,11 +63,11 @@ def make_tokenizer(prompts: PromptSet) -> Tokenizer:
 
 
 def _words(prompts: PromptSet) -> Iterator[str]:
-    """All words of the set and of the missions, as they begin a text and after a space."""
+    """Yields all words of the prompt set and of the missions, with and without a leading space."""
     texts = [*prompts.labels.values(), *_values(prompts.schema), *NAMES, _MISSIONS]
     for task, actions in prompts.tasks.items():
-        told = prompts.conversation(task=task, mission="", actions=actions, readout="labels")
-        messages = [*told.opening, told.question, told.followup]
+        conversation = prompts.conversation(task=task, mission="", actions=actions, readout="labels")
+        messages = [*conversation.opening, conversation.question, conversation.followup]
         texts += [part["text"] for message in messages for part in message["content"] if "text" in part]
     for word in {word for text in texts for word in re.findall(r"[A-Za-z]+(?:-[a-z]+)*|[.,;?]", text)}:
         yield word
@@ -77,7 +76,7 @@ def _words(prompts: PromptSet) -> Iterator[str]:
 
 
 def _values(schema: Any) -> Iterator[str]:
-    """The strings that a schema lists."""
+    """Yields the strings in a schema's enums."""
     if isinstance(schema, dict):
         yield from (value for value in schema.get("enum", ()) if isinstance(value, str))
         for part in schema.values():

@@ -1,4 +1,4 @@
-"""A compact checkpoint's folder but for its weights: config, tokenizer, chat template, picture processor."""
+"""The files of a compact checkpoint besides its weights: config, tokenizer, chat template, processor."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from teacher_server.checkpoints.checkpoint import ARCHITECTURE
 from teacher_server.prompting.prompt_set import PromptSet
-from teacher_tools.train.vocabulary import SPECIAL_TOKENS, make_tokenizer
+from teacher_tools.train.tokenizer import SPECIAL_TOKENS, make_tokenizer
 
 _TEXT = {
     "hidden_size": 192,
@@ -18,12 +18,12 @@ _TEXT = {
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "max_position_embeddings": 32768,
-    # Heights and widths get the slow sections: visual tokens tell where they are, positions need not
+    # Rows and columns get the slow sections: the visual tokens encode their position already
     "rope_theta": 10000.0,
     "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
-    # Untied, so that vLLM can take other weights in its place
+    # Untied, so that vLLM can load other weights in place
     "tie_word_embeddings": False,
-    # vLLM on a CPU needs it
+    # vLLM on a CPU needs float32
     "torch_dtype": "float32",
 }
 _VISION = {
@@ -32,7 +32,7 @@ _VISION = {
     "intermediate_size": 256,
     "num_heads": 4,
     "out_hidden_size": _TEXT["hidden_size"],
-    # Attention over the whole picture, in which each cell finds out where it is
+    # Attention over the whole picture, from which each visual token can infer its position
     "fullatt_block_indexes": [0, 1],
     "hidden_act": "silu",
     "in_chans": 3,
@@ -78,10 +78,10 @@ _CHAT_TEMPLATE = """\
 
 
 def write_folder(folder: Path, prompts: PromptSet) -> None:
-    """Writes all files of a compact checkpoint but weights and card; the folder is made if it is not there.
+    """Writes the files of a compact checkpoint, except weights and card; creates the folder if missing.
 
     Args:
-        prompts: the set whose words the tokenizer gets.
+        prompts: the prompt set whose words the tokenizer gets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(prompts)
@@ -110,7 +110,7 @@ def _config(tokenizer: Tokenizer) -> dict[str, Any]:
         "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
         "video_token_id": tokenizer.token_to_id("<|video_pad|>"),
         "hidden_act": "silu",
-        # At 0.02, which suits a hidden size of thousands, little is learned for long
+        # 0.02 suits hidden sizes of thousands; here it slows down the start of the training
         "initializer_range": 0.06,
         "max_window_layers": 70,
         "rms_norm_eps": 1e-06,
@@ -135,7 +135,7 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "eos_token": "<|im_end|>",
         "model_max_length": 8192,
         "pad_token": "<|endoftext|>",
-        # Read as it is: Qwen2Tokenizer would cut words its own way
+        # Loads tokenizer.json unchanged; Qwen2Tokenizer would split words in its own way
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": None,
     }

@@ -1,4 +1,4 @@
-"""A forged checkpoint in real vLLM."""
+"""A checkpoint of `teacher train` in real vLLM."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from gridworld.tasks import TASKS
 from teacher_api.client import TeacherClient
-from teacher_tools.train import command
+from teacher_tools.cli import main
 from tests.conftest import AskAbout, TeacherProcess
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted, start_prompted
 from tests.waiting import LONG_S
@@ -25,10 +25,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compact checkpoint that was taught for a few steps."""
-    out = tmp_path_factory.mktemp("forged") / "run"
+    """A compact checkpoint, trained for a few steps."""
+    out = tmp_path_factory.mktemp("trained") / "run"
     flags = ["--pictures", "16", "--samples", "32", "--batch-size", "8", "--no-progress"]
-    assert command.main(["--out", str(out), *flags]) == 0
+    assert main(["train", "--out", str(out), *flags]) == 0
     return out / "checkpoint"
 
 
@@ -39,11 +39,16 @@ def teacher(start_prompted: StartPrompted) -> Iterator[TeacherProcess]:
     started.end()
 
 
-def test_it_answers_about_every_task(teacher: TeacherProcess, ask_about: AskAbout) -> None:
+def test_a_trained_checkpoint_answers_about_every_task(teacher: TeacherProcess, ask_about: AskAbout) -> None:
     with TeacherClient(teacher.url, deadline_s=LONG_S) as client:
         for task in TASKS.values():
             answer = client.ask(ask_about(task.env_id))
-            said = json.loads(answer.analysis, strict=False)
-            assert list(said) == ["agent", "target", "hazards", "front", "direction"]
+            assert list(json.loads(answer.analysis, strict=False)) == [
+                "agent",
+                "target",
+                "hazards",
+                "front",
+                "direction",
+            ]
             assert answer.probabilities is not None
             assert sum(answer.probabilities.values()) == pytest.approx(1)

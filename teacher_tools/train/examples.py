@@ -1,0 +1,185 @@
+"""Training examples: the conversations that the service will have, as token ids, in numbered blocks."""
+
+import itertools
+import json
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gridworld.pictures import draw
+from gridworld.scenes import Cell, Scene
+from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from teacher_server.prompting.preparation import PreparedPicture, visual_tokens
+from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
+from teacher_tools.train.samples import Sample, Sampler
+
+_BLOCKS_AHEAD = 2
+"""Blocks that each worker makes in advance."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingExample:
+    """A conversation about one picture.
+
+    Attributes:
+        token_ids: both stages up to the action's label, with one image token for each visual token.
+        analysis: the positions of the analysis in `token_ids`, with the token that ends the turn.
+        values: those positions of the analysis that hold a value rather than JSON punctuation.
+        cells: position -> the cell that the text there is about: the target's cell at the words of its name,
+            and the cell in front of the agent just before its content is named.
+        action: label token -> the planner's probability that it follows the last of `token_ids`.
+        optimal: the label tokens of the optimal actions.
+    """
+
+    sample: Sample
+    picture: PreparedPicture
+    token_ids: tuple[int, ...]
+    analysis: range
+    values: frozenset[int]
+    cells: dict[int, Cell]
+    action: dict[int, float]
+    optimal: frozenset[int]
+
+
+class ExampleEncoder:
+    """Encodes samples with the service's own code: the prompt set's texts and the checkpoint's chat format.
+
+    Args:
+        checkpoint: its weights are not needed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, prompts: PromptSet) -> None:
+        self._checkpoint, self._prompts = checkpoint, prompts
+        self._stages = lru_cache(maxsize=4096)(self._encoded_stages)
+        self._is_value = lru_cache(maxsize=None)(self._has_no_punctuation)
+        encode = checkpoint.tokenizer.encode
+        self.label_ids = {
+            action: encode(label, add_special_tokens=False).ids[0] for action, label in prompts.labels.items()
+        }
+        """Action -> the token of its label."""
+
+    def encode(self, sample: Sample) -> TrainingExample:
+        """Returns the conversation about a sample's picture."""
+        scene = sample.scene
+        before, after = self._stages(scene.task, scene.mission)
+        picture = self._prompts.preparation.prepare(draw(scene.view))
+        image = self._checkpoint.image_token_id
+        prompt = [i for token in before for i in [token] * (visual_tokens(picture) if token == image else 1)]
+        analysis = analysis_of(scene)
+        encoded = self._checkpoint.tokenizer.encode(json.dumps(analysis), add_special_tokens=False)
+        start, end = len(prompt), len(prompt) + len(encoded.ids)
+        return TrainingExample(
+            sample=sample,
+            picture=picture,
+            token_ids=(*prompt, *encoded.ids, *after),
+            analysis=range(start, end + 1),
+            values=frozenset(i for i, token in enumerate(encoded.ids, start) if self._is_value(token)),
+            cells=dict(_cells(scene, analysis, encoded.offsets, start)),
+            action={self.label_ids[action]: p for action, p in sample.probabilities.items()},
+            optimal=frozenset(self.label_ids[action] for action in sample.optimal),
+        )
+
+    def _encoded_stages(self, task: str, mission: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        actions = self._prompts.tasks[task]
+        return self._checkpoint.chat_format.stages(
+            self._prompts.conversation(task=task, mission=mission, actions=actions, readout="labels")
+        )
+
+    def _has_no_punctuation(self, token: int) -> bool:
+        text = self._checkpoint.tokenizer.decode([token])
+        return bool(text.strip()) and not set(text) & set('{}[]":,')
+
+
+def analysis_of(scene: Scene) -> dict[str, Any]:
+    """Returns the correct analysis of a scene; of several targets it describes the nearest."""
+    here = scene.here
+    target = min(scene.targets, key=lambda cell: abs(cell[0] - here[0]) + abs(cell[1] - here[1]))
+    return {
+        "agent": {"row": here[0], "column": here[1], "heading": scene.heading},
+        "target": {"name": scene.sought, "row": target[0], "column": target[1]},
+        "hazards": [list(cell) for cell in scene.hazards],
+        "front": scene.front,
+        "direction": scene.direction(target),
+    }
+
+
+def _cells(
+    scene: Scene, analysis: dict[str, Any], offsets: Sequence[tuple[int, int]], start: int
+) -> Iterator[tuple[int, Cell]]:
+    """Yields the items of `TrainingExample.cells`.
+
+    Args:
+        offsets: where each token of the analysis begins and ends in its text.
+        start: the position of the analysis's first token.
+    """
+    text, (column, row), target = json.dumps(analysis), scene.view.front, analysis["target"]
+    name = text.index(target["name"], text.index('"name": '))
+    front = text.index('"front": "') + len('"front": "')
+    for position, (first, end) in enumerate(offsets, start):
+        if name < end <= name + len(target["name"]):
+            yield position, (target["row"], target["column"])
+        elif first < front <= end:
+            yield position, (row, column)
+
+
+@dataclass(frozen=True)
+class ExampleBlocks:
+    """Makes blocks of training examples, in this process or ahead of time in workers.
+
+    Attributes:
+        checkpoint: the folder whose tokenizer and chat template encode the examples.
+        prompts: the prompt set's name or folder.
+        env_ids, task, seed: as `Sampler` takes them.
+        size: examples in a block.
+    """
+
+    checkpoint: Path
+    prompts: str
+    env_ids: tuple[str, ...]
+    task: str | None
+    seed: int
+    size: int
+
+    def block(self, number: int) -> list[TrainingExample]:
+        """Returns one block: the same examples in every process and at any time."""
+        sampler, encoder = _sampler_and_encoder(self)
+        return [encoder.encode(sample) for sample in sampler.block(number, self.size)]
+
+    def starting_at(self, first: int, workers: int) -> Iterator[list[TrainingExample]]:
+        """Yields the blocks from a number on, endlessly.
+
+        Args:
+            workers: processes that make them; 0: this process.
+        """
+        numbers = itertools.count(first)
+        if workers == 0:
+            yield from map(self.block, numbers)
+        # Spawned, since the training process has threads and must not be forked
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts) as pool:
+            pending = deque[Future[list[TrainingExample]]]()
+            try:
+                for number in numbers:
+                    pending.append(pool.submit(self.block, number))
+                    if len(pending) > _BLOCKS_AHEAD * workers:
+                        yield pending.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+@lru_cache(maxsize=1)
+def _sampler_and_encoder(blocks: ExampleBlocks) -> tuple[Sampler, ExampleEncoder]:
+    checkpoint = read_checkpoint(blocks.checkpoint, weights=False)
+    encoder = ExampleEncoder(checkpoint, load_prompt_set(blocks.prompts))
+    return Sampler(blocks.env_ids, blocks.seed, blocks.task), encoder
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches every process of the terminal; the training process alone ends the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,149 @@
+"""`teacher train`: creates or resumes a run's folder, trains, and leaves a checkpoint that can be served."""
+
+import json
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from teacher_api.command_line import INTERRUPTED, CannotStart, fail
+from teacher_server.checkpoints.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
+from teacher_server.checkpoints.training_record import write_record
+from teacher_server.engines.offline import set_offline
+from teacher_server.prompting.prompt_set import BadPromptSet, PromptSet, load_prompt_set
+from teacher_tools.train.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from teacher_tools.train.training import Run
+
+_SETTINGS, _CHECKPOINT = "settings.json", "checkpoint"
+
+
+class CannotTrain(CannotStart):
+    """The settings, the run's folder or the installation do not allow this training."""
+
+
+def main(given: TrainingSettings) -> int:
+    """Runs the command; returns 0 when the checkpoint is complete, 130 when a signal stopped it.
+
+    Raises:
+        CannotStart: a setting, the folder, the prompt set or the base checkpoint cannot be used.
+    """
+    set_offline()
+    settings = _stored_settings(given) if given.resume else given
+    try:
+        prompts = load_prompt_set(settings.prompts)
+        _check_tasks(settings, prompts)
+        base = read_checkpoint(settings.base) if settings.base else None
+        checkpoint = _prepare_folder(settings, prompts, base)
+    except BadPromptSet as error:
+        raise CannotTrain(str(error)) from error
+    except BadCheckpoint as error:
+        raise CannotTrain(f"`base` {settings.base}: {error}") from error
+    except OSError as error:
+        raise CannotTrain(f"`out` {settings.out}: {error.strerror}") from error
+    if problems := label_problems(checkpoint, prompts.labels):
+        raise CannotTrain("; ".join(problems))
+    run = _run(settings, base, checkpoint)
+    try:
+        run.train()
+    except KeyboardInterrupt:
+        _write_card(settings, checkpoint.folder, run.device)
+        resume = f"saved; `teacher train --resume --out {settings.out}` resumes the run"
+        steps = f"{run.step} of {sum(settings.steps)} steps"
+        return fail(f"interrupted after {steps}; {resume}", INTERRUPTED)
+    _write_card(settings, checkpoint.folder, run.device)
+    print(f"{checkpoint.folder}: {serve_command(checkpoint.folder, settings.prompts)}")
+    return 0
+
+
+def serve_command(folder: Path, prompts: str) -> str:
+    """Returns the command that serves a checkpoint in this environment."""
+    engine = [] if find_spec("vllm") else ["--engine", "transformers"]
+    flags = ["--teacher", "prompted", *engine, "--model", str(folder), "--prompts", prompts]
+    return shlex.join(["teacher", "serve", *flags])
+
+
+def _check_tasks(settings: TrainingSettings, prompts: PromptSet) -> None:
+    for env_id, task in settings.tasks.items():
+        if task not in prompts.tasks:
+            raise CannotTrain(
+                f"`env`: the task of {env_id} is {task}, which the prompt set {settings.prompts} does not"
+                f" have; its tasks are {', '.join(prompts.tasks)}"
+            )
+
+
+def _stored_settings(given: TrainingSettings) -> TrainingSettings:
+    """Returns the settings of the run in a folder, with the given settings of this machine."""
+    path = given.out / _SETTINGS
+    try:
+        return given.on_this_machine(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CannotTrain(f"`resume`: {given.out} holds no run; leave out `resume` to start one") from None
+    except (OSError, ValueError, ValidationError) as error:
+        raise CannotTrain(f"`resume`: {path} cannot be read; start a new run in another folder") from error
+
+
+def _prepare_folder(settings: TrainingSettings, prompts: PromptSet, base: Checkpoint | None) -> Checkpoint:
+    """Creates or finds the checkpoint that the run writes, without reading its weights."""
+    from teacher_tools.train.card import trained_on  # noqa: PLC0415
+    from teacher_tools.train.compact import write_folder  # noqa: PLC0415
+    from teacher_tools.train.models import copy_folder  # noqa: PLC0415
+
+    folder = settings.out / _CHECKPOINT
+    if not settings.resume:
+        if (settings.out / _SETTINGS).exists():
+            raise CannotTrain(
+                f"`out` {settings.out} holds a run: add `resume` to resume it, or name another folder"
+            )
+        if base is not None:
+            copy_folder(base, folder)
+        else:
+            write_folder(folder, prompts)
+        (settings.out / _SETTINGS).write_text(
+            json.dumps(settings.stored(), indent=2) + "\n", encoding="utf-8"
+        )
+    write_record(folder, trained_on(settings.prompts, prompts, settings.env))
+    return read_checkpoint(folder, weights=False)
+
+
+def _run(settings: TrainingSettings, base: Checkpoint | None, checkpoint: Checkpoint) -> "Run":
+    try:
+        import torch  # noqa: PLC0415
+
+        from teacher_server.engines.processor import picture_processor  # noqa: PLC0415
+        from teacher_tools.train.models import CompactModel, LoraModel, TrainableModel  # noqa: PLC0415
+        from teacher_tools.train.training import Run  # noqa: PLC0415
+
+        device = torch.device(_device(settings.device, cuda=torch.cuda.is_available()))
+        trainable: TrainableModel
+        if base is not None:
+            trainable = LoraModel(base, settings.lora_rank, settings.seed, device)
+        else:
+            trainable = CompactModel(checkpoint.folder, settings.seed, device)
+    except ImportError as error:
+        raise CannotTrain(f"a package is missing ({error}): pip install 'lvlm2p[train]'") from error
+    return Run(
+        settings.out, settings, checkpoint, trainable, picture_processor(checkpoint.dimensions), device
+    )
+
+
+def _write_card(settings: TrainingSettings, folder: Path, device: Any) -> None:
+    """Writes the model card of a checkpoint that has just been saved."""
+    from teacher_tools.train.card import card  # noqa: PLC0415
+    from teacher_tools.train.training import REPORT_EVERY, read_metrics  # noqa: PLC0415
+
+    digest = read_checkpoint(folder).digest()
+    lines = read_metrics(settings.out)
+    text = card(settings, lines, digest, str(device), REPORT_EVERY * settings.batch_size)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _device(name: str, *, cuda: bool) -> str:
+    if name == "auto":
+        return "cuda" if cuda else "cpu"
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and cuda):
+        raise CannotTrain(f"`device` is {name!r}; use auto or cpu, or cuda or cuda:N on a machine with a GPU")
+    return name
