@@ -26,9 +26,9 @@ import httpx
 from benchmarks.serving import start_teacher
 from teacher_api.schemas import Question
 from teacher_server.prompting.prompt_set import load_prompt_set
-from teacher_tools.bench.figures import Ratio, ratios_of
 from teacher_tools.bench.loops import Reply, Sample, Window
 from teacher_tools.bench.questions import questions
+from teacher_tools.bench.statistics import Ratio, ratios_of
 from tools.random_checkpoint import make_checkpoint, shortened
 
 _AHEAD_S = 3.0

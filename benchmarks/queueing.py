@@ -24,8 +24,8 @@ from scipy import stats
 
 from teacher_tools.bench.hosting import served
 from teacher_tools.bench.loops import Sample
-from teacher_tools.bench.measuring import Block, Load, Plan, measure
-from teacher_tools.bench.progress import Progress
+from teacher_tools.bench.measuring import BenchPlan, Load, Round, measure
+from teacher_tools.bench.progress import BenchProgress
 from teacher_tools.bench.questions import distinct_questions
 from teacher_tools.bench.targets import TeacherTarget
 
@@ -71,13 +71,13 @@ def main() -> None:
     print(f"\nwritten to {arguments.out}")
 
 
-def _ask(url: str, rates: Sequence[float], questions: int, seed: int, warm_up: int = 0) -> list[Block]:
+def _ask(url: str, rates: Sequence[float], questions: int, seed: int, warm_up: int = 0) -> list[Round]:
     """A block for each rate."""
-    plan = Plan(
+    plan = BenchPlan(
         [Load("rate", rate) for rate in rates], questions, warm_up=20, rounds=1, warm=False, seed=seed
     )
-    blocks: list[Block] = []
-    progress = Progress(len(rates), several=False)
+    blocks: list[Round] = []
+    progress = BenchProgress(len(rates), several=False)
     asked = distinct_questions(plan.different, seed)
     asyncio.run(measure(plan, {"planner": TeacherTarget(url, {}, timeout_s=300)}, asked, blocks, progress))
     failed = [s.reply.status for block in blocks for s in block.samples if not s.reply.answered]
@@ -86,7 +86,7 @@ def _ask(url: str, rates: Sequence[float], questions: int, seed: int, warm_up: i
     return blocks
 
 
-def _compare(blocks: Sequence[Block], service_ms: float, alone_ms: float) -> dict[str, Any]:
+def _compare(blocks: Sequence[Round], service_ms: float, alone_ms: float) -> dict[str, Any]:
     """Waiting times of one rate over all seeds, and their ratios to the theory's."""
     rho = blocks[0].load.value * service_ms / 1000
     theory = rho * service_ms / (2 * (1 - rho))
@@ -109,14 +109,14 @@ def _compare(blocks: Sequence[Block], service_ms: float, alone_ms: float) -> dic
     }
 
 
-def _lindley(block: Block, service_ms: float) -> list[float]:
+def _lindley(block: Round, service_ms: float) -> list[float]:
     """How long each counted arrival waits where all take the same time: W' = max(0, W + S - gap)."""
     arrivals = sorted((sample.planned * 1000, sample.number) for sample in block.samples)
     waits, wait, before = [], 0.0, arrivals[0][0] - service_ms
     for at, number in arrivals:
         wait = max(0.0, wait + service_ms - (at - before))
         before = at
-        if number >= block.ahead:
+        if number >= block.uncounted:
             waits.append(wait)
     return waits
 

@@ -39,11 +39,11 @@ from teacher_server.pictures.decoding import decode, from_base64
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
 from teacher_server.settings import EngineSettings, Readout
-from teacher_tools.bench.figures import figures_of, ratios_of
-from teacher_tools.bench.measuring import Block, Load, Plan, measure
+from teacher_tools.bench.measuring import BenchPlan, Load, Round, measure
 from teacher_tools.bench.openai import OpenAITarget
-from teacher_tools.bench.progress import Progress
+from teacher_tools.bench.progress import BenchProgress
 from teacher_tools.bench.questions import distinct_questions
+from teacher_tools.bench.statistics import point_statistics, ratios_of
 from teacher_tools.bench.targets import Target, TeacherTarget
 from tools.random_checkpoint import make_checkpoint, shortened
 from tools.stock_vllm import stock_flags
@@ -86,7 +86,7 @@ def main() -> None:
 
 def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any]:
     readouts: tuple[Readout, Readout] = ("labels", "numbers")
-    plan = Plan(
+    plan = BenchPlan(
         loads=[Load("concurrency", 1)],
         questions=math.ceil(arguments.questions / _ROUNDS),
         warm_up=_WARM_UP,
@@ -94,7 +94,7 @@ def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str
         warm=False,
         seed=0,
     )
-    blocks: list[Block] = []
+    blocks: list[Round] = []
     with ExitStack() as stack:
         # Started together: loading takes each of them as long as all the measuring
         starting = {f"/policy, {name}": _start_teacher(stack, arguments, name) for name in readouts}
@@ -103,7 +103,7 @@ def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str
             way: TeacherTarget(url(), {}, timeout_s=300) for way, url in starting.items()
         }
         targets[_STOCK] = OpenAITarget(stock, prompts, timeout_s=300, constrain=_by_grammar)
-        progress = Progress(plan.blocks * len(targets), several=True)
+        progress = BenchProgress(plan.rounds_per_teacher * len(targets), several=True)
         asked = distinct_questions(plan.different * len(targets))
         asyncio.run(measure(plan, targets, asked, blocks, progress))
     windows = {way: [block.window for block in blocks if block.target == way] for way in targets}
@@ -112,7 +112,7 @@ def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str
         f"\n{'one question':<26} {'median ms':>10} {'p95 ms':>8} {'of stock':>25} {'tokens':>7} {'asked':>6}"
     )
     for way, rounds in windows.items():
-        found, ratios = figures_of(rounds, math.inf, planned=False), ratios_of(rounds, windows[_STOCK])
+        found, ratios = point_statistics(rounds, math.inf, planned=False), ratios_of(rounds, windows[_STOCK])
         if found.latency_ms is None or ratios is None:
             raise SystemExit(f"{way}: too few questions were answered: {found.errors}")
         tokens, of_stock = sum(found.tokens.values()), ratios.p50

@@ -13,7 +13,7 @@ COMMANDS = Group(
         "bench": Command(
             "measure how fast teachers answer: latency, rates, where the time goes",
             "teacher_tools.bench.settings:BenchSettings",
-            "teacher_tools.bench.command:main",
+            "teacher_tools.bench.bench:main",
             takes_rest=True,
         ),
         "check": Command(

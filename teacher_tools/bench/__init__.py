@@ -1,1 +1,1 @@
-"""`teacher bench`: how fast running teachers answer, asked over HTTP."""
+"""`teacher bench`: measures how fast running teachers answer over HTTP."""

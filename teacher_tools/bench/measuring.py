@@ -1,4 +1,4 @@
-"""A run: every point of load, cold and warm, round by round, the teachers in turn."""
+"""A measurement: every load, cold and warm, round by round, with the teachers taking turns."""
 
 import math
 import random
@@ -20,24 +20,24 @@ from teacher_tools.bench.loops import (
     open_loop,
     open_window,
     poisson_arrivals,
-    whole,
+    whole_waves,
 )
 from teacher_tools.bench.targets import Target
 
 Pass = Literal["cold", "warm"]
-"""Cold: questions asked for the first time; warm: the same ones again."""
+"""Cold: questions that are sent for the first time. Warm: the same questions again."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """A point: so many askers (closed loop), or so many arrivals a second (open loop)."""
+    """A number of concurrent clients (closed loop), or a rate of arrivals a second (open loop)."""
 
     kind: Literal["concurrency", "rate"]
     value: float
 
     @property
-    def askers(self) -> int:
-        """How many wait for an answer before they ask again; none of an open loop does."""
+    def clients(self) -> int:
+        """The clients that wait for an answer before they send again; 1 for an open loop."""
         return int(self.value) if self.kind == "concurrency" else 1
 
     def __str__(self) -> str:
@@ -45,12 +45,13 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is measured.
 
     Attributes:
-        questions: counted in a round, at least; `warm_up` come before them and are not.
-        seconds: after which a round ends, questions left or not.
+        questions: counted in a round, at least.
+        warm_up: questions before the counted ones.
+        seconds: the time after which a round ends, even with questions left.
     """
 
     loads: Sequence[Load]
@@ -61,139 +62,141 @@ class Plan:
     seed: int
     seconds: float | None = None
 
-    def ahead(self, load: Load) -> int:
-        """Questions of a round that come before the counted ones: each asker has been answered once."""
-        return max(self.warm_up, load.askers) if load.kind == "concurrency" else self.warm_up
+    def uncounted(self, load: Load) -> int:
+        """Returns the questions before the counted ones: at least one for each concurrent client."""
+        return max(self.warm_up, load.clients) if load.kind == "concurrency" else self.warm_up
 
     def counted(self, load: Load) -> int:
-        """Questions of a round that count: as many for each asker, since answers may come in waves."""
-        return math.ceil(self.questions / load.askers) * load.askers
+        """Returns the counted questions of a round: equally many for each client, for full waves."""
+        return math.ceil(self.questions / load.clients) * load.clients
 
     def asked(self, load: Load) -> int:
-        """Questions of a round; a closed loop's other askers go on until the last that counts is answered."""
-        return self.ahead(load) + self.counted(load) + load.askers - 1
+        """Returns all questions of a round; other clients go on until the last counted one is answered."""
+        return self.uncounted(load) + self.counted(load) + load.clients - 1
 
     @property
-    def blocks(self) -> int:
-        """Rounds of all points and passes, for one teacher."""
+    def rounds_per_teacher(self) -> int:
+        """Rounds of all loads and passes, for one teacher."""
         return len(self.loads) * self.rounds * (2 if self.warm else 1)
 
     @property
     def different(self) -> int:
-        """Questions asked for the first time, of one teacher."""
+        """Different questions for one teacher."""
         return sum(self.asked(load) for load in self.loads) * self.rounds
 
 
 @dataclass
-class Block:
-    """One round of one teacher at one point and pass.
+class Round:
+    """One round of one teacher at one load and pass.
 
     Attributes:
-        ahead: questions that are not counted; `questions` that are come after them.
-        seconds: after which it ends, questions left or not.
+        uncounted: warm-up questions; the counted `questions` come after them.
+        seconds: the time after which the round ends, even with questions left.
     """
 
     target: str
     load: Load
     pass_: Pass
-    round: int
-    ahead: int
+    number: int
+    uncounted: int
     questions: int
     seconds: float | None
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def window(self) -> Window:
-        """What of it counts; of an interrupted one, what there is."""
+        """The counted samples; of an interrupted round, those so far."""
         if self.load.kind == "concurrency":
-            askers = self.load.askers
-            return closed_window(self.samples, self.ahead, self.questions, self.seconds, askers=askers)
-        return open_window(self.samples, self.ahead)
+            clients = self.load.clients
+            return closed_window(self.samples, self.uncounted, self.questions, self.seconds, clients=clients)
+        return open_window(self.samples, self.uncounted)
 
     def enough(self) -> bool:
-        """Whether all that counts was answered, or the time is over."""
-        if len(self.samples) < max(self.ahead, 1) or self.seconds is None:
-            return len(self.samples) >= self.ahead + self.questions
-        began = self.samples[max(self.ahead, 1) - 1].reply.ended
-        return time.perf_counter() - began > self.seconds or len(self.samples) >= self.ahead + self.questions
+        """Returns whether all counted questions are answered or the time is over."""
+        if len(self.samples) < max(self.uncounted, 1) or self.seconds is None:
+            return len(self.samples) >= self.uncounted + self.questions
+        began = self.samples[max(self.uncounted, 1) - 1].reply.ended
+        overtime = time.perf_counter() - began > self.seconds
+        return overtime or len(self.samples) >= self.uncounted + self.questions
 
 
-class Watcher(Protocol):
-    """Told what goes on."""
+class Listener(Protocol):
+    """Is called while a measurement runs."""
 
-    def begins(self, block: Block) -> None: ...
+    def round_started(self, round_: Round) -> None: ...
 
-    def advances(self) -> None: ...
+    def answered(self) -> None: ...
 
 
 async def measure(
-    plan: Plan,
+    plan: BenchPlan,
     targets: Mapping[str, Target],
     questions: Sequence[Question],
-    blocks: list[Block],
-    watcher: Watcher,
+    rounds: list[Round],
+    listener: Listener,
 ) -> None:
-    """Measures all points and closes the targets; in cold passes no question is asked twice.
+    """Measures all loads, then closes the targets; cold passes send no question twice.
 
     Args:
-        targets: by name; they take turns within each round, in an order drawn anew.
-        questions: `plan.different` for each target, no two of them equal.
-        blocks: what is measured is added here as it comes, so that an interruption loses none of it.
+        targets: by name; they take turns within each round, in random order.
+        questions: `plan.different` for each target, all different.
+        rounds: receives each round as it starts, so that an interruption loses no samples.
     """
     if len(questions) < plan.different * len(targets):
         raise ValueError(f"{len(questions)} questions are too few")
     async with AsyncExitStack() as stack:
         for target in targets.values():
             stack.push_async_callback(target.close)
-        await _measure(plan, targets, iter(questions), blocks, watcher)
+        await _measure(plan, targets, iter(questions), rounds, listener)
 
 
 async def _measure(
-    plan: Plan,
+    plan: BenchPlan,
     targets: Mapping[str, Target],
     questions: Iterator[Question],
-    blocks: list[Block],
-    watcher: Watcher,
+    rounds: list[Round],
+    listener: Listener,
 ) -> None:
     order = random.Random(plan.seed)
     arrivals = np.random.default_rng(plan.seed)
     for load in plan.loads:
+        uncounted, counted = plan.uncounted(load), plan.counted(load)
         for number in range(plan.rounds):
             for name in order.sample(list(targets), len(targets)):
                 asked = list(islice(questions, plan.asked(load)))
-                cold = Block(name, load, "cold", number, plan.ahead(load), plan.counted(load), plan.seconds)
-                blocks.append(cold)
-                await _ask(cold, targets[name], asked, arrivals, watcher)
+                cold = Round(name, load, "cold", number, uncounted, counted, plan.seconds)
+                rounds.append(cold)
+                await _run(cold, targets[name], asked, arrivals, listener)
                 answered = {sample.number for sample in cold.samples if sample.reply.answered}
                 again = [question for i, question in enumerate(asked) if i in answered]
                 if plan.warm and again:
-                    ahead = min(cold.ahead, len(again) - 1)
-                    counted = min(plan.counted(load), whole(len(again) - ahead, load.askers))
-                    warm = replace(cold, pass_="warm", ahead=ahead, questions=counted, samples=[])  # noqa: S106 - no password
-                    blocks.append(warm)
-                    await _ask(warm, targets[name], again, arrivals, watcher)
+                    before = min(uncounted, len(again) - 1)
+                    after = min(counted, whole_waves(len(again) - before, load.clients))
+                    warm = replace(cold, pass_="warm", uncounted=before, questions=after, samples=[])  # noqa: S106 - no password
+                    rounds.append(warm)
+                    await _run(warm, targets[name], again, arrivals, listener)
 
 
-async def _ask(
-    block: Block,
+async def _run(
+    round_: Round,
     target: Target,
     questions: Sequence[Question],
     arrivals: np.random.Generator,
-    watcher: Watcher,
+    listener: Listener,
 ) -> None:
-    """Asks a block's questions; what was sent beyond those that count is waited for."""
-    asks = [target.asker(question) for question in questions]
-    watcher.begins(block)
+    """Sends a round's questions; waits for every reply, including uncounted ones."""
+    requests = [target.prepare(question) for question in questions]
+    listener.round_started(round_)
 
     def on_sample(sample: Sample) -> None:
-        block.samples.append(sample)
-        watcher.advances()
+        round_.samples.append(sample)
+        listener.answered()
 
-    if block.load.kind == "concurrency":
-        await closed_loop(asks, block.load.askers, block.enough, on_sample)
+    if round_.load.kind == "concurrency":
+        await closed_loop(requests, round_.load.clients, round_.enough, on_sample)
         return
-    at = poisson_arrivals(block.load.value, block.ahead + block.questions, arrivals)
-    if block.seconds is not None:
-        end = (at[block.ahead - 1] if block.ahead else 0.0) + block.seconds
+    at = poisson_arrivals(round_.load.value, round_.uncounted + round_.questions, arrivals)
+    if round_.seconds is not None:
+        end = (at[round_.uncounted - 1] if round_.uncounted else 0.0) + round_.seconds
         at = [each for each in at if each <= end]
-    await open_loop(asks[: len(at)], at, on_sample)
+    await open_loop(requests[: len(at)], at, on_sample)

@@ -1,4 +1,4 @@
-"""The two-stage conversation with any OpenAI-compatible vision server: what a user without us would write."""
+"""A baseline without this project: the two stages as requests to any OpenAI-compatible vision server."""
 
 import asyncio
 import json
@@ -18,31 +18,31 @@ from teacher_server.engines.openai.sessions import data_url, with_pictures
 from teacher_server.pictures.decoding import decode, from_base64
 from teacher_server.prompting.prompt_set import PromptSet
 from teacher_server.prompting.readout import numbers_schema
-from teacher_tools.bench.loops import Ask, Reply
-from teacher_tools.bench.targets import Http
+from teacher_tools.bench.loops import Reply, Request
+from teacher_tools.bench.targets import HttpTarget
 
 Constrain = Callable[[dict[str, Any]], dict[str, Any]]
-"""How a request says that the text has to fit a JSON schema."""
+"""Returns the fields of a request that hold its output to a JSON schema."""
 
 
 def by_response_format(schema: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's own way, which vLLM, SGLang and llama.cpp know."""
-    told = {"name": "answer", "schema": schema, "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": told}}
+    """Returns OpenAI's `response_format`, which vLLM, SGLang and llama.cpp support."""
+    json_schema = {"name": "answer", "schema": schema, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
 
 
-class OpenAITarget(Http):
-    """A server asked twice: for the analysis, then in the same conversation for the probabilities.
+class OpenAITarget(HttpTarget):
+    """Sends two requests for each question: the analysis, then in the same conversation the probabilities.
 
     Args:
         url: the server's address, with or without /v1.
-        prompts: what it is told.
-        constrain: how it is held to JSON.
-        allow_host: a host that may be asked though it is not on the local network.
+        prompts: the prompt set of the requests.
+        constrain: how a request holds its output to a schema.
+        allow_host: a host outside the local network that may receive requests.
 
     Raises:
-        ValueError: the url is no address.
-        CannotStart: no such server answers there, or it is not on the local network.
+        ValueError: `url` is not an address.
+        CannotStart: no OpenAI-compatible server answers there, or the host is not on the local network.
     """
 
     def __init__(
@@ -59,31 +59,32 @@ class OpenAITarget(Http):
         try:
             asyncio.run(addresses_of(host, allowed=host == allow_host))
         except (NoAddress, NotPrivate) as error:
-            raise CannotStart(f"--vs-openai: {error}") from error
+            raise CannotStart(f"`vs_openai`: {error}") from error
         super().__init__(address, timeout_s)
         self._prompts, self._constrain = prompts, constrain
         self._model = _model_at(address)
         self.about = {"address": address, "model": self._model, "kind": "openai", "prompts": prompts.name}
 
-    def asker(self, question: Question) -> Ask:
+    def prepare(self, question: Question) -> Request:
+        """Returns a request with its first message encoded."""
         prompts = self._prompts
         actions = tuple(action for action in question.actions if action in prompts.tasks[question.task])
         conversation = prompts.conversation(
             task=question.task, mission=question.mission, actions=actions, readout="numbers"
         )
-        shown = prompts.preparation.prepare(decode(from_base64(question.image), max_pixels=10**8))
-        pictures = map(data_url, (*conversation.pictures, shown))
+        picture = prompts.preparation.prepare(decode(from_base64(question.image), max_pixels=10**8))
+        pictures = map(data_url, (*conversation.pictures, picture))
         opening = [with_pictures(each, pictures) for each in (*conversation.opening, conversation.question)]
         schema = numbers_schema(actions)
         first = self._body(opening, prompts.schema, prompts.analysis_max_tokens)
 
-        async def ask() -> Reply:
+        async def send() -> Reply:
             sent = time.perf_counter()
             analysis = await self._complete(first)
             if analysis.status != "200":
                 return Reply(analysis.status, analysis.ended)
-            said = {"role": "assistant", "content": analysis.text}
-            second = self._body([*opening, said, conversation.followup], schema, prompts.numbers_max_tokens)
+            reply = {"role": "assistant", "content": analysis.text}
+            second = self._body([*opening, reply, conversation.followup], schema, prompts.numbers_max_tokens)
             action = await self._complete(second)
             parts_s = {"analysis": analysis.ended - sent, "action": action.ended - analysis.ended}
             return Reply(
@@ -93,28 +94,28 @@ class OpenAITarget(Http):
                 tokens={"analysis": analysis.tokens, "action": action.tokens},
             )
 
-        return ask
+        return send
 
     def _body(self, messages: Sequence[Mapping[str, Any]], schema: dict[str, Any], max_tokens: int) -> bytes:
-        told = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
-        return json.dumps(told | self._constrain(schema)).encode()
+        body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+        return json.dumps(body | self._constrain(schema)).encode()
 
-    async def _complete(self, body: bytes) -> "_Said":
+    async def _complete(self, body: bytes) -> "_Completion":
         status, ended, content = await self.post("/v1/chat/completions", body)
         if status != "200":
-            return _Said(status, ended)
+            return _Completion(status, ended)
         try:
             reply = json.loads(content)
             choice = reply["choices"][0]
             text, finish = str(choice["message"]["content"]), choice["finish_reason"]
             tokens = int(reply["usage"]["completion_tokens"])
         except (ValueError, LookupError, TypeError):
-            return _Said("not a chat completion", ended)
-        return _Said("200" if finish == "stop" else "cut off", ended, text, tokens)
+            return _Completion("not a chat completion", ended)
+        return _Completion("200" if finish == "stop" else "cut off", ended, text, tokens)
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Completion:
     status: str
     ended: float
     text: str = ""
@@ -122,7 +123,7 @@ class _Said:
 
 
 def _model_at(address: str) -> str:
-    """The name of the first model that a server offers.
+    """Returns the name of the first model that a server offers.
 
     Raises:
         CannotStart: no OpenAI-compatible server answers.
@@ -130,8 +131,8 @@ def _model_at(address: str) -> str:
     try:
         reply = httpx.get(f"{address}/v1/models", timeout=10, trust_env=False)
         if reply.status_code != httpx.codes.OK:
-            raise ValueError(f"GET /v1/models gives {reply.status_code}")
+            raise ValueError(f"GET /v1/models returned {reply.status_code}")
         return str(reply.json()["data"][0]["id"])
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         why = in_a_line(error)
-        raise CannotStart(f"{address} does not answer as an OpenAI-compatible server does: {why}") from error
+        raise CannotStart(f"{address} does not answer like an OpenAI-compatible server: {why}") from error

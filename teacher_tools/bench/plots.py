@@ -1,4 +1,4 @@
-"""Latency against load, and how latencies are spread, drawn as PNG."""
+"""Plots as PNG: latency against load, and the distribution of latencies."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogFormatter
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
-"""Okabe and Ito's, without yellow: told apart by the colour-blind."""
+"""The palette of Okabe and Ito without yellow, which the colour-blind can distinguish."""
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -35,11 +35,8 @@ _MARKERS = {"cold": "o", "warm": "s"}
 
 
 def draw_latency(report: Report, file: Path) -> None:
-    """Percentiles against concurrency or rate, and the answers a second that came of it.
-
-    A column for each kind of load, latency above and answers below.
-    """
-    points = [point for point in report.points if point.figures.latency_ms]
+    """Draws percentiles of latency (top) and answers a second (bottom) against concurrency and rate."""
+    points = [point for point in report.points if point.statistics.latency_ms]
     kinds = [kind for kind in _LABELS if any(point.load.kind == kind for point in points)]
     with mpl.rc_context(_STYLE):
         size = (4.6 * len(kinds) + 0.4, 6.0)
@@ -62,8 +59,8 @@ def draw_latency(report: Report, file: Path) -> None:
 
 
 def draw_distribution(report: Report, file: Path) -> None:
-    """The share of answers that came within a time, a curve for each point; cold and warm in panels."""
-    points = [point for point in report.points if point.figures.latency_ms]
+    """Draws the cumulative distribution of latencies, a curve for each point; a panel for each pass."""
+    points = [point for point in report.points if point.statistics.latency_ms]
     passes = list(dict.fromkeys(point.pass_ for point in points))
     with mpl.rc_context(_STYLE):
         size = (4.6 * len(passes) + 0.4, 3.6)
@@ -83,13 +80,13 @@ def draw_distribution(report: Report, file: Path) -> None:
             panel.set(title=pass_, xlabel="latency, ms")
             _log(panel.set_xscale, panel.xaxis)
             panel.legend()
-        axes[0, 0].set_ylabel("share of answers within it")
+        axes[0, 0].set_ylabel("share of answers within this latency")
         figure.savefig(file, dpi=150, metadata={"Software": None})
         plt.close(figure)
 
 
 def _series(report: Report, points: Sequence[Point], kind: str) -> dict[str, list[Point]]:
-    """Points of one kind of load, by teacher and pass, in the order of their loads."""
+    """Returns the points of one kind of load, by teacher and pass, in the order of their loads."""
     series: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.load.value):
         if point.load.kind == kind:
@@ -101,15 +98,15 @@ def _draw_series(panels: Any, name: str, points: Sequence[Point], colour: str) -
     loads = [point.load.value for point in points]
     marker = _MARKERS[points[0].pass_]
     for percentile, dashes in _DASHES.items():
-        values = [getattr(point.figures.latency_ms, percentile) for point in points]
+        values = [getattr(point.statistics.latency_ms, percentile) for point in points]
         style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4}
         panels[0].plot(loads, values, label=f"{name}, {percentile}", **style)
-    rates = [point.figures.answered_per_s for point in points]
+    rates = [point.statistics.answered_per_s for point in points]
     panels[1].plot(loads, rates, label=name, color=colour, marker=marker, markersize=4)
 
 
 def _log(set_scale: Callable[[str], None], axis: Any) -> None:
-    """Milliseconds as plain numbers, also between powers of ten."""
+    """Makes an axis logarithmic, with milliseconds as plain numbers, also between powers of ten."""
     set_scale("log")
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))

@@ -1,4 +1,4 @@
-"""Many different questions about real pictures of the tasks, for whoever measures or tests a teacher."""
+"""Many different questions about real pictures of the tasks, for measurements and tests."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -22,17 +22,17 @@ _ENV_IDS = {
 }
 
 _TRIES = 300
-"""In a row without a new picture, after which a task has none left: LavaGap has about 1,200."""
+"""Consecutive tries without a new picture, after which a task is exhausted: LavaGap has about 1,200."""
 
 
 def questions(tasks: Sequence[str] = tuple(TASKS), seed: int = 0) -> Iterator[Question]:
-    """Questions about different pictures, the agent anywhere where the task can be done.
+    """Yields questions about different pictures, with the agent anywhere where it can complete the task.
 
-    The tasks take turns, each as long as it has new pictures.
+    The tasks take turns; a task without new pictures drops out.
 
     Args:
-        tasks: keys of families; by default the paper's four.
-        seed: of environments and order; the same one gives the same questions.
+        tasks: keys of task families; by default the paper's four.
+        seed: determines the questions and their order.
     """
     rng = random.Random(seed)
     seen: set[bytes] = set()
@@ -47,12 +47,12 @@ def questions(tasks: Sequence[str] = tuple(TASKS), seed: int = 0) -> Iterator[Qu
 
 
 def distinct_questions(count: int, seed: int = 0) -> list[Question]:
-    """So many questions about different pictures of the four tasks, in turn."""
+    """Returns a number of questions about different pictures of the paper's four tasks, in turn."""
     return list(islice(questions(seed=seed), count))
 
 
 def _new_picture(env: MiniGridEnv, task: str, rng: random.Random, seen: set[bytes]) -> bytes | None:
-    """A PNG that was not seen yet, and now is; the environment is left in the state that it shows."""
+    """Returns a PNG that is not in `seen`, and adds it; the environment stays in the pictured state."""
     for _ in range(_TRIES):
         env.reset(seed=rng.randrange(10**6))
         env.place_agent()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def _new_picture(env: MiniGridEnv, task: str, rng: random.Random, seen: set[byte
 
 
 def _solvable(view: View, task: str, mission: str) -> bool:
-    """The agent may have been put outside GoToDoor's room."""
+    """Returns False where the agent stands outside GoToDoor's room, for example."""
     try:
         plan(view, task, mission, ALL_TASKS[task].useful)
     except NoPlan:

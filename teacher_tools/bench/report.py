@@ -1,4 +1,4 @@
-"""What a run found, as JSON and as Markdown tables that read well on a terminal too."""
+"""The report of a measurement: JSON, and Markdown tables that are also readable on a terminal."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -6,30 +6,37 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from teacher_tools.bench.figures import Figures, Ratio, Ratios, Spread, figures_of, ratios_of
 from teacher_tools.bench.loops import Window
-from teacher_tools.bench.measuring import Block, Load, Pass
+from teacher_tools.bench.measuring import Load, Pass, Round
+from teacher_tools.bench.statistics import (
+    LatencyStatistics,
+    PointStatistics,
+    Ratio,
+    Ratios,
+    point_statistics,
+    ratios_of,
+)
 
 LATE_MS = 10.0
-"""From which on the client's own lateness is worth a warning."""
+"""The client's own lateness (p99) from which the report warns of it."""
 _TAIL = 0.2
-"""Share of an open loop's time after its last arrival, from which on it is."""
+"""The share of an open loop's time after its last arrival from which the report warns of it."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one teacher did at one load, cold or warm."""
+    """One teacher at one load, cold or warm."""
 
     target: str
     load: Load
     pass_: Pass
-    figures: Figures
+    statistics: PointStatistics
     windows: Sequence[Window]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first teacher over another one at one load, cold or warm."""
+    """The first teacher compared with another at one load, cold or warm."""
 
     other: str
     load: Load
@@ -39,7 +46,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """A run's results: `about` says what was asked, and how; `targets` who was asked."""
+    """The results of a measurement.
+
+    Attributes:
+        about: what was measured and how.
+        targets: a description of each teacher, by name.
+    """
 
     about: Mapping[str, Any]
     targets: Mapping[str, Mapping[str, Any]]
@@ -49,25 +61,25 @@ class Report:
 
 
 def report_of(
-    blocks: Sequence[Block],
+    rounds: Sequence[Round],
     *,
     about: Mapping[str, Any],
     targets: Mapping[str, Mapping[str, Any]],
     interrupted: bool,
 ) -> Report:
-    """The results of what was measured; `about` holds target_ms. The first of the targets is compared."""
+    """Returns the report; the first target is compared with the others. `about` has to hold target_ms."""
 
-    def point_of(block: Block) -> tuple[Any, ...]:
-        return block.load.kind, block.load.value, block.pass_, list(targets).index(block.target)
+    def point_of(each: Round) -> tuple[Any, ...]:
+        return each.load.kind, each.load.value, each.pass_, list(targets).index(each.target)
 
     points = []
-    for _, found in groupby(sorted(blocks, key=point_of), key=point_of):
-        rounds = list(found)
-        one = rounds[0]
-        windows = [block.window for block in rounds]
-        figures = figures_of(windows, about["target_ms"], planned=one.load.kind == "rate")
-        if figures.asked:
-            points.append(Point(one.target, one.load, one.pass_, figures, windows))
+    for _, group in groupby(sorted(rounds, key=point_of), key=point_of):
+        of_point = list(group)
+        one = of_point[0]
+        windows = [each.window for each in of_point]
+        statistics = point_statistics(windows, about["target_ms"], planned=one.load.kind == "rate")
+        if statistics.asked:
+            points.append(Point(one.target, one.load, one.pass_, statistics, windows))
     first = {(point.load, point.pass_): point for point in points if point.target == next(iter(targets))}
     comparisons = [
         Comparison(point.target, point.load, point.pass_, ratios)
@@ -79,7 +91,7 @@ def report_of(
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """All of it, and every counted question: when it was planned, in seconds, and how long it took."""
+    """Returns the whole report as JSON values, with the planned time and latency of each counted question."""
 
     def samples(windows: Sequence[Window]) -> list[dict[str, Any]]:
         return [
@@ -95,7 +107,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "teachers": report.targets,
         "points": [
             {"teacher": p.target, p.load.kind: p.load.value, "pass": p.pass_}
-            | asdict(p.figures)
+            | asdict(p.statistics)
             | {"samples": samples(p.windows)}
             for p in report.points
         ],
@@ -108,18 +120,18 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def as_markdown(report: Report) -> str:
-    """Tables of latency and rates, of where the time went, and of ratios; then what to be wary of."""
+    """Returns tables of latencies and rates, of where the time went, and of ratios, followed by warnings."""
     about = report.about
     parts = [
-        "# How fast the teachers answered" if len(report.targets) > 1 else "# How fast the teacher answered"
+        "# How fast the teachers answer" if len(report.targets) > 1 else "# How fast the teacher answers"
     ]
-    parts.append("\n".join(f"- {name}: {_who(told)}" for name, told in report.targets.items()))
+    parts.append("\n".join(f"- {name}: {_described(about)}" for name, about in report.targets.items()))
     parts.append(
-        f"{about['machine']}; {about['questions']} questions or more for each point and pass, about"
+        f"{about['machine']}; at least {about['questions']} questions for each load and pass; tasks:"
         f" {', '.join(about['task'])}; seed {about['seed']}; {about['began']}"
     )
     if report.interrupted:
-        parts.append("**Interrupted: the last point is not whole, and some are missing.**")
+        parts.append("**Interrupted: the last row is incomplete, and others are missing.**")
     parts.append(_latency_table(report))
     parts += [table for table in (_parts_table(report), _ratio_table(report)) if table]
     parts += [f"Note: {warning}" for warning in warnings(report)]
@@ -127,40 +139,40 @@ def as_markdown(report: Report) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What makes figures mean something else than they seem to."""
-    told = []
+    """Returns what a reader of the tables has to know so as not to be misled."""
+    found = []
     for point in report.points:
         where = f"{_name(report, point.target)}{point.load}, {point.pass_}"
-        figures = point.figures
-        if point.pass_ == "cold" and figures.stored:  # noqa: S105 - no password
-            told.append(
-                f"{where}: the store knew {figures.stored} of {figures.asked} questions: take another --seed,"
-                " or a teacher with an empty store"
+        statistics = point.statistics
+        if point.pass_ == "cold" and statistics.stored:  # noqa: S105 - no password
+            found.append(
+                f"{where}: the store had answers to {statistics.stored} of {statistics.asked} questions:"
+                " use another --seed, or a teacher with an empty store"
             )
-        if figures.errors:
-            errors = ", ".join(f"{number} x {status}" for status, number in figures.errors.items())
-            told.append(f"{where}: not answered: {errors}")
-        if short := sum(0 < len(window.samples) < point.load.askers for window in point.windows):
-            told.append(
-                f"{where}: {short} of {len(point.windows)} rounds ended before each asker was answered once:"
-                " answers/s say little; give --seconds more"
+        if statistics.errors:
+            errors = ", ".join(f"{number} x {status}" for status, number in statistics.errors.items())
+            found.append(f"{where}: not answered: {errors}")
+        if short := sum(0 < len(window.samples) < point.load.clients for window in point.windows):
+            found.append(
+                f"{where}: {short} of {len(point.windows)} rounds ended before each client had an answer:"
+                " answers/s are unreliable; raise --seconds"
             )
         tail = sum(_tail_s(window) for window in point.windows) if point.load.kind == "rate" else 0.0
-        if tail > _TAIL * figures.seconds:
-            told.append(
-                f"{where}: {tail / figures.seconds:.0%} of the time was after the last arrivals, which makes"
-                " answers/s too few: ask more --questions, or in fewer --rounds"
+        if tail > _TAIL * statistics.seconds:
+            found.append(
+                f"{where}: {tail / statistics.seconds:.0%} of the time was after the last arrivals, so"
+                " answers/s are too low: raise --questions, or lower --rounds"
             )
-        if figures.late_ms and figures.late_ms.p99 > LATE_MS:
-            told.append(
-                f"{where}: this client was late itself, by {figures.late_ms.p99:.0f} ms (p99), which counts"
+        if statistics.late_ms and statistics.late_ms.p99 > LATE_MS:
+            found.append(
+                f"{where}: the client itself was late by {statistics.late_ms.p99:.0f} ms (p99), which counts"
                 " as latency"
             )
-    return told
+    return found
 
 
 def _tail_s(window: Window) -> float:
-    """Seconds from the last arrival to the last answer."""
+    """Returns the seconds from the last arrival to the last answer."""
     if not window.samples:
         return 0.0
     ended = max(sample.reply.ended for sample in window.samples)
@@ -172,44 +184,43 @@ def _latency_table(report: Report) -> str:
     header += ["mean ms", "p50", "p90", "p95", "p99", "max", "stored", "errors"]
     rows = []
     for point in report.points:
-        figures = point.figures
-        spread = _cells(figures.latency_ms)
+        of = point.statistics
         rows.append(
             [
-                *(str(point.load), point.pass_, str(figures.answered), _short(figures.answered_per_s)),
-                *(_short(figures.good_per_s), *spread),
-                *(str(figures.stored), str(sum(figures.errors.values()))),
+                *(str(point.load), point.pass_, str(of.answered), _short(of.answered_per_s)),
+                *(_short(of.good_per_s), *_cells(of.latency_ms)),
+                *(str(of.stored), str(sum(of.errors.values()))),
             ]
         )
     return _table(*_with_names(report, header, rows, [point.target for point in report.points]))
 
 
 def _parts_table(report: Report) -> str:
-    """Means, so that they add up; none where no answer tells."""
-    parts = [name for name in _PARTS if any(name in point.figures.parts_ms for point in report.points)]
+    """Returns means, which add up; empty if no answer reports parts."""
+    parts = [name for name in _PARTS if any(name in point.statistics.parts_ms for point in report.points)]
     if not parts:
         return ""
-    stages = {stage: None for point in report.points for stage, n in point.figures.tokens.items() if n}
+    stages = {stage: None for point in report.points for stage, n in point.statistics.tokens.items() if n}
     header = ["load", "pass", *parts, *(f"tokens, {stage}" for stage in stages), *["tokens/s"] * bool(stages)]
     rows = [
-        [str(point.load), point.pass_, *_means(point.figures, parts), *_tokens(point.figures, stages)]
+        [str(point.load), point.pass_, *_means(point.statistics, parts), *_tokens(point.statistics, stages)]
         for point in report.points
     ]
     table = _table(*_with_names(report, header, rows, [point.target for point in report.points]))
-    return f"Where the time goes, mean milliseconds; analysis and action are within teacher:\n\n{table}"
+    return f"Where the time goes, in mean milliseconds; teacher includes analysis and action:\n\n{table}"
 
 
 _PARTS = ("waiting", "picture", "teacher", "analysis", "action", "total", "outside")
 
 
-def _means(figures: Figures, parts: Iterable[str]) -> list[str]:
-    return [_short(spread.mean) if (spread := figures.parts_ms.get(name)) else "-" for name in parts]
+def _means(of: PointStatistics, parts: Iterable[str]) -> list[str]:
+    return [_short(found.mean) if (found := of.parts_ms.get(name)) else "-" for name in parts]
 
 
-def _tokens(figures: Figures, stages: Collection[str]) -> list[str]:
-    """Of each stage for a question, then of all a second; nothing where no teacher generates any."""
-    cells = [_short(figures.tokens.get(stage, 0)) for stage in stages]
-    return [*cells, _short(figures.tokens_per_s)] if cells else []
+def _tokens(of: PointStatistics, stages: Collection[str]) -> list[str]:
+    """Returns the tokens of each stage for a question, then of all a second; empty without stages."""
+    cells = [_short(of.tokens.get(stage, 0)) for stage in stages]
+    return [*cells, _short(of.tokens_per_s)] if cells else []
 
 
 def _ratio_table(report: Report) -> str:
@@ -223,11 +234,11 @@ def _ratio_table(report: Report) -> str:
     others = [each.other for each in report.comparisons]
     first = next(iter(report.targets))
     table = _table(["to", *header], [[other, *row] for other, row in zip(others, rows, strict=True)])
-    return f"Ratios of {first} to the others, 95 % intervals over rounds:\n\n{table}"
+    return f"Ratios of {first} to the others, with 95 % intervals over rounds:\n\n{table}"
 
 
-def _who(told: Mapping[str, Any]) -> str:
-    return ", ".join(str(told[name]) for name in ("address", "model", "kind", "identity") if told.get(name))
+def _described(about: Mapping[str, Any]) -> str:
+    return ", ".join(str(about[name]) for name in ("address", "model", "kind", "identity") if about.get(name))
 
 
 def _name(report: Report, target: str) -> str:
@@ -237,14 +248,14 @@ def _name(report: Report, target: str) -> str:
 def _with_names(
     report: Report, header: list[str], rows: list[list[str]], names: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """With a first column of names where there are several teachers."""
+    """Adds a first column of names if there are several teachers."""
     if len(report.targets) == 1:
         return header, rows
     return ["", *header], [[name, *row] for name, row in zip(names, rows, strict=True)]
 
 
-def _cells(spread: Spread | None) -> list[str]:
-    return [_short(value) for value in asdict(spread).values()] if spread else ["-"] * 6
+def _cells(of: LatencyStatistics | None) -> list[str]:
+    return [_short(value) for value in asdict(of).values()] if of else ["-"] * 6
 
 
 def _interval(ratio: Ratio) -> str:
@@ -252,7 +263,7 @@ def _interval(ratio: Ratio) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits that count, and all of those before the point."""
+    """Returns three significant digits, and all digits before the decimal point."""
     decimals = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(decimals, 2)}f}"
 

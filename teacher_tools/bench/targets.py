@@ -1,4 +1,4 @@
-"""Who is asked: a teacher over HTTP, and what its answers say about themselves."""
+"""The targets of a measurement: teachers over HTTP, and the timings that their answers report."""
 
 import time
 from collections.abc import Mapping
@@ -8,27 +8,27 @@ import httpx
 from pydantic import ValidationError
 
 from teacher_api.schemas import Answer, Question
-from teacher_tools.bench.loops import Ask, Reply
+from teacher_tools.bench.loops import Reply, Request
 
 _KEEP_S = 4.0
-"""Below the 5 s after which a teacher closes an idle connection: one is not sent on while it closes."""
+"""Below the 5 s after which a teacher closes an idle connection, so that none is used while it closes."""
 
 
 class Target(Protocol):
-    """Something that is asked questions over connections of its own."""
+    """A server that is measured, with a connection pool of its own."""
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Who it is, for the report: `address` and what else is known."""
+        """Describes the server in the report: `address` and more."""
 
-    def asker(self, question: Question) -> Ask:
-        """Makes ready to ask: what can be done beforehand is done here."""
+    def prepare(self, question: Question) -> Request:
+        """Returns a request; all work that can precede the sending is done here."""
 
     async def close(self) -> None: ...
 
 
-class Http:
-    """One pool of connections, as many as it takes, without proxies; failures are told in words."""
+class HttpTarget:
+    """An unlimited connection pool without proxies, which reports failures as words."""
 
     def __init__(self, url: str, timeout_s: float, key: str | None = None) -> None:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -38,7 +38,7 @@ class Http:
         )
 
     async def post(self, path: str, body: bytes) -> tuple[str, float, bytes]:
-        """The status or what went wrong, when the reply was there (`time.perf_counter`), and its body."""
+        """Returns the status or the failure, the time of the reply (`time.perf_counter`), and its body."""
         try:
             response = await self._client.post(path, content=body)
         except httpx.TimeoutException:
@@ -52,7 +52,7 @@ class Http:
         await self._client.aclose()
 
 
-class TeacherTarget(Http):
+class TeacherTarget(HttpTarget):
     """A teacher's POST /policy."""
 
     def __init__(
@@ -61,22 +61,23 @@ class TeacherTarget(Http):
         super().__init__(url, timeout_s, key)
         self.about = {"address": url, **about}
 
-    def asker(self, question: Question) -> Ask:
+    def prepare(self, question: Question) -> Request:
+        """Returns a request with the question as its serialised body."""
         body = question.model_dump_json().encode()
 
-        async def ask() -> Reply:
+        async def send() -> Reply:
             status, ended, content = await self.post("/policy", body)
-            return _read(content, ended) if status == "200" else Reply(status, ended)
+            return _parsed(content, ended) if status == "200" else Reply(status, ended)
 
-        return ask
+        return send
 
 
-def _read(content: bytes, ended: float) -> Reply:
+def _parsed(content: bytes, ended: float) -> Reply:
     try:
         answer = Answer.model_validate_json(content)
     except ValidationError:
         return Reply("not a teacher's answer", ended)
-    if answer.stored:  # its stages are those of the time when it was given
+    if answer.stored:  # its stages were timed when the answer was first given
         return Reply("200", ended, stored=True, parts_ms=answer.milliseconds)
     reports = {"analysis": answer.stages.analysis, "action": answer.stages.action}
     stages = {name: report for name, report in reports.items() if report is not None}

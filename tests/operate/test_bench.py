@@ -25,11 +25,11 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make test-operate"),
 ]
 
-# Random weights put little mass on labels, and write numbers that sum to 1 only by chance
+# Random weights put little mass on labels, and their numbers rarely sum to 1
 _LENIENT = ("--min-label-mass", "0", "--sum-tolerance", "1")
 
 _MOST_TOKENS = load_prompt_set("minigrid").analysis_max_tokens + 1
-"""Of an answer."""
+"""Of an answer, both stages."""
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def _bench(out: Path, *flags: str) -> dict[str, Any]:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     print("\n" + done.stdout)
-    told: dict[str, Any] = json.loads((out / "bench.json").read_text())
-    return told
+    report: dict[str, Any] = json.loads((out / "bench.json").read_text())
+    return report
 
 
-def test_tokens_and_store_hits_are_those_that_vllm_and_the_service_count(
+def test_tokens_and_store_hits_equal_the_counts_of_vllm_and_the_service(
     teacher: TeacherProcess, tmp_path: Path
 ) -> None:
     before = metric(teacher, "vllm:generation_tokens_total")
@@ -71,13 +71,13 @@ def test_tokens_and_store_hits_are_those_that_vllm_and_the_service_count(
     assert (cold["stored"], warm["stored"]) == (0, 40)
     assert cold["tokens"]["action"] == 1
     counted = round(40 * sum(cold["tokens"].values()))
-    print(f"vLLM generated {generated:.0f} tokens; those of the 40 questions that count are {counted}")
-    assert 0 < generated - counted <= _MOST_TOKENS  # those of the one question before them
+    print(f"vLLM generated {generated:.0f} tokens; those of the 40 counted questions are {counted}")
+    assert 0 < generated - counted <= _MOST_TOKENS  # one uncounted question
     assert warm["tokens"] == {}
     assert warm["latency_ms"]["p50"] < cold["latency_ms"]["p50"]
 
 
-def test_a_checkpoint_s_folder_is_served_for_the_run(
+def test_a_checkpoints_folder_is_served_during_the_run(
     teacher: TeacherProcess, checkpoint: Path, short_prompts: Path, tmp_path: Path
 ) -> None:
     flags = (
@@ -93,33 +93,33 @@ def test_a_checkpoint_s_folder_is_served_for_the_run(
         "1",
     )
     served = (*VLLM_FLAGS, "--dtype", "float32", "--max-model-len", "16384", *_LENIENT)
-    told = _bench(tmp_path, teacher.url, *flags, "--", *served, "--prompts", str(short_prompts))
-    teachers = told["teachers"]
+    report = _bench(tmp_path, teacher.url, *flags, "--", *served, "--prompts", str(short_prompts))
+    teachers = report["teachers"]
     assert teachers["vs"]["folder"] == str(checkpoint)
-    assert teachers["vs"]["identity"] == teachers["teacher"]["identity"]  # flags and checkpoint are the same
+    assert teachers["vs"]["identity"] == teachers["teacher"]["identity"]  # same flags, same checkpoint
     points = [
-        (point["teacher"], point["pass"], point["answered"], point["stored"]) for point in told["points"]
+        (point["teacher"], point["pass"], point["answered"], point["stored"]) for point in report["points"]
     ]
     assert points == [
         *(("teacher", "cold", 12, 0), ("vs", "cold", 12, 0)),
         *(("teacher", "warm", 12, 12), ("vs", "warm", 12, 12)),
     ]
-    assert [ratio["pass"] for ratio in told["ratios"]] == ["cold", "warm"]
+    assert [ratio["pass"] for ratio in report["ratios"]] == ["cold", "warm"]
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{teachers['vs']['address']}/livez")
 
 
-def test_stock_vllm_is_asked_the_same_two_stages(
+def test_stock_vllm_gets_the_same_two_stages(
     teacher: TeacherProcess, stock: StockServer, short_prompts: Path, tmp_path: Path
 ) -> None:
     before = stock.metric("vllm:generation_tokens_total")
     flags = ("--concurrency", "2", "--questions", "12", "--rounds", "3", "--warm-up", "0", "--no-warm")
     openai = ("--vs-openai", stock.url, "--prompts", str(short_prompts))
-    told = _bench(tmp_path, teacher.url, *flags, *openai)
+    report = _bench(tmp_path, teacher.url, *flags, *openai)
     generated = stock.metric("vllm:generation_tokens_total") - before
-    ours, theirs = told["points"]
+    ours, theirs = report["points"]
     assert (ours["teacher"], theirs["teacher"]) == ("teacher", "openai")
-    assert theirs["errors"].keys() <= {"cut off"}  # random weights may not come to an end
+    assert theirs["errors"].keys() <= {"cut off"}  # random weights may generate without an end
     assert theirs["answered"] > 0
     assert set(theirs["parts_ms"]) == {"analysis", "action"}
     assert theirs["tokens"]["action"] > 1  # numbers are written out

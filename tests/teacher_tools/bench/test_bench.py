@@ -1,360 +1,196 @@
-"""`teacher bench` piece by piece: when questions are asked, which of them count, and what they come to."""
+"""`teacher bench` against real teachers: its files, its errors, and Ctrl-C."""
 
-import asyncio
-import io
-import math
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from gridworld.tasks import TASKS
-from teacher_tools.bench import questions as drawing
-from teacher_tools.bench.figures import Spread, figures_of, ratios_of
-from teacher_tools.bench.loops import (
-    Ask,
-    Reply,
-    Sample,
-    Window,
-    closed_loop,
-    closed_window,
-    open_loop,
-    open_window,
-    poisson_arrivals,
-)
-from teacher_tools.bench.measuring import Block, Load, Plan
-from teacher_tools.bench.progress import Progress
-from teacher_tools.bench.questions import distinct_questions, questions
-from teacher_tools.bench.report import as_json, as_markdown, report_of, warnings
+from teacher_tools.cli import main
+from tests.conftest import StartTeacher, TeacherProcess
+from tests.waiting import LONG_S, metric
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
+
+_FAST = ("--concurrency", "1", "--questions", "8", "--warm-up", "2", "--task", "fetch")
 
 
-def _sample(
-    number: int, planned: float, ended: float, *, sent: float | None = None, **said: object
-) -> Sample:
-    told: dict[str, object] = {"status": "200"} | said
-    return Sample(number, planned, planned if sent is None else sent, Reply(ended=ended, **told))  # type: ignore[arg-type]
+def _bench(*flags: str) -> int:
+    return main(["bench", *flags])
 
 
-def _window(latencies_ms: Sequence[float], seconds: float) -> Window:
-    return Window([_sample(i, 0, ms / 1000) for i, ms in enumerate(latencies_ms)], seconds)
-
-
-# When questions are asked
-
-
-def test_poisson_arrivals_are_those_of_their_seed() -> None:
-    arrivals = poisson_arrivals(5, 100, np.random.default_rng(3))
-    assert arrivals == poisson_arrivals(5, 100, np.random.default_rng(3))
-    assert arrivals != poisson_arrivals(5, 100, np.random.default_rng(4))
-    assert arrivals == sorted(arrivals)
-
-
-def test_gaps_between_poisson_arrivals_are_exponential() -> None:
-    number, rate = 20_000, 8.0
-    gaps = np.diff([0, *poisson_arrivals(rate, number, np.random.default_rng(0))])
-    assert gaps.mean() * rate == pytest.approx(1, abs=4 / math.sqrt(number))
-    assert gaps.std() * rate == pytest.approx(1, abs=0.05)
-    for share in (0.1, 0.5, 0.9):  # the quantiles of the exponential distribution
-        assert np.quantile(gaps, share) * rate == pytest.approx(-math.log(1 - share), abs=0.04)
-
-
-@pytest.mark.parametrize("rho", [0.5, 0.7])
-def test_poisson_arrivals_queue_as_theory_says(rho: float) -> None:
-    """M/D/1: where each takes a second, an arrival waits rho / (2 (1 - rho)) seconds on average."""
-    number = 400_000
-    waits, wait = np.zeros(number), 0.0
-    for i, gap in enumerate(np.diff(poisson_arrivals(rho, number, np.random.default_rng(1)))):
-        wait = max(0.0, wait + 1 - gap)
-        waits[i + 1] = wait
-    assert waits.mean() == pytest.approx(rho / (2 * (1 - rho)), rel=0.03)
-
-
-def test_an_open_loop_asks_though_nothing_is_answered() -> None:
-    async def run() -> list[Sample]:
-        samples: list[Sample] = []
-        all_asked = asyncio.Event()
-        waiting = 0
-
-        async def ask() -> Reply:
-            nonlocal waiting
-            waiting += 1
-            if waiting == 50:
-                all_asked.set()
-            await asyncio.wait_for(all_asked.wait(), 30)  # no answer before the last question
-            return Reply("200", asyncio.get_running_loop().time())
-
-        at = poisson_arrivals(1000, 50, np.random.default_rng(0))
-        await open_loop([ask] * 50, at, samples.append)
-        gaps = [b.planned - a.planned for a, b in pairwise(sorted(samples, key=lambda s: s.number))]
-        assert gaps == pytest.approx(np.diff(at), abs=1e-6)
-        return samples
-
-    samples = asyncio.run(run())
-    assert len(samples) == 50
-    assert all(sample.sent >= sample.planned for sample in samples)
-
-
-def test_latency_counts_from_the_planned_time() -> None:
-    late = _sample(0, planned=10.0, sent=12.0, ended=12.5)
-    assert late.latency_ms == pytest.approx(2500)
-    assert late.late_ms == pytest.approx(2000)
-
-
-@pytest.mark.parametrize("askers", [1, 3])
-def test_a_closed_loop_keeps_all_askers_busy_until_it_is_enough(askers: int) -> None:
-    async def run() -> tuple[int, int, list[Sample]]:
-        samples: list[Sample] = []
-        at_once = most = asked = 0
-
-        async def ask() -> Reply:
-            nonlocal at_once, most, asked
-            asked, at_once = asked + 1, at_once + 1
-            most = max(most, at_once)
-            await asyncio.sleep(0)
-            at_once -= 1
-            return Reply("200", 0.0)
-
-        asks: list[Ask] = [ask] * 100
-        await closed_loop(asks, askers, lambda: len(samples) >= 20, samples.append)
-        return most, asked, samples
-
-    most, asked, samples = asyncio.run(run())
-    assert most == askers
-    assert asked == len(samples)
-    assert 20 <= asked <= 20 + askers - 1
-    assert sorted(sample.number for sample in samples) == list(range(asked))
-
-
-# Which of them count
-
-
-def test_a_closed_window_begins_when_the_warm_up_is_answered() -> None:
-    samples = [_sample(i, planned=0, ended=float(i)) for i in range(1, 11)]
-    window = closed_window(samples[::-1], 4, 5)
-    assert [sample.reply.ended for sample in window.samples] == [5, 6, 7, 8, 9]
-    assert window.seconds == 5.0
-
-
-def test_a_closed_window_can_be_cut_off_by_the_clock() -> None:
-    samples = [_sample(i, planned=0, ended=float(i)) for i in range(1, 11)]
-    assert [s.number for s in closed_window(samples, 2, 100, seconds=3.5).samples] == [3, 4, 5]
-    assert closed_window(samples, 2, 100, seconds=0.5) == Window([], 0.0)
-    assert closed_window(samples, 10, 5) == Window([], 0.0)
-
-
-@pytest.mark.parametrize("questions", [1, 20, 64, 65, 200])
-@pytest.mark.parametrize("together", [16, 64])
-@pytest.mark.parametrize("seconds", [None, 47.0])
-def test_answers_that_come_in_waves_have_their_rate(
-    questions: int, together: int, seconds: float | None
+def test_a_run_writes_json_tables_and_plots(
+    shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = Plan([], questions=questions, warm_up=8, rounds=1, warm=False, seed=0, seconds=seconds)
-    load = Load("concurrency", 64)
-    # So many are computed together, in 8 seconds, for 64 askers
-    samples = [_sample(i, planned=0, ended=8.0 * (1 + i // together)) for i in range(400)]
-    asked = samples[: plan.asked(load)]
-    block = Block("teacher", load, "cold", 0, plan.ahead(load), plan.counted(load), seconds, asked)
-    window = block.window
-    assert len(window.samples) >= questions or seconds
-    assert len(window.samples) / window.seconds == together / 8
+    before = _asked_and_stored(shared_teacher)
+    flags = ("--concurrency", "1,3", "--rate", "80", "--questions", "12", "--warm-up", "4", "--seed", "5")
+    assert _bench(shared_teacher.url, *flags, "--target-ms", "60000", "--out", str(tmp_path / "out")) == 0
+    out, err = capsys.readouterr()
+    names = {"bench.json", "bench.md", "latency.png", "distribution.png"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in names if "png" in name)
+    assert err.splitlines()[1:] == [f"teacher bench: {load}" for load in ("1 at once", "3 at once", "80/s")]
 
-
-def test_a_closed_window_without_warm_up_begins_with_the_first_question() -> None:
-    samples = [_sample(0, planned=3, ended=5), _sample(1, planned=4, ended=7)]
-    assert closed_window(samples, 0, 2).seconds == 4
-
-
-def test_an_open_window_lasts_from_the_first_arrival_to_the_last_answer() -> None:
-    samples = [_sample(0, 1, 20), _sample(2, 3, 4), _sample(1, 2, 9), _sample(3, 5, 6)]
-    window = open_window(samples, 1)
-    assert [sample.number for sample in window.samples] == [1, 2, 3]
-    assert window.seconds == 7
-
-
-def test_a_block_is_over_after_its_seconds_or_its_questions() -> None:
-    block = Block("teacher", Load("concurrency", 1), "cold", 0, ahead=1, questions=2, seconds=None)
-    block.samples += [_sample(0, 0, 0), _sample(1, 0, 0)]
-    assert not block.enough()
-    block.seconds = 0.001  # since the clock began to run
-    assert block.enough()
-    block.seconds = None
-    block.samples.append(_sample(2, 0, 0))
-    assert block.enough()
-
-
-def test_a_plan_counts_what_it_asks() -> None:
-    loads = [Load("concurrency", 1), Load("concurrency", 16), Load("rate", 5)]
-    plan = Plan(loads, questions=20, warm_up=8, rounds=3, warm=True, seed=0)
-    assert [plan.asked(load) for load in loads] == [8 + 20, 16 + 32 + 15, 8 + 20]
-    assert plan.different == 3 * (28 + 63 + 28)
-    assert plan.blocks == 3 * 3 * 2
-
-
-# What they come to
-
-
-def test_percentiles() -> None:
-    spread = Spread.of(range(101))
-    assert spread == Spread(mean=50, p50=50, p90=90, p95=95, p99=99, maximum=100)
-    assert Spread.of([3.0, 1.0]) == Spread(mean=2, p50=2, p90=2.8, p95=2.9, p99=2.98, maximum=3)
-    assert Spread.of([]) is None
-
-
-def test_goodput_counts_only_what_was_answered_in_time() -> None:
-    samples = [_sample(i, 0, seconds) for i, seconds in enumerate((0.1, 0.2, 0.5, 0.9))]
-    samples.append(_sample(4, 0, 0.1, status="503"))
-    found = figures_of([Window(samples, 2.0)], target_ms=500, planned=False)
-    assert (found.asked, found.answered, found.errors) == (5, 4, {"503": 1})
-    assert found.answered_per_s == 2
-    assert found.good_per_s == 1.5
-    assert found.latency_ms is not None
-    assert found.latency_ms.maximum == pytest.approx(900)  # the refusal has no part in it
-
-
-def test_tokens_parts_and_stored_answers() -> None:
-    parts = {"waiting": 1.0, "total": 60.0}
-    told = {"parts_ms": parts, "tokens": {"analysis": 100, "action": 1}}
-    fresh = [_sample(i, 0, 0.1, sent=0.02, **told) for i in range(2)]
-    stored = _sample(2, 0, 0.01, stored=True, parts_ms={"total": 4.0})
-    found = figures_of([Window([*fresh, stored], 0.5)], target_ms=1, planned=True)
-    assert found.stored == 1
-    assert found.tokens == pytest.approx({"analysis": 200 / 3, "action": 2 / 3})
-    assert found.tokens_per_s == 404
-    assert found.parts_ms["outside"].maximum == pytest.approx(20)  # 80 ms since it was sent, less 60
-    assert found.parts_ms["outside"].p50 == pytest.approx(20)
-    assert found.late_ms is not None
-    assert found.late_ms.maximum == pytest.approx(20)
-
-
-def test_ratios_of_teachers_that_differ_by_a_known_factor() -> None:
-    rng = np.random.default_rng(1)
-    drifts = rng.uniform(1, 3, 10)  # the machine is up to three times slower for a round, for both
-    rounds = [rng.lognormal(5, 0.2, 40) * drift for drift in drifts]
-    first = [_window(latencies * 1.5, seconds=latencies.sum() * 1.5 / 1000) for latencies in rounds]
-    other = [_window(latencies, seconds=latencies.sum() / 1000) for latencies in rounds]
-    ratios = ratios_of(first, other)
-    assert ratios is not None
-    for ratio, expected in ((ratios.p50, 1.5), (ratios.answered_per_s, 1 / 1.5)):
-        assert (ratio.value, ratio.low, ratio.high) == pytest.approx((expected,) * 3)  # the drift cancels
-
-
-def test_intervals_of_ratios_cover_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(2)
-    runs, covered = 10, 0
-    for _ in range(runs):
-        first, other = (
-            [_window(rng.normal(mean, 30, 20) + rng.normal(0, 10), seconds=1) for _ in range(10)]
-            for mean in (240, 200)
-        )
-        ratios = ratios_of(first, other)
-        assert ratios is not None
-        assert ratios.p50.low < ratios.p50.value < ratios.p50.high
-        covered += ratios.p50.low <= 1.2 <= ratios.p50.high
-    assert covered >= 0.8 * runs  # nominally 0.95; rounds are few
-
-
-def test_no_ratio_without_two_rounds_of_both() -> None:
-    one, none = _window([1.0, 2.0], 1), Window([_sample(0, 0, 1, status="503")], 1)
-    assert ratios_of([one], [one]) is None
-    assert ratios_of([one, none], [one, one]) is None
-    assert ratios_of([one, one], [one, one]) is not None
-
-
-# What is asked, and what is said
-
-
-def test_questions_are_different_and_those_of_their_seed() -> None:
-    asked = distinct_questions(40, seed=3)
-    assert asked == distinct_questions(40, seed=3)
-    assert len({question.image for question in asked}) == 40
-    assert [question.task for question in asked[:8]] == [*TASKS, *TASKS]
-    assert {question.task for question in islice(questions(["go_to_object"]), 8)} == {"go_to_object"}
-    other = distinct_questions(40, seed=4)
-    assert len({question.image for question in asked + other}) > 70  # small grids: a few come up in both
-
-
-def test_a_task_ends_when_all_its_pictures_were_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(drawing._ENV_IDS, "lava_gap", "MiniGrid-LavaGapS5-v0")
-    asked = list(islice(questions(["lava_gap", "fetch"], seed=0), 150))
-    assert len({question.image for question in asked}) == 150
-    # Three places for the gap; six empty cells, the gap's among them; four headings
-    assert [question.task for question in asked].count("lava_gap") == 3 * 6 * 4
-    assert [question.task for question in asked[-6:]] == ["fetch"] * 6
-
-
-_ABOUT = {"target_ms": 100, "machine": "a", "questions": 2, "task": ["fetch"], "seed": 1, "began": "now"}
-
-
-def _report(blocks: Sequence[Block], *names: str, interrupted: bool = False) -> str:
-    targets = {name: {"address": f"http://{name}"} for name in names}
-    return as_markdown(report_of(blocks, about=_ABOUT, targets=targets, interrupted=interrupted))
-
-
-def _block(target: str, round_: int, latency_s: float, pass_: str = "cold", **said: object) -> Block:
-    block = Block(target, Load("concurrency", 1), pass_, round_, 1, 2, None)  # type: ignore[arg-type]
-    block.samples += [_sample(i, i, i + latency_s, **said) for i in range(3)]
-    return block
-
-
-def test_a_report_compares_the_first_teacher_to_the_others() -> None:
-    blocks = [_block(name, i, s) for i in range(2) for name, s in (("vs", 0.2), ("teacher", 0.05))]
-    targets = {name: {"address": f"http://{name}"} for name in ("teacher", "vs")}
-    report = report_of(blocks, about=_ABOUT, targets=targets, interrupted=False)
-    (comparison,) = report.comparisons
-    assert comparison.other == "vs"
-    assert comparison.ratios.p50.value == pytest.approx(0.25)
-    assert [point.target for point in report.points] == ["teacher", "vs"]
-    assert [point.figures.good_per_s > 0 for point in report.points] == [True, False]
-    told = as_json(report)["ratios"][0]
-    assert (told["of"], told["to"], told["concurrency"], told["pass"]) == ("teacher", "vs", 1, "cold")
-    assert "| vs | 1 at once | cold | 0.250 (0.250 to 0.250) |" in as_markdown(report)
-
-
-def test_a_report_warns_of_what_misleads() -> None:
-    known = _block("teacher", 0, 0.1, stored=True)
-    refused = _block("teacher", 0, 0.1, pass_="warm", status="503")
-    late = Block("teacher", Load("rate", 5), "cold", 0, 0, 1, None, [_sample(0, 0, 1, sent=0.5)])
-    short = Block("teacher", Load("concurrency", 4), "cold", 0, 1, 4, 1.5, [_sample(0, 0, i) for i in (1, 2)])
-    told = warnings(
-        report_of([known, refused, late, short], about=_ABOUT, targets={"teacher": {}}, interrupted=False)
-    )
-    assert told == [
-        "1 at once, cold: the store knew 2 of 2 questions: take another --seed, or a teacher with an empty"
-        " store",
-        "1 at once, warm: not answered: 2 x 503",
-        "4 at once, cold: 1 of 1 rounds ended before each asker was answered once: answers/s say little; give"
-        " --seconds more",
-        "5/s, cold: 100% of the time was after the last arrivals, which makes answers/s too few: ask more"
-        " --questions, or in fewer --rounds",
-        "5/s, cold: this client was late itself, by 500 ms (p99), which counts as latency",
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert (written["seed"], written["interrupted"], written["questions"]) == (5, False, 12)
+    assert written["teachers"]["teacher"]["identity"].startswith("planner-")
+    points = written["points"]
+    loads = [(p.get("concurrency"), p.get("rate"), p["pass"]) for p in points]
+    assert loads == [
+        *((1, None, "cold"), (1, None, "warm"), (3, None, "cold"), (3, None, "warm")),
+        *((None, 80, "cold"), (None, 80, "warm")),
     ]
+    for point in points:
+        assert (point["asked"], point["answered"], point["errors"]) == (12, 12, {})
+        assert point["stored"] == (12 if point["pass"] == "warm" else 0)
+        assert point["good_per_s"] == point["answered_per_s"] == pytest.approx(12 / point["seconds"])
+        spread = point["latency_ms"]
+        assert 0 < spread["p50"] <= spread["p90"] <= spread["p95"] <= spread["p99"] <= spread["maximum"]
+        assert max(sample["latency_ms"] for sample in point["samples"]) == spread["maximum"]
+        assert point["parts_ms"]["total"]["mean"] < spread["mean"]
+        assert ("teacher" in point["parts_ms"]) == (point["pass"] == "cold")
+        assert (point["late_ms"] is not None) == ("rate" in point)
+        assert _median_in(out, point) == pytest.approx(spread["p50"], rel=0.01)
+    # The teacher's own count: other clients of a closed loop go on until the last counted answer
+    for after, earlier in zip(_asked_and_stored(shared_teacher), before, strict=True):
+        assert 3 * (4 + 12) <= after - earlier <= 3 * (4 + 12) + 2
 
 
-def test_a_report_says_that_it_was_interrupted() -> None:
-    assert "Interrupted" in _report([_block("teacher", 0, 0.1)], "teacher", interrupted=True)
-    assert "Interrupted" not in _report([_block("teacher", 0, 0.1)], "teacher")
-    begun = Block("teacher", Load("rate", 5), "cold", 0, 8, 10, None, [_sample(0, 0, 1)])
-    assert "5/s" not in _report([_block("teacher", 0, 0.1), begun], "teacher", interrupted=True)
+def _asked_and_stored(teacher: TeacherProcess) -> list[float]:
+    return [metric(teacher, "teacher_questions_total", way=way) for way in ("asked", "stored")]
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def _median_in(table: str, point: dict[str, Any]) -> float:
+    load = f"{point['concurrency']:g} at once" if "concurrency" in point else f"{point['rate']:g}/s"
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
+    column = next(row for row in rows if "p50" in row).index("p50")
+    return float(next(row for row in rows if row[1:3] == [load, point["pass"]])[column])
 
 
-def test_progress_rewrites_a_line_on_a_terminal_and_adds_few_elsewhere() -> None:
-    first, again = _block("teacher", 0, 0.05), _block("teacher", 1, 0.05, status="503")
-    terminal, file = _Terminal(), io.StringIO()
-    for stream in (terminal, file):
-        progress = Progress(4, several=False, stream=stream)
-        progress.begins(first)
-        progress.begins(again)
-        progress.close()
-    written = terminal.getvalue()
-    assert "\n" not in written
-    assert "1/4 1 at once, cold: 3/3, last 50 ms" in written
-    assert "2/4 1 at once, cold: 3/3, last 50 ms, 3 failed" in written
-    assert file.getvalue() == "teacher bench: 1 at once\n"
+def test_two_teachers_take_turns(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    flags = ("--vs", shared_teacher.url, "--rounds", "4", "--no-warm", "--seed", "6", "--out", str(tmp_path))
+    assert _bench(shared_teacher.url, *_FAST, *flags) == 0
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert [point["teacher"] for point in written["points"]] == ["teacher", "vs"]
+    # Both share a store; as it had no answer, the two got different questions
+    assert all(point["answered"] == 8 and point["stored"] == 0 for point in written["points"])
+    assert {sample["round"] for sample in written["points"][0]["samples"]} == {0, 1, 2, 3}
+    (ratio,) = written["ratios"]
+    assert (ratio["of"], ratio["to"]) == ("teacher", "vs")
+    assert ratio["p50"]["low"] <= ratio["p50"]["value"] <= ratio["p50"]["high"]
+    assert "Ratios of teacher to the others" in (tmp_path / "bench.md").read_text()
+
+
+def test_one_teacher_can_be_measured_in_rounds(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    flags = ("--concurrency", "3", "--rounds", "2", "--questions", "8", "--no-warm", "--seed", "8")
+    assert _bench(shared_teacher.url, *flags, "--task", "fetch", "--out", str(tmp_path)) == 0
+    (point,) = json.loads((tmp_path / "bench.json").read_text())["points"]
+    # At least four questions a round, equally many for each client
+    assert Counter(sample["round"] for sample in point["samples"]) == {0: 6, 1: 6}
+
+
+def test_a_repeated_run_is_warned_of_stored_answers(
+    shared_teacher: TeacherProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (shared_teacher.url, *_FAST, "--no-warm", "--seed", "7")
+    assert _bench(*flags) == 0
+    assert "the store had" not in capsys.readouterr().out
+    assert _bench(*flags) == 0
+    assert "the store had answers to 8 of 8 questions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--rate", "0"), "--rate (or TEACHER_BENCH_RATE): Input should be greater than 0, not '0'"),
+        (("--rate", "5,x"), "--rate (or TEACHER_BENCH_RATE)"),
+        (("--concurrency", "0"), "--concurrency (or TEACHER_BENCH_CONCURRENCY)"),
+        (("--concurrency", "none"), "there is no load to measure: set --concurrency or --rate"),
+        (
+            ("--vs", "http://127.0.0.1:9", "--rounds", "1"),
+            "--rounds is 1: a comparison of two teachers needs at least 2",
+        ),
+        (("--task", "chess"), "unknown task 'chess'; the tasks are lava_gap"),
+        (("nowhere",), "'nowhere' is neither a teacher's address"),
+        (("ftp://127.0.0.1",), "write it as http://HOST:PORT"),
+        (("--vs", "nowhere"), "--vs: 'nowhere' is neither"),
+        (("http://127.0.0.1:9", "--", "--eager"), "the flags after -- (--eager)"),
+        (("http://127.0.0.1:9", "--wait-s", "0.2"), "http://127.0.0.1:9 gave no answer"),
+        (("--vs-openai", "http://127.0.0.1:9"), "does not answer like an OpenAI-compatible server"),
+        (("--vs-openai", "http://127.0.0.1:9", "--prompts", "none-such"), "--prompts: no prompt set"),
+    ],
+)
+def test_an_unusable_setting_is_reported_in_one_line(
+    flags: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _bench(*flags) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("teacher bench: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_unusable_folder_is_reported_in_one_line(
+    shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert _bench(shared_teacher.url, "--out", str(tmp_path / "file" / "out")) == 2
+    assert "--out: cannot write to" in capsys.readouterr().err
+    assert _bench(shared_teacher.url, "--vs", str(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert f"--model {tmp_path}: config.json: is missing" in err
+    assert err.count("\n") == 1
+
+
+def test_failures_are_counted_by_status_and_a_key_is_required(
+    teacher_process: StartTeacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("sesame")
+    teacher = teacher_process("--delay-ms", "500", "--timeout-s", "0.02", "--api-key-file", str(key))
+    assert _bench(teacher.url, *_FAST) == 2
+    assert "wants a key" in capsys.readouterr().err
+    flags = ("--teacher-key-file", str(key), "--out", str(tmp_path / "out"))
+    assert _bench(teacher.url, *_FAST, *flags) == 1
+    out, err = capsys.readouterr()
+    assert "1 at once, cold: not answered: 8 x 504" in out
+    assert err.endswith("teacher bench: error: no question was answered\n")
+    # No warm pass, since there is no answered question to repeat
+    (point,) = json.loads((tmp_path / "out" / "bench.json").read_text())["points"]
+    assert (point["answered"], point["errors"], point["latency_ms"]) == (0, {"504": 8}, None)
+
+
+def test_ctrl_c_keeps_the_measurements(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "teacher_tools", "bench", shared_teacher.url, "--no-warm"]
+    command += ["--concurrency", "2", "--rate", "0.5", "--questions", "10", "--warm-up", "0"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    ) as process:
+        assert process.stderr is not None
+        line = ""
+        while "0.5/s" not in line:  # the first load is complete
+            line = process.stderr.readline()
+            assert line, "the run ended too early"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=LONG_S)
+    assert process.returncode == 130
+    assert re.search(r"^teacher bench: interrupted; the measurements so far are in \S+$", err, re.MULTILINE)
+    assert "Traceback" not in err
+    assert "Interrupted" in out
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["interrupted"] is True
+    whole = written["points"][0]
+    assert (whole["concurrency"], whole["answered"]) == (2, 10)
+    assert {"bench.md", "latency.png"} <= {file.name for file in tmp_path.iterdir()}

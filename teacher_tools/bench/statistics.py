@@ -1,4 +1,4 @@
-"""What was measured, in figures: percentiles, rates, goodput, and the ratios of two teachers."""
+"""Statistics of a measurement: latencies, rates, goodput, and the ratios of two teachers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,8 @@ _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How some times are spread; percentiles between two of them are interpolated."""
+class LatencyStatistics:
+    """The mean, percentiles (linearly interpolated) and maximum of some times in milliseconds."""
 
     mean: float
     p50: float
@@ -26,7 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self | None:
-        """None where there are none."""
+        """Returns the statistics; None of no values."""
         array = np.fromiter(values, float)
         if not array.size:
             return None
@@ -35,20 +35,20 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One teacher at one point and pass, all rounds together.
+class PointStatistics:
+    """One teacher at one load and pass, over all rounds.
 
     Attributes:
-        errors: how many failed, by status.
-        seconds: in which these were answered.
-        answered_per_s, good_per_s: answers a second; those of them within the target (goodput).
-        latency_ms: of those answered, from the planned time to the last byte.
-        parts_ms: where the time went: `waiting` for a place, decoding the `picture`, the `teacher`, within
-            it its stages `analysis` and `action`; the service's `total`, which has all these in it and the
-            storing; `outside` of it: HTTP, the network and this client.
-        tokens: generated for a question on average, by stage.
+        errors: the number of failed questions by status.
+        seconds: the time in which the questions were answered.
+        answered_per_s, good_per_s: answers a second, and those of them within the target (goodput).
+        latency_ms: of the answers, from the planned time to the last byte.
+        parts_ms: where the time went. `waiting` for a place, decoding the `picture`, the `teacher` with its
+            stages `analysis` and `action`; the service's `total`, which includes all of these and storing the
+            answer; `outside` of the service: HTTP, the network and this client.
+        tokens: the mean number generated for a question, by stage.
         tokens_per_s: generated in all stages.
-        late_ms: how late the client asked; None in a closed loop, which has no plan.
+        late_ms: how late the client sent the questions; None in a closed loop, which plans no times.
     """
 
     asked: int
@@ -58,18 +58,18 @@ class Figures:
     seconds: float
     answered_per_s: float
     good_per_s: float
-    latency_ms: Spread | None
-    parts_ms: dict[str, Spread]
+    latency_ms: LatencyStatistics | None
+    parts_ms: dict[str, LatencyStatistics]
     tokens: dict[str, float]
     tokens_per_s: float
-    late_ms: Spread | None
+    late_ms: LatencyStatistics | None
 
 
-def figures_of(windows: Sequence[Window], target_ms: float, *, planned: bool) -> Figures:
-    """The figures of one teacher's rounds.
+def point_statistics(windows: Sequence[Window], target_ms: float, *, planned: bool) -> PointStatistics:
+    """Returns the statistics of one teacher's rounds.
 
     Args:
-        target_ms: latency up to which an answer counts as goodput.
+        target_ms: the latency up to which an answer counts as goodput.
         planned: whether the questions had planned times.
     """
     samples = [sample for window in windows for sample in window.samples]
@@ -86,7 +86,7 @@ def figures_of(windows: Sequence[Window], target_ms: float, *, planned: bool) ->
             parts.setdefault("outside", []).append(outside)
         generated.update(reply.tokens)
     good = sum(answer.latency_ms <= target_ms for answer in answers)
-    return Figures(
+    return PointStatistics(
         asked=len(samples),
         answered=len(answers),
         stored=sum(answer.reply.stored for answer in answers),
@@ -94,17 +94,17 @@ def figures_of(windows: Sequence[Window], target_ms: float, *, planned: bool) ->
         seconds=seconds,
         answered_per_s=len(answers) / seconds if seconds else 0.0,
         good_per_s=good / seconds if seconds else 0.0,
-        latency_ms=Spread.of(answer.latency_ms for answer in answers),
-        parts_ms={name: spread for name, values in parts.items() if (spread := Spread.of(values))},
+        latency_ms=LatencyStatistics.of(answer.latency_ms for answer in answers),
+        parts_ms={name: found for name, values in parts.items() if (found := LatencyStatistics.of(values))},
         tokens={stage: number / len(answers) for stage, number in generated.items()},
         tokens_per_s=generated.total() / seconds if seconds else 0.0,
-        late_ms=Spread.of(sample.late_ms for sample in samples) if planned else None,
+        late_ms=LatencyStatistics.of(sample.late_ms for sample in samples) if planned else None,
     )
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure of the first teacher over that of the other, with the ends of its 95 % interval."""
+    """A statistic of the first teacher divided by that of another, with its 95 % interval."""
 
     value: float
     low: float
@@ -113,23 +113,23 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Ratios:
-    """How two teachers compare at one point and pass: median latency, and answers a second."""
+    """The ratios of two teachers at one load and pass: median latency, and answers a second."""
 
     p50: Ratio
     answered_per_s: Ratio
 
 
 def ratios_of(first: Sequence[Window], other: Sequence[Window], seed: int = 0) -> Ratios | None:
-    """The ratios of two teachers that were asked round by round in turn.
+    """Returns the ratios of two teachers whose rounds alternated.
 
-    The intervals are percentiles of 2,000 bootstrap resamples of whole rounds, the same rounds of both: what
-    disturbed the machine for a while disturbed both.
+    The intervals are percentiles of 2,000 bootstrap resamples of whole rounds, with the same rounds of both
+    teachers, since a disturbance of the machine affects both.
 
     Args:
         first, other: their rounds, in the same order.
 
     Returns:
-        None where fewer than two rounds have answers from both.
+        None if fewer than two rounds have answers from both.
     """
     pairs = [(a, b) for a, b in zip(map(_Round.of, first), map(_Round.of, other), strict=False) if a and b]
     if len(pairs) < 2:
@@ -146,13 +146,13 @@ class _Round(NamedTuple):
 
     @classmethod
     def of(cls, window: Window) -> Self | None:
-        """None where nothing was answered."""
+        """Returns None for a round without an answer."""
         latencies = [sample.latency_ms for sample in window.samples if sample.reply.answered]
         return cls(np.array(latencies), window.seconds) if latencies else None
 
 
 def _ratios(pairs: Sequence[tuple[_Round, _Round]]) -> tuple[float, float]:
-    """Of the median latencies, and of the answers a second."""
+    """Returns the ratio of the median latencies, and of the answers a second."""
     (p50, rate), (other_p50, other_rate) = (_pooled(rounds) for rounds in zip(*pairs, strict=True))
     return p50 / other_p50, rate / other_rate
 
