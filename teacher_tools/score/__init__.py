@@ -1,1 +1,1 @@
-"""How good a teacher is, asked over HTTP: as a policy, against the planner, and stage by stage."""
+"""`teacher score`, `compare` and `replay`: measure how good teachers are."""

@@ -1,13 +1,13 @@
-"""`teacher compare`: scored and running teachers side by side, on one page."""
+"""`teacher compare`: compares scored and running teachers in a table and on a page."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from teacher_tools.score.pages import Compared, write_comparison, write_score
+from teacher_tools.score.report import ComparedTeacher, write_comparison, write_score
 from teacher_tools.score.scoring import read_score, score_teacher
 from teacher_tools.score.settings import CompareSettings, is_address
-from teacher_tools.score.words import as_text
+from teacher_tools.score.tables import as_text
 
 
 def main(settings: CompareSettings) -> int:
@@ -20,7 +20,7 @@ def main(settings: CompareSettings) -> int:
             write_score(folder, read_score(folder))
         else:
             scored = read_score(Path(where))
-        teachers.append(Compared(name, where, scored))
+        teachers.append(ComparedTeacher(name, where, scored))
     tables = write_comparison(settings.out, teachers)
     for teacher in teachers:
         print(f"{teacher.name}: {teacher.score.identity}, {teacher.source}")
@@ -34,6 +34,6 @@ def main(settings: CompareSettings) -> int:
 
 
 def _names(teachers: Sequence[str]) -> list[str]:
-    """Short names: a folder's own, an address's host and port; in full where two would be the same."""
+    """Returns short names: a folder's own, an address's host and port; the full text of duplicates."""
     names = [urlsplit(each).netloc if is_address(each) else Path(each).resolve().name for each in teachers]
     return [name if names.count(name) == 1 else each for name, each in zip(names, teachers, strict=True)]

@@ -1,4 +1,4 @@
-"""From answers about held-out states to figures: agreement, perception, reasoning, calibration, costs."""
+"""Computes agreement, perception, reasoning, calibration and costs from answers about held-out states."""
 
 import base64
 from collections import Counter
@@ -11,8 +11,16 @@ import numpy as np
 from gridworld.pictures import draw, encode_png
 from gridworld.tasks import ALL_TASKS
 from teacher_api.schemas import Answer, ErrorBody
-from teacher_tools.score.asking import Outcome
-from teacher_tools.score.figures import (
+from teacher_tools.score.answers import Outcome
+from teacher_tools.score.episodes import State
+from teacher_tools.score.perception import (
+    DescribedScene,
+    ImpossibleScene,
+    judge,
+    optimal_as_described,
+    read_analysis,
+)
+from teacher_tools.score.results import (
     Agreement,
     Bin,
     Calibration,
@@ -22,37 +30,35 @@ from teacher_tools.score.figures import (
     Perception,
     Reasoning,
     Share,
-    Spread,
+    Summary,
 )
-from teacher_tools.score.perception import CannotDescribe, Said, judge, optimal_as_said, read_analysis
-from teacher_tools.score.world import State
 
 BINS = 10
-"""Of equal width, from 0 to 1, in the reliability diagram and the expected calibration error."""
+"""Bins of equal width from 0 to 1, in the reliability diagram and the expected calibration error."""
 _MISTAKES = 6
-"""Shown, the most confident ones."""
+"""The number of mistakes that a score keeps: the most confident ones."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A state, and a teacher's answer about it."""
+class JudgedAnswer:
+    """A state and a teacher's answer about it."""
 
     state: State
     answer: Answer
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """Over the actions of the environment."""
+        """The probabilities of the environment's actions."""
         return self.answer.probabilities or {}
 
     @property
     def action(self) -> str:
-        """The arg-max."""
+        """The most probable action."""
         return str(self.answer.action)
 
     @property
     def optimal(self) -> bool:
-        """Whether the arg-max is an optimal action."""
+        """Whether the most probable action is optimal."""
         return self.action in self.state.optimal
 
     @property
@@ -61,40 +67,41 @@ class Judged:
         return self.probabilities[self.action]
 
     @cached_property
-    def said(self) -> Said | None:
-        """The analysis, where it has fields."""
+    def described(self) -> DescribedScene | None:
+        """The analysis, if it has fields."""
         return read_analysis(self.answer.analysis)
 
     @cached_property
-    def seen(self) -> dict[str, bool]:
-        """Which of the fields are right."""
-        return judge(self.said, self.state.scene) if self.said else {}
+    def right(self) -> dict[str, bool]:
+        """Which fields of the analysis are right."""
+        return judge(self.described, self.state.scene) if self.described else {}
 
 
-def judged(states: Sequence[State], outcomes: Sequence[Outcome]) -> list[Judged]:
-    """The states that were answered."""
+def judged(states: Sequence[State], outcomes: Sequence[Outcome]) -> list[JudgedAnswer]:
+    """Returns the answered states with their answers."""
     return [
-        Judged(state, outcome)
+        JudgedAnswer(state, outcome)
         for state, outcome in zip(states, outcomes, strict=True)
         if isinstance(outcome, Answer)
     ]
 
 
 def agreement(states: Sequence[State], outcomes: Sequence[Outcome]) -> Agreement | None:
-    """The teacher's arg-max against the planner; None where no state was answered."""
+    """Compares the teacher's arg-max with the planner; None if no state was answered."""
     answers = judged(states, outcomes)
     optimal, on_optimal = Share.among(each.optimal for each in answers), Mean.over(map(_on_optimal, answers))
     if optimal is None or on_optimal is None:
         return None
     useful = _useful(answers[0])
-    said = Counter(each.action for each in answers)
+    counts = Counter(each.action for each in answers)
     return Agreement(
         optimal=optimal,
         mistakes=Share.among(not each.optimal for each in answers if len(each.state.optimal) < len(useful)),
         probability_on_optimal=on_optimal,
         uniform=_mean(len(each.state.optimal) / len(useful) for each in answers),
         reshuffled=sum(
-            count * _mean(action in each.state.optimal for each in answers) for action, count in said.items()
+            count * _mean(action in each.state.optimal for each in answers)
+            for action, count in counts.items()
         )
         / len(answers),
         by_state="".join(
@@ -104,58 +111,60 @@ def agreement(states: Sequence[State], outcomes: Sequence[Outcome]) -> Agreement
     )
 
 
-def perception(answers: Sequence[Judged]) -> Perception | None:
-    """How often each field of the analyses is right; None where none has fields."""
-    told = [each for each in answers if each.said]
-    if not told:
+def perception(answers: Sequence[JudgedAnswer]) -> Perception | None:
+    """Returns how often each field of the analyses is right; None if no analysis has fields."""
+    with_fields = [each for each in answers if each.described]
+    if not with_fields:
         return None
     shares = {
-        field: Share.among(each.seen[field] for each in told if field in each.seen)
-        for field in dict.fromkeys(field for each in told for field in each.seen)
+        field: Share.among(each.right[field] for each in with_fields if field in each.right)
+        for field in dict.fromkeys(field for each in with_fields for field in each.right)
     }
-    there = [(set(each.state.scene.hazards), set(each.said.hazards)) for each in told if each.said]
+    hazards = [
+        (set(each.state.scene.hazards), set(each.described.hazards)) for each in with_fields if each.described
+    ]
     return Perception(
         fields={field: share for field, share in shares.items() if share},
-        hazards_found=Share.among(cell in said for real, said in there for cell in real),
-        hazards_said_are_there=Share.among(cell in real for real, said in there for cell in said),
+        hazards_found=Share.among(cell in described for real, described in hazards for cell in real),
+        hazards_said_are_there=Share.among(cell in real for real, described in hazards for cell in described),
     )
 
 
-def reasoning(answers: Sequence[Judged]) -> Reasoning | None:
-    """Whether actions are optimal given the truth and given the analysis; None where none has fields."""
-    told = [(each, each.said) for each in answers if each.said]
-    given_truth = Share.among(each.optimal for each, _ in told)
+def reasoning(answers: Sequence[JudgedAnswer]) -> Reasoning | None:
+    """Returns how often actions are optimal in the true and in the described state; None without fields."""
+    with_fields = [(each, each.described) for each in answers if each.described]
+    given_truth = Share.among(each.optimal for each, _ in with_fields)
     if given_truth is None:
         return None
     unplannable: Counter[str] = Counter()
     right, chances = [], []
-    for each, said in told:
+    for each, described in with_fields:
         try:
-            optimal = optimal_as_said(said, each.state.scene)
-        except CannotDescribe as why:
+            optimal = optimal_as_described(described, each.state.scene)
+        except ImpossibleScene as why:
             unplannable[str(why)] += 1
         else:
             right.append(each.action in optimal)
             chances.append(len(optimal) / len(_useful(each)))
     return Reasoning(
         given_truth=given_truth,
-        seen_right=Share.among(each.optimal for each, _ in told if each.seen["all"]),
-        seen_wrong=Share.among(each.optimal for each, _ in told if not each.seen["all"]),
+        seen_right=Share.among(each.optimal for each, _ in with_fields if each.right["all"]),
+        seen_wrong=Share.among(each.optimal for each, _ in with_fields if not each.right["all"]),
         given_said=Share.among(right),
         chance_given_said=float(np.mean(chances)) if chances else None,
         unplannable=dict(unplannable.most_common()),
     )
 
 
-def calibration(answers: Sequence[Judged]) -> Calibration | None:
-    """Confidence against being right, over states with one optimal action; None where there are none.
+def calibration(answers: Sequence[JudgedAnswer]) -> Calibration | None:
+    """Compares confidence with correctness over the states with one optimal action; None if there are none.
 
     error = sum over the bins of |share optimal - mean confidence| * the bin's share of the answers.
     """
     counted = [each for each in answers if len(each.state.optimal) == 1]
     if not counted:
         return None
-    binned: dict[int, list[Judged]] = {}
+    binned: dict[int, list[JudgedAnswer]] = {}
     for each in counted:  # (above, above + 1 / BINS]
         binned.setdefault(max(int(np.ceil(each.confidence * BINS - 1e-9)) - 1, 0), []).append(each)
     bins = []
@@ -175,28 +184,28 @@ def calibration(answers: Sequence[Judged]) -> Calibration | None:
 
 
 def costs(outcomes: Sequence[Outcome], seconds: float) -> Costs:
-    """What all questions took, and which were not answered; `seconds` were spent waiting."""
+    """Returns times, tokens and failures of all questions; `seconds` is the time spent waiting."""
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-    looked = [answer.stages.analysis for answer in answers]
-    acted = [answer.stages.action for answer in answers if answer.stages.action]
-    masses = [stage.label_mass for stage in acted if stage.label_mass is not None]
+    analyses = [answer.stages.analysis for answer in answers]
+    actions = [answer.stages.action for answer in answers if answer.stages.action]
+    masses = [stage.label_mass for stage in actions if stage.label_mass is not None]
     failures = Counter(_fault(outcome) for outcome in outcomes if isinstance(outcome, ErrorBody))
     return Costs(
         questions=len(outcomes),
         stored=sum(answer.stored for answer in answers),
         seconds=seconds,
         failures=dict(failures.most_common()),
-        analysis_ms=Spread.over([stage.milliseconds for stage in looked]),
-        action_ms=Spread.over([stage.milliseconds for stage in acted]),
-        analysis_tokens=_mean(stage.tokens for stage in looked) if looked else None,
-        action_tokens=_mean(stage.tokens for stage in acted) if acted else None,
-        label_mass=Spread.over(masses),
+        analysis_ms=Summary.of([stage.milliseconds for stage in analyses]),
+        action_ms=Summary.of([stage.milliseconds for stage in actions]),
+        analysis_tokens=_mean(stage.tokens for stage in analyses) if analyses else None,
+        action_tokens=_mean(stage.tokens for stage in actions) if actions else None,
+        label_mass=Summary.of(masses),
         least_label_mass=min(masses, default=None),
     )
 
 
-def worst_mistakes(answers: Sequence[Judged]) -> list[Mistake]:
-    """The most confident wrong answers."""
+def worst_mistakes(answers: Sequence[JudgedAnswer]) -> list[Mistake]:
+    """Returns the most confident wrong answers."""
     wrong = sorted((each for each in answers if not each.optimal), key=lambda each: -each.confidence)
     return [
         Mistake(
@@ -211,11 +220,11 @@ def worst_mistakes(answers: Sequence[Judged]) -> list[Mistake]:
     ]
 
 
-def _on_optimal(each: Judged) -> float:
+def _on_optimal(each: JudgedAnswer) -> float:
     return sum(each.probabilities[action] for action in each.state.optimal)
 
 
-def _useful(each: Judged) -> tuple[str, ...]:
+def _useful(each: JudgedAnswer) -> tuple[str, ...]:
     return ALL_TASKS[each.state.scene.task].useful
 
 

@@ -1,4 +1,4 @@
-"""A failing episode of a score, played again: what the teacher saw, said and chose, step by step."""
+"""`teacher replay`: lists failed episodes of a score, or replays one step by step."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,22 @@ from teacher_api.client import TeacherClient
 from teacher_api.command_line import CannotStart
 from teacher_api.keys import read_key
 from teacher_api.schemas import Answer
-from teacher_tools.score.asking import Asked, Outcome
-from teacher_tools.score.figures import Failure, Score
+from teacher_tools.score.answers import CachedAnswers, Outcome
+from teacher_tools.score.episodes import SceneEnvironment, actions_of
+from teacher_tools.score.results import Failure, Score
 from teacher_tools.score.scoring import BadScore, read_score
 from teacher_tools.score.settings import ReplaySettings
-from teacher_tools.score.world import World, actions_of
 
 _ENDS = {"failure": "failure", "time_out": "out of time"}
 _TILE = 48
-"""Pixels a tile in an animation."""
-_SECOND = 1000
-"""Milliseconds that a frame is seen."""
+"""Pixels of a tile in an animation."""
+_FRAME_MS = 1000
 
 
 def main(settings: ReplaySettings) -> int:
     """Runs the command; returns 0."""
     scored = read_score(settings.score)
-    episodes = failing_episodes(scored)
+    episodes = failed_episodes(scored)
     if settings.seed is None:
         print("\n".join(episode.title for episode in episodes) or "no episode failed")
         return 0
@@ -50,7 +49,7 @@ def main(settings: ReplaySettings) -> int:
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode without success, and who played it: argmax or sampled."""
+    """A failed episode, and its policy: argmax or sampled."""
 
     env: str
     task: str
@@ -59,7 +58,7 @@ class Episode:
 
     @property
     def title(self) -> str:
-        """What it was, in a line."""
+        """One line that describes the episode."""
         count = len(self.failure.actions)
         end = f"{_ENDS[self.failure.end]} after {count} step{'s' * (count != 1)}"
         return f"{self.env}  seed {self.failure.seed}  {self.policy:7}  {end}"
@@ -67,7 +66,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Step:
-    """What was seen, said and chosen. `action` is the episode's; None at its end, where nobody is asked."""
+    """A scene, the teacher's outcome and the episode's action; both are None at the end of the episode."""
 
     number: int
     scene: Scene
@@ -76,8 +75,8 @@ class Step:
     optimal: tuple[str, ...]
 
 
-def failing_episodes(score: Score) -> list[Episode]:
-    """Those of a score, in the order of its environments, arg-max first."""
+def failed_episodes(score: Score) -> list[Episode]:
+    """Returns the failed episodes of a score, by environment, with arg-max first."""
     return [
         Episode(env, task.task, policy, failure)
         for env, task in score.tasks.items()
@@ -87,10 +86,10 @@ def failing_episodes(score: Score) -> list[Episode]:
 
 
 def choose(episodes: Sequence[Episode], settings: ReplaySettings) -> Episode:
-    """The one that the settings name.
+    """Returns the episode that the settings select.
 
     Raises:
-        CannotStart: none is, or several are.
+        CannotStart: the settings select none, or episodes of several environments.
     """
     found = [
         episode
@@ -100,83 +99,83 @@ def choose(episodes: Sequence[Episode], settings: ReplaySettings) -> Episode:
         and settings.policy in (None, episode.policy)
     ]
     if not found:
-        listed = f"`teacher replay {settings.score}` lists them"
-        raise CannotStart(f"--seed: no such episode failed with the seed {settings.seed}; {listed}")
+        listed = f"`teacher replay {settings.score}` lists the failed ones"
+        raise CannotStart(f"`seed`: no selected episode failed with seed {settings.seed}; {listed}")
     if len({episode.env for episode in found}) > 1:
         envs = ", ".join(dict.fromkeys(episode.env for episode in found))
-        raise CannotStart(f"--env is missing: the seed {settings.seed} failed in {envs}")
+        raise CannotStart(f"`env` is missing: seed {settings.seed} failed in {envs}")
     return found[0]
 
 
 def replay(episode: Episode, identity: str, settings: ReplaySettings) -> Iterator[Step]:
-    """Plays the episode's actions again, and asks the teacher about each state on the way.
+    """Replays the episode's actions, and asks the teacher about each state.
 
     Raises:
-        BadScore: another teacher answers at the address, or the environment plays differently now.
-        TeacherError: the teacher cannot be asked.
+        BadScore: another teacher answers at the address, or the environment behaves differently now.
+        TeacherError: the teacher cannot be reached.
     """
     key = read_key(settings.teacher_key_file)
     with TeacherClient(settings.url, deadline_s=settings.teacher_wait_s, key=key) as client:
         now = client.teacher().identity
         if now != identity:
-            raise BadScore(f"{settings.url} is {now}, and {settings.score} the score of {identity}")
-        asked = Asked(client, actions_of(episode.env), identity)
-        world = World(episode.env, episode.task, lambda _: episode.failure.seed)
-        scene, ended = world.reset(), False
+            raise BadScore(f"{settings.url} is {now}, but {settings.score} is the score of {identity}")
+        answers = CachedAnswers(client, actions_of(episode.env), identity)
+        environment = SceneEnvironment(episode.env, episode.task, lambda _: episode.failure.seed)
+        scene, ended = environment.reset(), False
         for number, action in enumerate(episode.failure.actions):
             if ended:
                 break
-            (outcome,) = asked.about([scene])
-            yield Step(number, scene, action, outcome, _optimal(scene, asked.actions))
-            scene, _, terminated, truncated = world.step(ACTIONS.index(action))
+            (outcome,) = answers.about([scene])
+            yield Step(number, scene, action, outcome, _optimal(scene, answers.actions))
+            scene, _, terminated, truncated = environment.step(ACTIONS.index(action))
             ended = terminated or truncated
-        if not ended or world.total != episode.failure.episode_return:
+        if not ended or environment.total != episode.failure.episode_return:
             raise BadScore(
-                f"{episode.env} plays differently now than when the score was made: make the score anew"
+                f"{episode.env} behaves differently than when the score was made: score the teacher again"
             )
-        yield Step(world.length, scene, None, None, ())
+        yield Step(environment.length, scene, None, None, ())
 
 
 def in_words(step: Step) -> str:
-    """The step in a few lines."""
+    """Returns a step as a few lines of text."""
     scene = step.scene
     row, column = scene.here
-    saw = f"agent in row {row}, column {column}, heading {scene.heading}; in front: {scene.front}"
+    seen = f"agent in row {row}, column {column}, heading {scene.heading}; in front: {scene.front}"
     if step.action is None:
-        return f"end      {saw}"
-    lines = [f"step {step.number:<3} {saw}"]
+        return f"end      {seen}"
+    lines = [f"step {step.number:<3} {seen}"]
     if isinstance(step.outcome, Answer):
-        lines.append(f"   said  {' '.join(step.outcome.analysis.split())}")
+        lines.append(f"   analysis {' '.join(step.outcome.analysis.split())}")
         lines.append(f"   chose {step.action}  ({probabilities(step)})")
     elif step.outcome is not None:
-        lines.append(f"   said  nothing that could be read ({step.outcome.status}): {step.outcome.reason}")
-        lines.append(f"   drawn {step.action}")
+        lines.append(f"   no answer ({step.outcome.status}): {step.outcome.reason}")
+        lines.append(f"   random action {step.action}")
     if step.optimal and step.action not in step.optimal:
         lines.append(f"   optimal: {' or '.join(step.optimal)}")
     return "\n".join(lines)
 
 
 def probabilities(step: Step) -> str:
-    """Those of the answer that are above 0, the largest first."""
+    """Returns the answer's probabilities of at least 0.005 as text, the largest first."""
     found = (isinstance(step.outcome, Answer) and step.outcome.probabilities) or {}
     ordered = sorted(found.items(), key=lambda item: -item[1])
     return ", ".join(f"{action} {p:.2f}" for action, p in ordered if p >= 0.005)
 
 
 def animate(steps: Sequence[Step], path: Path) -> None:
-    """Writes the steps as an animated GIF, a second each, with mission, action and probabilities below.
+    """Writes an animated GIF, a second for each step, with mission, action and probabilities below.
 
     Raises:
-        CannotStart: it cannot be written.
+        CannotStart: the file cannot be written.
     """
     frames = [_frame(step) for step in steps]
     file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=_SECOND, loop=0)
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.getvalue())
     except OSError as error:
-        raise CannotStart(f"--gif: {path} cannot be written: {error.strerror or error}") from error
+        raise CannotStart(f"`gif`: {path} cannot be written: {error.strerror or error}") from error
 
 
 def _frame(step: Step) -> Image.Image:
@@ -184,7 +183,7 @@ def _frame(step: Step) -> Image.Image:
     optimal = f"; optimal: {' or '.join(step.optimal)}" if step.optimal else ""
     lines = (
         f"step {step.number}: {step.scene.mission}",
-        f"{step.action}{optimal}" if step.action else "the end",
+        f"{step.action}{optimal}" if step.action else "end of the episode",
         probabilities(step),
     )
     font = ImageFont.load_default(14)

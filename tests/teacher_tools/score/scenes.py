@@ -16,18 +16,18 @@ from teacher_server.prompting.prompt_set import SETS
 
 
 def examples() -> list[tuple[Scene, dict[str, Any]]]:
-    """The prompt sets' worked examples: what their pictures show, and a perfect analysis."""
+    """Returns the prompt sets' examples: the scene of each picture, and a correct analysis."""
     found = []
     for file in sorted(SETS.glob("*/examples/*/*.json")):
-        told = json.loads(file.read_text())
+        example = json.loads(file.read_text())
         with Image.open(file.with_suffix(".png")) as image:
             view = read(np.asarray(image.convert("RGB")))
-        found.append((Scene(Path(file).parent.name, told["mission"], view), told["analysis"]))
+        found.append((Scene(Path(file).parent.name, example["mission"], view), example["analysis"]))
     return found
 
 
 def answer(probabilities: Mapping[str, float], analysis: str = "", **stage: Any) -> Answer:
-    """An answer as a teacher gives it; `stage` is laid over the report of stage 2."""
+    """Returns a teacher's answer; `stage` replaces fields in the report of stage 2."""
     report = StageReport.model_validate({"text": "", "milliseconds": 2.0, "tokens": 1} | stage)
     return Answer(
         probabilities=dict(probabilities),
@@ -41,7 +41,7 @@ def answer(probabilities: Mapping[str, float], analysis: str = "", **stage: Any)
 
 
 def brief_prompts(folder: Path) -> Path:
-    """`minigrid-zero-shot` with the shortest analyses that have all fields: random weights write slowly."""
+    """Copies `minigrid-zero-shot` with a schema of short analyses: random weights use all tokens they may."""
     copy = Path(shutil.copytree(SETS / "minigrid-zero-shot", folder))
     small = {"type": "integer", "minimum": 0, "maximum": 4}
     cell = {"row": small, "column": small}

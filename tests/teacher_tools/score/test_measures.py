@@ -1,4 +1,4 @@
-"""Figures of a score against formulas, and intervals against teachers that are wrong by a known share."""
+"""Measures against formulas, and intervals against teachers with a known share of mistakes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from teacher_api.schemas import Answer, ErrorBody
 from teacher_server.teachers.base import Observation
 from teacher_server.teachers.planner import PlannerTeacher
 from teacher_tools.score import measures
-from teacher_tools.score.figures import Agreement, Mean, Played, Score, Share, TaskScore
-from teacher_tools.score.measures import Judged
-from teacher_tools.score.words import verdicts
-from teacher_tools.score.world import State, held_out_states
+from teacher_tools.score.episodes import State, held_out_states
+from teacher_tools.score.measures import JudgedAnswer
+from teacher_tools.score.results import Agreement, Mean, PolicyResult, Score, Share, TaskScore
+from teacher_tools.score.tables import verdicts
 from tests.teacher_tools.score.scenes import answer
 
 pytestmark = pytest.mark.unit
@@ -26,12 +26,12 @@ _ENV = "MiniGrid-Fetch-5x5-N2-v0"
 
 @pytest.fixture(scope="module")
 def states() -> list[State]:
-    """Different states, and what is optimal in them."""
+    """Different states with their optimal actions."""
     return held_out_states(_ENV, "fetch", 100, seed=0)
 
 
 def _answers(states: Sequence[State], noise: float, seed: int) -> list[Answer]:
-    """What the real planner teacher says about them, small pictures for speed."""
+    """Returns the real planner teacher's answers, about small pictures for speed."""
 
     async def ask() -> list[Answer]:
         teacher = PlannerTeacher(noise=noise, seed=seed)
@@ -46,7 +46,7 @@ def _answers(states: Sequence[State], noise: float, seed: int) -> list[Answer]:
     return asyncio.run(ask())
 
 
-def test_states_are_different_the_same_for_all_and_optimal_by_the_planner(states: list[State]) -> None:
+def test_states_are_different_reproducible_and_labelled_by_the_planner(states: list[State]) -> None:
     assert len({state.scene.key for state in states}) == len(states) == 100
     again = held_out_states(_ENV, "fetch", 100, seed=0)
     assert [state.scene.key for state in again] == [state.scene.key for state in states]
@@ -57,12 +57,12 @@ def test_states_are_different_the_same_for_all_and_optimal_by_the_planner(states
         assert {a for a, p in planned.items() if p > max(planned.values()) - 1e-12} == set(state.optimal)
 
 
-def test_an_environment_with_few_states_gives_those_that_it_has() -> None:
+def test_an_environment_with_few_states_returns_all_of_them() -> None:
     few = held_out_states("MiniGrid-LavaGapS5-v0", "lava_gap", 10_000, seed=0)
     assert 50 < len(few) < 200
 
 
-def test_the_mistake_rate_has_no_bias_and_its_interval_holds_as_often_as_it_says(states: list[State]) -> None:
+def test_the_mistake_rate_is_unbiased_and_its_interval_has_its_coverage(states: list[State]) -> None:
     rates, held = [], 0
     for seed in range(20):
         found = measures.agreement(states, _answers(states, 0.3, seed))
@@ -74,7 +74,7 @@ def test_the_mistake_rate_has_no_bias_and_its_interval_holds_as_often_as_it_says
     assert held >= 16
 
 
-def test_a_state_in_which_all_is_optimal_says_nothing_about_mistakes(states: list[State]) -> None:
+def test_a_state_without_wrong_actions_does_not_count_for_mistakes(states: list[State]) -> None:
     all_good = State(states[0].scene, TASKS["fetch"].useful)
     nothing = dict.fromkeys(ACTIONS, 0.0)
     answers = [answer(nothing | {"left": 1.0}), answer(nothing | {"drop": 1.0})]
@@ -85,21 +85,21 @@ def test_a_state_in_which_all_is_optimal_says_nothing_about_mistakes(states: lis
     assert (found.optimal.count, found.optimal.of) == (1, 2)
 
 
-def test_chance_is_what_drawn_and_reshuffled_actions_get(states: list[State]) -> None:
+def test_chance_equals_the_mean_of_random_and_of_shuffled_actions(states: list[State]) -> None:
     answers, rng = _answers(states, 0.5, 1), np.random.default_rng(0)
     found = measures.agreement(states, answers)
     assert found is not None
-    said, useful = [str(each.action) for each in answers], TASKS["fetch"].useful
+    chosen, useful = [str(each.action) for each in answers], TASKS["fetch"].useful
     drawn, reshuffled = [], []
     for _ in range(200):
-        dealt = rng.permutation(said)
-        reshuffled.append(np.mean([a in s.optimal for a, s in zip(dealt, states, strict=True)]))
+        shuffled = rng.permutation(chosen)
+        reshuffled.append(np.mean([a in s.optimal for a, s in zip(shuffled, states, strict=True)]))
         drawn.append(np.mean([rng.choice(useful) in state.optimal for state in states]))
     assert found.reshuffled == pytest.approx(np.mean(reshuffled), abs=0.02)
     assert found.uniform == pytest.approx(np.mean(drawn), abs=0.02)
 
 
-def test_failed_answers_are_left_out_and_counted_by_fault(states: list[State]) -> None:
+def test_failures_are_excluded_and_counted_by_fault(states: list[State]) -> None:
     cut = ErrorBody(status=502, reason="cut", stage="analysis", fault="truncated")
     refused = ErrorBody(status=422, field="image", reason="no")
     right = answer({states[2].optimal[0]: 0.75, "drop": 0.25}, label_mass=0.5)
@@ -114,18 +114,18 @@ def test_failed_answers_are_left_out_and_counted_by_fault(states: list[State]) -
     assert measures.agreement(states[:1], [cut]) is None
 
 
-def test_the_calibration_error_is_that_of_the_formula(states: list[State]) -> None:
+def test_the_calibration_error_equals_the_formula(states: list[State]) -> None:
     single = [state for state in states if len(state.optimal) == 1]
     double = next(state for state in states if len(state.optimal) > 1)
 
-    def sure(state: State, confidence: float, right: bool) -> Judged:
+    def sure(state: State, confidence: float, right: bool) -> JudgedAnswer:
         first, rest = (state.optimal[0], "drop") if right else ("drop", state.optimal[0])
-        return Judged(state, answer({first: confidence, rest: 1 - confidence}))
+        return JudgedAnswer(state, answer({first: confidence, rest: 1 - confidence}))
 
     # Bins (0.8, 0.9] and (0.9, 1]: |0.5 - 0.85| * 4 / 8 + |0.75 - 0.975| * 4 / 8
-    told = [(0.81, True), (0.9, True), (0.84, False), (0.85, False)]
-    told += [(0.91, True), (1.0, True), (0.99, True), (1.0, False)]
-    answers = [sure(state, *each) for state, each in zip(single, told, strict=False)]
+    cases = [(0.81, True), (0.9, True), (0.84, False), (0.85, False)]
+    cases += [(0.91, True), (1.0, True), (0.99, True), (1.0, False)]
+    answers = [sure(state, *each) for state, each in zip(single, cases, strict=False)]
     found = measures.calibration([*answers, sure(double, 0.6, True)])
     assert found is not None
     assert found.of == 8
@@ -137,13 +137,13 @@ def test_the_worst_mistakes_are_the_most_confident_wrong_answers(states: list[St
     answers = _answers(states, 0.5, 0)
     worst = measures.worst_mistakes(measures.judged(states, answers))
     assert len(worst) == 6
-    told = [mistake.probabilities[mistake.action] for mistake in worst]
+    confidences = [mistake.probabilities[mistake.action] for mistake in worst]
     wrong = [
         max((each.probabilities or {}).values())
         for state, each in zip(states, answers, strict=True)
         if each.action not in state.optimal
     ]
-    assert told == sorted(wrong, reverse=True)[:6]
+    assert confidences == sorted(wrong, reverse=True)[:6]
     assert all(mistake.action not in mistake.optimal for mistake in worst)
 
 
@@ -153,8 +153,8 @@ def _task_score(success: int, chance: int, optimal: int) -> TaskScore:
         assert found is not None
         return found
 
-    def played(count: int) -> Played:
-        return Played(success=share(count), mean_return=Mean(value=0, low=0, high=0), length=1)
+    def played(count: int) -> PolicyResult:
+        return PolicyResult(success=share(count), mean_return=Mean(value=0, low=0, high=0), length=1)
 
     agreement = Agreement(
         optimal=share(optimal),
@@ -185,8 +185,8 @@ def _task_score(success: int, chance: int, optimal: int) -> TaskScore:
     [
         (
             *(52, 50, 33),
-            "this teacher cannot be told from chance, in agreement with the planner, success (sampled) and"
-            " success (arg-max).",
+            "not distinguishable from chance in agreement with the planner, success (sampled) and success"
+            " (arg-max).",
         ),
         (
             98,
@@ -201,12 +201,14 @@ def _task_score(success: int, chance: int, optimal: int) -> TaskScore:
         ),
         (
             *(52, 50, 5),
-            "cannot be told from chance in success (sampled) and success (arg-max); worse than chance in"
+            "not distinguishable from chance in success (sampled) and success (arg-max); worse than chance in"
             " agreement with the planner.",
         ),
     ],
 )
-def test_the_verdict_is_in_words(success: int, chance: int, optimal: int, expected: str) -> None:
+def test_verdicts_compare_intervals_with_those_of_chance(
+    success: int, chance: int, optimal: int, expected: str
+) -> None:
     tasks = {"MiniGrid-Fetch-6x6-N2-v0": _task_score(success, chance, optimal)}
     score = Score(identity="prompted-0", teacher={}, asked_with={}, tasks=tasks)
     assert verdicts(score)[0] == f"Fetch-6x6-N2: {expected}"

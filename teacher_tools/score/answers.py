@@ -1,4 +1,4 @@
-"""Asking a teacher about scenes: many at once, and each once."""
+"""A teacher's answers about scenes: many questions in a request, and each question once."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -12,16 +12,16 @@ Outcome = Answer | ErrorBody
 
 
 class TeacherChanged(TeacherError):
-    """Another teacher answers than the one whose score this is."""
+    """The address answers with another teacher than the scored one."""
 
 
-class Asked:
-    """A teacher's answers about the scenes of one environment, each asked for once.
+class CachedAnswers:
+    """A teacher's answers about the scenes of one environment, with one question for each scene.
 
     Args:
-        actions: those of the environment, which a teacher is asked to choose from.
-        identity: of the teacher whose answers these are to be.
-        on_answers: called when there are more outcomes.
+        actions: the environment's, which the teacher chooses from.
+        identity: the identity that the answers must have.
+        on_answers: called when more outcomes have arrived.
     """
 
     def __init__(
@@ -35,19 +35,19 @@ class Asked:
         self._on_answers = on_answers
         self._outcomes: dict[Hashable, Outcome] = {}
         self.seconds = 0.0
-        """Spent waiting for answers."""
+        """Time spent waiting for answers."""
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Of all questions so far."""
+        """The outcomes of all questions so far."""
         return list(self._outcomes.values())
 
     def about(self, scenes: Sequence[Scene]) -> list[Outcome]:
-        """The answer about each scene, in order, or why there is none.
+        """Returns the answer about each scene, in order, or the reason why there is none.
 
         Raises:
-            TeacherChanged: another teacher has answered.
-            TeacherError: the teacher cannot be asked any more.
+            TeacherChanged: another teacher answered.
+            TeacherError: the teacher cannot be reached any more.
         """
         keys = [scene.key for scene in scenes]
         new = {key: scene for key, scene in zip(keys, scenes, strict=True) if key not in self._outcomes}
@@ -58,8 +58,8 @@ class Asked:
         for outcome in outcomes:
             if isinstance(outcome, Answer) and outcome.teacher != self._identity:
                 raise TeacherChanged(
-                    f"{self._client.url} was {self._identity} and is now {outcome.teacher}: score one teacher"
-                    " at a time"
+                    f"{self._client.url} changed from {self._identity} to {outcome.teacher}: score one"
+                    " teacher at a time"
                 )
         self._outcomes |= zip(new, outcomes, strict=True)
         self._on_answers()

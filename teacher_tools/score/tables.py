@@ -1,9 +1,9 @@
-"""A score in words: the rows of its table, and how the teacher stands against chance."""
+"""A score as text: its table, and sentences that compare the teacher with chance."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from teacher_tools.score.figures import Mean, Score, Share, Spread, TaskScore
+from teacher_tools.score.results import Mean, PolicyResult, Score, Share, Summary, TaskScore
 
 _NOTHING = "–"
 _FIELDS = {
@@ -13,38 +13,38 @@ _FIELDS = {
     "agent": "agent, all three",
     "target": "target's cell",
     "target_name": "target's name",
-    "hazards": "hazards, all and no others",
+    "hazards": "hazards, exactly",
     "direction": "direction of the target",
     "all": "agent, target and hazards",
 }
-_STANDINGS = ("better than chance", "cannot be told from chance", "worse than chance")
+_VERDICTS = ("better than chance", "not distinguishable from chance", "worse than chance")
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows under headings: (section, rows of (label, one cell a column))."""
+class ScoreTable:
+    """Rows in sections: (section, rows of (label, a cell for each column))."""
 
     columns: tuple[str, ...]
     sections: list[tuple[str, list[tuple[str, tuple[str, ...]]]]]
 
 
-def table(columns: Mapping[str, TaskScore]) -> Table:
-    """The figures of several scores side by side; a row that is empty in all of them is left out."""
-    told = [_sections(score) for score in columns.values()]
+def table(columns: Mapping[str, TaskScore]) -> ScoreTable:
+    """Returns several scores side by side, without rows that are empty in all of them."""
+    all_sections = [_sections(score) for score in columns.values()]
     sections = []
-    for section in told[0]:
+    for section in all_sections[0]:
         rows = [
-            (label, tuple(each[section].get(label, _NOTHING) for each in told))
-            for label in dict.fromkeys(label for each in told for label in each[section])
-            if any(each[section].get(label, _NOTHING) != _NOTHING for each in told)
+            (label, tuple(each[section].get(label, _NOTHING) for each in all_sections))
+            for label in dict.fromkeys(label for each in all_sections for label in each[section])
+            if any(each[section].get(label, _NOTHING) != _NOTHING for each in all_sections)
         ]
         if rows:
             sections.append((section, rows))
-    return Table(tuple(columns), sections)
+    return ScoreTable(tuple(columns), sections)
 
 
-def as_text(of: Table) -> str:
-    """The table in columns, for a terminal."""
+def as_text(of: ScoreTable) -> str:
+    """Returns the table as aligned text for a terminal."""
     rows: list[tuple[str, ...]] = [("", *of.columns)]
     for section, inside in of.sections:
         rows += [(section,), *(("  " + label, *cells) for label, cells in inside)]
@@ -59,44 +59,42 @@ def as_text(of: Table) -> str:
 
 
 def short(env_id: str) -> str:
-    """An environment's id without what all have in common."""
+    """Returns an environment's id without the common prefix and suffix."""
     return env_id.removeprefix("MiniGrid-").removesuffix("-v0")
 
 
 def verdicts(score: Score) -> list[str]:
-    """A line or more for each environment: how the teacher stands against chance, and what is missing."""
+    """Returns sentences for each environment: the comparison with chance, and what is missing."""
     return [line for task in score.tasks.values() for line in _verdict(task)]
 
 
 def _verdict(task: TaskScore) -> Iterable[str]:
-    ways = {"success (sampled)": task.sampled, "success (arg-max)": task.argmax}
-    standings = {name: _standing(way.success, task.chance.success) for name, way in ways.items() if way}
+    policies = {"success (sampled)": task.sampled, "success (arg-max)": task.argmax}
+    found = {name: _compared(each.success, task.chance.success) for name, each in policies.items() if each}
     if task.agreement:
         low, high = sorted((task.agreement.uniform, task.agreement.reshuffled))
         chance = task.agreement.optimal.model_copy(update={"low": low, "high": high})
-        standings = {"agreement with the planner": _standing(task.agreement.optimal, chance)} | standings
-    place = short(task.env)
-    if not standings:
-        yield f"{place}: this teacher answered about none of {task.states} states, and was not played."
-    elif set(standings.values()) == {1}:
-        yield f"{place}: this teacher cannot be told from chance, in {_listed(standings)}."
+        found = {"agreement with the planner": _compared(task.agreement.optimal, chance)} | found
+    env = short(task.env)
+    if not found:
+        yield f"{env}: the teacher answered about none of {task.states} states, so no episodes were played."
     else:
         groups = [
-            f"{words} in {_listed(name for name, standing in standings.items() if standing == number)}"
-            for number, words in enumerate(_STANDINGS)
-            if number in standings.values()
+            f"{verdict} in {_listed(name for name, each in found.items() if each == number)}"
+            for number, verdict in enumerate(_VERDICTS)
+            if number in found.values()
         ]
-        yield f"{place}: {'; '.join(groups)}."
+        yield f"{env}: {'; '.join(groups)}."
     if task.costs.failures:
         why = ", ".join(f"{fault}: {count}" for fault, count in task.costs.failures.items())
         missing = sum(task.costs.failures.values())
-        yield f"{place}: {missing} of {task.costs.questions} questions got no answer ({why})."
+        yield f"{env}: {missing} of {task.costs.questions} questions have no answer ({why})."
     if task.agreement and not task.perception:
-        yield f"{place}: its analyses have no fields: perception and reasoning are not measured."
+        yield f"{env}: the analyses have no fields, so perception and reasoning are not measured."
 
 
-def _standing(share: Share, chance: Share) -> int:
-    """Above, overlapping or below: an index of `_STANDINGS`."""
+def _compared(share: Share, chance: Share) -> int:
+    """Returns the index in `_VERDICTS`: the interval is above, overlaps or is below that of chance."""
     if share.low > chance.high:
         return 0
     return 2 if share.high < chance.low else 1
@@ -108,7 +106,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _sections(task: TaskScore) -> dict[str, dict[str, str]]:
-    """Every figure by section and label."""
+    """Returns every cell by section and label."""
     return {
         "as a policy": _policy(task),
         "agreement with the planner": _agreement(task),
@@ -120,18 +118,24 @@ def _sections(task: TaskScore) -> dict[str, dict[str, str]]:
 
 
 def _policy(task: TaskScore) -> dict[str, str]:
-    ways = {"sampled": task.sampled, "arg-max": task.argmax, "chance": task.chance}
-    played = {name: way for name, way in ways.items() if way}
+    policies: dict[str, PolicyResult | None] = {
+        "sampled": task.sampled,
+        "arg-max": task.argmax,
+        "chance": task.chance,
+    }
+    played = {name: each for name, each in policies.items() if each}
     return {
-        **{f"success, {name}": with_interval(way.success) for name, way in played.items()},
-        **{f"return, {name}": with_interval(way.mean_return) for name, way in played.items()},
-        **{f"length, {name}": f"{way.length:.1f}" for name, way in played.items()},
-        "steps without an answer": str(sum(way.steps_without_answer for way in played.values()) or _NOTHING),
+        **{f"success, {name}": with_interval(each.success) for name, each in played.items()},
+        **{f"return, {name}": with_interval(each.mean_return) for name, each in played.items()},
+        **{f"length, {name}": f"{each.length:.1f}" for name, each in played.items()},
+        "steps without an answer": str(
+            sum(each.steps_without_answer for each in played.values()) or _NOTHING
+        ),
     }
 
 
 def _agreement(task: TaskScore) -> dict[str, str]:
-    of, states = task.agreement, {"states asked about": str(task.states)}
+    of, states = task.agreement, {"states": str(task.states)}
     if of is None:
         return states | {"states answered": "0"}
     return {
@@ -140,8 +144,8 @@ def _agreement(task: TaskScore) -> dict[str, str]:
         "arg-max is optimal": with_interval(of.optimal),
         "mistake rate": with_interval(of.mistakes),
         "probability on optimal actions": with_interval(of.probability_on_optimal),
-        "chance, any useful action": f"{of.uniform:.3f}",
-        "chance, its actions reshuffled": f"{of.reshuffled:.3f}",
+        "chance, random useful actions": f"{of.uniform:.3f}",
+        "chance, its actions shuffled": f"{of.reshuffled:.3f}",
     }
 
 
@@ -151,8 +155,8 @@ def _perception(task: TaskScore) -> dict[str, str]:
         return {}
     return {
         **{_FIELDS[field]: with_interval(share) for field, share in of.fields.items()},
-        "hazards that are seen": with_interval(of.hazards_found),
-        "hazards said that are there": with_interval(of.hazards_said_are_there),
+        "hazards found": with_interval(of.hazards_found),
+        "described hazards that exist": with_interval(of.hazards_said_are_there),
     }
 
 
@@ -162,12 +166,12 @@ def _reasoning(task: TaskScore) -> dict[str, str]:
         return {}
     chance = of.chance_given_said
     return {
-        "given the truth": with_interval(of.given_truth),
+        "in the true state": with_interval(of.given_truth),
         "... where stage 1 is right": with_interval(of.seen_right),
-        "... where it is not": with_interval(of.seen_wrong),
-        "given what stage 1 said": with_interval(of.given_said),
-        "chance of that": _NOTHING if chance is None else f"{chance:.3f}",
-        "said what cannot be planned in": str(sum(of.unplannable.values()) or _NOTHING),
+        "... where stage 1 is wrong": with_interval(of.seen_wrong),
+        "in the described state": with_interval(of.given_said),
+        "chance in the described state": _NOTHING if chance is None else f"{chance:.3f}",
+        "described states without a plan": str(sum(of.unplannable.values()) or _NOTHING),
         **{f"... {why}": str(count) for why, count in of.unplannable.items()},
     }
 
@@ -191,20 +195,20 @@ def _answers(task: TaskScore) -> dict[str, str]:
         "from the teacher's store": str(of.stored or _NOTHING),
         "without an answer": str(sum(of.failures.values()) or _NOTHING),
         "questions/s": f"{of.questions / of.seconds:.1f}" if of.seconds else _NOTHING,
-        "analysis, ms: median, 95 %": _spread(of.analysis_ms),
-        "action, ms: median, 95 %": _spread(of.action_ms),
+        "analysis, ms: median, 95 %": _summary(of.analysis_ms),
+        "action, ms: median, 95 %": _summary(of.action_ms),
         "analysis, tokens": f"{of.analysis_tokens:.0f}" if of.analysis_tokens else _NOTHING,
         "action, tokens": f"{of.action_tokens:.0f}" if of.action_tokens else _NOTHING,
-        "label mass: mean, least": f"{of.label_mass.mean:.3f}, {of.least_label_mass:.3f}"
+        "label mass: mean, minimum": f"{of.label_mass.mean:.3f}, {of.least_label_mass:.3f}"
         if of.label_mass
         else _NOTHING,
     }
 
 
-def with_interval(figure: Share | Mean | None) -> str:
-    """The figure with its interval."""
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]" if figure else _NOTHING
+def with_interval(of: Share | Mean | None) -> str:
+    """Returns the value with its interval."""
+    return f"{of.value:.3f} [{of.low:.3f}, {of.high:.3f}]" if of else _NOTHING
 
 
-def _spread(of: Spread | None) -> str:
+def _summary(of: Summary | None) -> str:
     return f"{of.median:.1f}, {of.p95:.1f}" if of else _NOTHING
