@@ -42,7 +42,7 @@ def _best(scene: Scene) -> tuple[str, ...]:
     return plan(scene.view, scene.task, scene.mission, ALL_TASKS[scene.task].useful).best
 
 
-def _perfect(scene: Scene) -> Told:
+def _perfect(scene: Scene) -> Analysis:
     """Returns the correct analysis of a scene."""
     (row, column), target = scene.here, scene.targets[0]
     return {
