@@ -13,7 +13,7 @@ _FIELDS = {
     "agent": "agent, all three",
     "target": "target's cell",
     "target_name": "target's name",
-    "hazards": "hazards, exactly",
+    "hazards": "hazards, all and no others",
     "direction": "direction of the target",
     "all": "agent, target and hazards",
 }
@@ -144,8 +144,8 @@ def _agreement(task: TaskScore) -> dict[str, str]:
         "arg-max is optimal": with_interval(of.optimal),
         "mistake rate": with_interval(of.mistakes),
         "probability on optimal actions": with_interval(of.probability_on_optimal),
-        "chance, random useful actions": f"{of.uniform:.3f}",
-        "chance, its actions shuffled": f"{of.reshuffled:.3f}",
+        "chance, any useful action": f"{of.uniform:.3f}",
+        "chance, its actions reshuffled": f"{of.reshuffled:.3f}",
     }
 
 
@@ -156,7 +156,7 @@ def _perception(task: TaskScore) -> dict[str, str]:
     return {
         **{_FIELDS[field]: with_interval(share) for field, share in of.fields.items()},
         "hazards found": with_interval(of.hazards_found),
-        "described hazards that exist": with_interval(of.hazards_said_are_there),
+        "hazards named that exist": with_interval(of.hazards_said_are_there),
     }
 
 
@@ -166,12 +166,12 @@ def _reasoning(task: TaskScore) -> dict[str, str]:
         return {}
     chance = of.chance_given_said
     return {
-        "in the true state": with_interval(of.given_truth),
+        "given the truth": with_interval(of.given_truth),
         "... where stage 1 is right": with_interval(of.seen_right),
         "... where stage 1 is wrong": with_interval(of.seen_wrong),
-        "in the described state": with_interval(of.given_said),
-        "chance in the described state": _NOTHING if chance is None else f"{chance:.3f}",
-        "described states without a plan": str(sum(of.unplannable.values()) or _NOTHING),
+        "given the analysis": with_interval(of.given_said),
+        "chance, given the analysis": _NOTHING if chance is None else f"{chance:.3f}",
+        "analyses that cannot be planned in": str(sum(of.unplannable.values()) or _NOTHING),
         **{f"... {why}": str(count) for why, count in of.unplannable.items()},
     }
 
