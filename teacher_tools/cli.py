@@ -42,7 +42,7 @@ COMMANDS = Group(
             "teacher_tools.score.compare:main",
         ),
         "answers": Group(
-            "show, export, import, count or prune the stored answers",
+            "show, export, import, recover, count or prune the stored answers",
             {
                 "show": Command(
                     "list the newest answers",
@@ -58,6 +58,11 @@ COMMANDS = Group(
                     "read exported answers into a store",
                     "teacher_tools.answers.settings:ImportSettings",
                     "teacher_tools.answers.command:import_answers",
+                ),
+                "recover": Command(
+                    "add the answers of a damaged store to a sound one",
+                    "teacher_tools.answers.settings:RecoverSettings",
+                    "teacher_tools.answers.command:recover_answers",
                 ),
                 "stats": Command(
                     "count the answers and check the store: its size and whether it is damaged",

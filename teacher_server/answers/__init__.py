@@ -1,1 +1,1 @@
-"""The answer store: each question is asked once, ever, whichever process asked it."""
+"""The answer store: an SQLite file with every answer, so that a teacher answers each question once."""

@@ -1,4 +1,4 @@
-"""How answers lie in the SQLite file: connections, tables, versions, and how an older file is brought up."""
+"""The SQLite file: connections, tables, layout versions, and the upgrade of older files."""
 
 import sqlite3
 from pathlib import Path
@@ -9,7 +9,7 @@ from teacher_server.answers.rows import checksum, is_sound, is_valid
 APPLICATION_ID = 0x6C766C6D  # "lvlm" in ASCII
 VERSION = 3
 LAST_VERSION = 999
-"""A file that says it is of a later one is damaged."""
+"""A file with a higher version number is damaged, not newer."""
 PAGE_SIZE = 4096
 
 _TEACHERS = """CREATE TABLE teachers (
@@ -47,7 +47,7 @@ _LAST_ANSWER = """CREATE TRIGGER last_answer AFTER DELETE ON answers BEGIN
             SELECT 1 FROM answers WHERE identity IN (SELECT identity FROM teachers) AND picture = OLD.picture
         );
     END"""
-"""A picture goes with the last answer about it, whatever deletes that one."""
+"""Deletes a picture with the last answer about it, whichever statement deletes that answer."""
 _NAMES = """CREATE TABLE names (
         identity TEXT PRIMARY KEY,
         name     TEXT NOT NULL,         -- of the checkpoint, as it was served last
@@ -61,13 +61,13 @@ LAYOUTS = {
     frozenset({_TEACHERS, _ANSWERS, _AGES}): 2,
     frozenset({_TEACHERS, _ANSWERS, _AGES, *_SINCE_3}): 3,
 }
-"""The version of a file, by the SQL of all that is in it; 0: nothing is."""
+"""The layout version of a file by the SQL of its tables, indexes and triggers; 0 for an empty file."""
 
 UNLESS_SOUND = """ON CONFLICT DO UPDATE
     SET answer = excluded.answer, created = excluded.created, checksum = excluded.checksum
     WHERE NOT sound(excluded.identity, excluded.picture, excluded.mission, excluded.task, excluded.actions,
                     CAST(answers.answer AS BLOB), answers.checksum)"""
-"""Ends an INSERT INTO answers: a key keeps the answer that it has, unless that one is damaged."""
+"""Ends an INSERT INTO answers: a key keeps its stored answer, unless that answer is damaged."""
 
 _INCREMENTAL = 2
 _WAL_LIMIT_BYTES = 64 * 2**20
@@ -76,10 +76,10 @@ _WAL_LIMIT_BYTES = 64 * 2**20
 def connect(
     path: Path, lock_timeout_s: float, mode: Literal["rwc", "rw", "ro"] = "rwc"
 ) -> sqlite3.Connection:
-    """A connection that begins and ends transactions only when told to, usable from any thread.
+    """Returns a connection without implicit transactions, usable from any thread.
 
     Raises:
-        sqlite3.Error: the file cannot be opened or made.
+        sqlite3.Error: the file cannot be opened or created.
     """
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
@@ -88,7 +88,7 @@ def connect(
         isolation_level=None,
         check_same_thread=False,
     )
-    # With WAL, NORMAL loses nothing when a process is killed; only a power cut can take the last answers
+    # With WAL, NORMAL loses nothing when a process is killed; a power cut can lose the last answers
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     connection.create_function("checksum", 6, checksum, deterministic=True)
@@ -98,25 +98,25 @@ def connect(
 
 
 def version_of(connection: sqlite3.Connection) -> int | None:
-    """The version that the file's tables are of; None for tables that are none of ours.
+    """Returns the layout version of the file's tables; None for tables of another program.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the file cannot be read.
     """
     sql = connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
     return LAYOUTS.get(frozenset(text for (text,) in sql))
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Makes the tables in a new file, and brings one of an older version up, each in one transaction.
+    """Creates the tables of a new file or upgrades an older one, in one transaction.
 
     Raises:
-        sqlite3.Error: it could not be done, and the file is as it was.
+        sqlite3.Error: the transaction failed; the file is unchanged.
     """
     connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
     connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
     with connection:
-        connection.execute("BEGIN IMMEDIATE")  # two processes may start on one file at once
+        connection.execute("BEGIN IMMEDIATE")  # two processes may open one file at once
         version = version_of(connection)
         if version != VERSION:
             if version == 0:
@@ -127,7 +127,7 @@ def prepare(connection: sqlite3.Connection) -> None:
                 connection.execute(_ANSWERS)
                 connection.execute(_AGES)
             if version == 1:
-                # Through BLOBs: a damaged text need not be UTF-8
+                # As BLOBs: a damaged text may not be UTF-8
                 connection.execute(
                     """INSERT INTO answers SELECT *, checksum(
                         CAST(identity AS BLOB), picture, CAST(mission AS BLOB), CAST(task AS BLOB),
@@ -142,11 +142,11 @@ def prepare(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
-    if number(connection, "PRAGMA auto_vacuum") != _INCREMENTAL:  # a file that began as version 1
+    if number(connection, "PRAGMA auto_vacuum") != _INCREMENTAL:  # a file created by version 1
         connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
         connection.execute("VACUUM")
 
 
 def number(connection: sqlite3.Connection, query: str) -> int:
-    """The one number that a query finds."""
+    """Returns the number in the query's only row."""
     return int(connection.execute(query).fetchone()[0])

@@ -1,4 +1,4 @@
-"""Which processes have a store open: a lock file beside it, which also marks the file as a store."""
+"""The lock file beside a store: shows which processes use the store, and marks the file as a store."""
 
 import fcntl
 import os
@@ -8,32 +8,32 @@ _MARK = b"Beside this lies an answer store; processes that use it hold a lock on
 
 
 class StoreLock:
-    """A lock on the file STORE-lock: shared by all who use the store, exclusive for who repairs it.
+    """A lock on the file STORE-lock: shared by processes that use the store, exclusive for setting it aside.
 
-    SQLite's own locks are in the store's file, which may be damaged. The lock ends with the process. The
-    file stays, and its text says that the name beside it is a store's, whatever has become of that.
+    SQLite's own locks are in the store's file, which may be damaged. The lock ends with the process. The lock
+    file stays: its text says that the file beside it is a store, even if that file is no longer readable.
     """
 
     def __init__(self, store: Path) -> None:
         """
         Raises:
-            OSError: the lock file can be neither opened nor made.
+            OSError: the lock file cannot be opened or created.
         """
         self._path = beside(store, "-lock")
         self._file = self._open()
 
     @property
     def marked(self) -> bool:
-        """Whether the file beside it was found to be a store before."""
+        """Whether the file beside the lock file is known to be a store."""
         return os.pread(self._file, len(_MARK), 0) == _MARK
 
     def mark(self) -> None:
-        """Notes that the file beside it is a store."""
+        """Records that the file beside the lock file is a store."""
         if not self.marked:
             os.pwrite(self._file, _MARK, 0)
 
     def take(self) -> bool:
-        """Takes the lock for this user alone; returns False, holding none, where there are others."""
+        """Takes the exclusive lock; returns False, and holds no lock, if another process uses the store."""
         try:
             self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,18 +41,18 @@ class StoreLock:
         return True
 
     def share(self) -> None:
-        """Takes the lock with others, as soon as nobody has it alone."""
+        """Takes the shared lock; waits while another process holds the exclusive one."""
         self._lock(fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Gives the lock back. A lock file that marks no store is removed."""
+        """Releases the lock. Removes a lock file that marks no store."""
         if not self.marked and self.take():
             self._path.unlink(missing_ok=True)
         os.close(self._file)
 
     def _lock(self, how: int) -> None:
         fcntl.flock(self._file, how)
-        while not self._is_there():  # it was removed while this one waited
+        while not self._is_there():  # another process removed the file during the wait
             os.close(self._file)
             self._file = self._open()
             fcntl.flock(self._file, how)
@@ -68,5 +68,5 @@ class StoreLock:
 
 
 def beside(store: Path, suffix: str) -> Path:
-    """The file whose name is the store's with something after it, as SQLite names its own."""
+    """Returns the path with a suffix after the store's name, as SQLite names its own files."""
     return store.with_name(store.name + suffix)

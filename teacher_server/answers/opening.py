@@ -1,15 +1,14 @@
-"""Opens a store for use: new, sound, of an older version, or damaged, which is set aside and salvaged."""
+"""Opens a store: new, sound, of an older version, or damaged, which is set aside for a new one."""
 
 import logging
-import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
-from teacher_server.answers.errors import StoreError, store_error, tells_of_damage
+from teacher_server.answers.errors import StoreError, is_damage, store_error
 from teacher_server.answers.layout import (
     APPLICATION_ID,
     LAST_VERSION,
@@ -20,75 +19,73 @@ from teacher_server.answers.layout import (
     version_of,
 )
 from teacher_server.answers.lock import StoreLock, beside
-from teacher_server.answers.salvage import salvaged, table_of
 
 _log = logging.getLogger(__name__)
 
 _MAGIC = b"SQLite format 3\0"
 _WAL_MAGIC = frozenset({0x377F0682, 0x377F0683})
 _PREFIX = "*** in database main ***"
-_SQLITES_OWN = ("-wal", "-shm", "-journal")
 
 
 class _Damaged(Exception):
-    """The file is a store, and something in it is not as it should be; the message says what."""
+    """The file is a store and is damaged; the message says where."""
 
 
 def open_store(path: Path, lock_timeout_s: float) -> tuple[StoreLock, sqlite3.Connection]:
-    """A sound store that can be written, made if it is not there; and the lock that keeps it from repairs.
+    """Opens a store for writing and creates it if there is none; returns the lock beside it as well.
 
-    **What is a store.** A file that bears SQLite's magic and our application id, or that has the lock file
-    beside it which a store gets when it is first opened. Anything else is refused and left untouched: a text,
-    a database of another program. So is a sound database of another program or of a newer version that stands
-    where a store was. An empty file is a new store, unless there is a -wal that says it was more.
+    **What counts as a store.** A file with SQLite's magic and our application id, or one with the lock file
+    beside it that a store gets when it is first opened. Any other file is refused and left untouched: a text,
+    a database of another program. So is a sound database of another program, or of a newer version, in a
+    store's place. An empty file is a new store, unless it has a -wal.
 
-    **What is damage.** All pages are checked at every start (`quick_check`), and that header, tables and -wal
-    are ours. A damaged store is renamed to NAME.damaged-TIME, its -wal beside it, a new file with all that is
-    sound in it takes its place, and a warning says so. Killed on the way, the next start does it again.
-    Single damaged answers in sound pages are found when they are looked up: each has a checksum.
+    **What counts as damage.** Every start checks all pages (`quick_check`), the header, the tables and the
+    -wal. A damaged store is renamed to NAME.damaged-TIME, with its -wal, and a new, empty store takes its
+    place; a warning says how to recover the answers. Single damaged answers in sound pages are found by their
+    checksums when they are looked up.
 
-    **Who does it.** Whoever uses a store holds a shared lock on STORE-lock, and who repairs it an exclusive
-    one: a second process waits for the repair, and what another process has open is never set aside.
+    **Several processes.** A process that uses a store holds a shared lock on STORE-lock; setting the store
+    aside takes the exclusive lock. A store that another process has open is therefore never set aside.
 
     Raises:
-        StoreError: it is no store, is locked, or cannot be read or written; or it is damaged and another
-            process has it open.
+        StoreError: the file is not a store, is locked, or cannot be read or written; or it is damaged and
+            another process has it open.
     """
     with _lock_of(path) as lock:
         return lock, _opened(path, lock, lock_timeout_s)
 
 
 def open_existing(path: Path, lock_timeout_s: float) -> tuple[StoreLock, sqlite3.Connection]:
-    """A store that is there already, for a command: nothing is made and nothing is set aside.
+    """Opens an existing store; creates nothing and sets nothing aside.
 
     Raises:
-        StoreError: there is none, or it cannot be used.
+        StoreError: there is no store, or it cannot be used.
     """
     if not path.is_file() or not path.stat().st_size:
-        raise StoreError(f"there is no answer store {path}; name one with --store")
+        raise StoreError(f"there is no answer store {path}: set `store` to an existing one")
     with _lock_of(path) as lock:
         lock.share()
         try:
             with closing(connect(path, lock_timeout_s, "ro")) as connection:
-                _known_version(connection, path)
+                _check_version(connection, path)
             connection = connect(path, lock_timeout_s, "rw")
             prepare(connection)
         except (_Damaged, sqlite3.Error) as error:
-            if isinstance(error, sqlite3.Error) and not tells_of_damage(error):
+            if isinstance(error, sqlite3.Error) and not is_damage(error):
                 raise
             raise StoreError(
-                f"{path} is no answer store, or is damaged ({error}): if it is one, start the teacher with"
-                " it, which sets it aside and saves what is sound"
+                f"{path} is not an answer store, or is damaged ({error}): `teacher answers recover` adds the"
+                " answers of a damaged store to another one"
             ) from error
         lock.mark()
         return lock, connection
 
 
-def what_is_wrong(connection: sqlite3.Connection) -> str | None:
-    """What a check of all pages finds, in SQLite's words; None if all is well.
+def damage_in(connection: sqlite3.Connection) -> str | None:
+    """Checks all pages; returns the first problem in SQLite's words, or None.
 
     Raises:
-        sqlite3.Error: the check itself fails, on damage or on a lock.
+        sqlite3.Error: the check itself failed, because of damage or a lock.
     """
     found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     return None if found == "ok" else " ".join(found.removeprefix(_PREFIX).split())
@@ -96,7 +93,7 @@ def what_is_wrong(connection: sqlite3.Connection) -> str | None:
 
 @contextmanager
 def _lock_of(path: Path) -> Iterator[StoreLock]:
-    """The lock beside a store, given back if what is done with it fails, which is told in words."""
+    """Yields the lock beside a store; releases it, and raises a `StoreError`, if the block fails."""
     try:
         lock = StoreLock(path)
         try:
@@ -109,33 +106,34 @@ def _lock_of(path: Path) -> Iterator[StoreLock]:
 
 
 def _opened(path: Path, lock: StoreLock, lock_timeout_s: float) -> sqlite3.Connection:
-    why = ""
-    for _ in range(3):  # once to wait for another's repair, once to repair, once to open
+    message = ""
+    for _ in range(3):  # to wait for another process, to set a damaged file aside, to open
         alone = lock.take()
         if not alone:
             lock.share()
         try:
             if alone:
-                _examine_files(path, marked=lock.marked)
+                _check_files(path, marked=lock.marked)
             connection = _connected(path, lock_timeout_s)
         except _Damaged as damage:
-            why = f"the answer store {path} is damaged ({damage}) and "
-            why += "cannot be repaired" if alone else "another process has it open: end it, and start again"
+            message = f"the answer store {path} is damaged ({damage})"
             if alone:
                 _set_aside(path, damage)
+            else:
+                message += " and another process has it open: end that process and start again"
         else:
             lock.mark()
             lock.share()
             return connection
-    raise StoreError(why)
+    raise StoreError(message)
 
 
-def _examine_files(path: Path, *, marked: bool) -> None:
-    """What can be told from the bytes, with nobody else there: reading them would end SQLite's own locks.
+def _check_files(path: Path, *, marked: bool) -> None:
+    """Checks the files' first bytes. Needs the exclusive lock: closing the file would release SQLite's locks.
 
     Raises:
-        _Damaged: it is a store, and no database any more.
-        StoreError: it is no store.
+        _Damaged: the file is a store and no longer a database.
+        StoreError: the file is not a store.
     """
     head = _head(path)
     wal = _head(beside(path, "-wal"))
@@ -143,14 +141,12 @@ def _examine_files(path: Path, *, marked: bool) -> None:
         return
     if not marked:
         if not head.startswith(_MAGIC):
-            raise StoreError(
-                f"{path} is not a database; name another file with --store, or move this one away"
-            )
+            raise StoreError(f"{path} is not a database: set `store` to another file, or move this one away")
         if int.from_bytes(head[68:72]) != APPLICATION_ID:
             raise _of_another_program(path)
-    if not head.startswith(_MAGIC):
-        raise _Damaged("it is no database any more" if head else "it is empty, and its -wal is not")
-    if head[18:20] not in (b"\1\1", b"\2\2"):
+    if not head:
+        raise _Damaged("the file is empty and its -wal is not")
+    if not head.startswith(_MAGIC) or head[18:20] not in (b"\1\1", b"\2\2"):
         raise _Damaged("its header is damaged")
     if wal and not _is_wal(wal):
         raise _Damaged("its -wal is damaged")
@@ -165,7 +161,7 @@ def _head(path: Path) -> bytes:
 
 
 def _is_wal(head: bytes) -> bool:
-    """Whether a -wal's header is one: its magic, and the checksum over its first 24 bytes."""
+    """Checks a -wal's header: its magic, and the checksum over its first 24 bytes."""
     words = [int.from_bytes(head[at : at + 4]) for at in range(0, 32, 4)]
     if len(head) < 32 or words[0] not in _WAL_MAGIC:
         return False
@@ -178,21 +174,21 @@ def _is_wal(head: bytes) -> bool:
 
 
 def _connected(path: Path, lock_timeout_s: float) -> sqlite3.Connection:
-    """A connection to a store that was checked and brought up to this version.
+    """Returns a connection to a checked store of this version.
 
     Raises:
-        _Damaged: it is a store, and damaged.
-        StoreError: it is no store of a version known here.
+        _Damaged: the file is a store and damaged.
+        StoreError: the file is not a store of a known version.
     """
     try:
         if path.exists() and path.stat().st_size:
-            # Reading alone moves nothing from the -wal into the file, so that both can be set aside as they
-            # were. Only where a new file was begun and not finished, its journal has to be played back first
+            # A read-only check moves nothing from the -wal into the file, so that both can be set aside
+            # unchanged. A -journal is left by a killed process that created the file, and has to be replayed
             unfinished = beside(path, "-journal").exists()
             with closing(connect(path, lock_timeout_s, "rw" if unfinished else "ro")) as connection:
-                _known_version(connection, path)
-                if wrong := what_is_wrong(connection):
-                    raise _Damaged(wrong)
+                _check_version(connection, path)
+                if problem := damage_in(connection):
+                    raise _Damaged(problem)
         connection = connect(path, lock_timeout_s)
         try:
             prepare(connection)
@@ -201,28 +197,28 @@ def _connected(path: Path, lock_timeout_s: float) -> sqlite3.Connection:
             raise
         return connection
     except sqlite3.Error as error:
-        if tells_of_damage(error):
+        if is_damage(error):
             raise _Damaged(str(error)) from error
         raise
 
 
-def _known_version(connection: sqlite3.Connection, path: Path) -> None:
+def _check_version(connection: sqlite3.Connection, path: Path) -> None:
     """
     Raises:
-        _Damaged: it is a store, and what says so is damaged.
-        StoreError: it is no store of a version known here.
-        sqlite3.Error: it cannot be read.
+        _Damaged: the file is a store, and its header or its tables are damaged.
+        StoreError: the file is not a store of a known version.
+        sqlite3.Error: the file cannot be read.
     """
     application = number(connection, "PRAGMA application_id")
     version = number(connection, "PRAGMA user_version")
     tables = version_of(connection)
     if application == APPLICATION_ID and VERSION < version <= LAST_VERSION:
         raise StoreError(
-            f"{path} is an answer store of version {version}, and this program reads version {VERSION};"
-            " name another file with --store"
+            f"{path} is an answer store of version {version}; this program reads versions up to {VERSION}:"
+            " set `store` to another file, or update this program"
         )
     if tables is None:
-        if application != APPLICATION_ID and what_is_wrong(connection) is None:
+        if application != APPLICATION_ID and damage_in(connection) is None:
             raise _of_another_program(path)
         raise _Damaged("its tables are not those of an answer store")
     if (application, version) != (APPLICATION_ID if tables else 0, tables):
@@ -230,67 +226,27 @@ def _known_version(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _of_another_program(path: Path) -> StoreError:
-    return StoreError(f"{path} is a database of another program; name another file with --store")
+    return StoreError(f"{path} is a database of another program: set `store` to another file")
 
 
 def _set_aside(path: Path, damage: _Damaged) -> None:
-    """Puts a new store with all that is sound in place of a damaged one, which gets another name.
+    """Renames a damaged store and SQLite's files beside it.
 
     Raises:
-        StoreError: there is no room for what is sound; nothing was touched.
-        OSError: it cannot be renamed.
+        OSError: a file cannot be renamed.
     """
-    part = beside(path, ".part")
-    _remove(part)
-    try:
-        try:
-            saved = _salvage(path, part)
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(
-                f"the answer store {path} is damaged ({damage}), and what is sound in it cannot be saved:"
-                f" {error}; make room, or move the file away"
-            ) from error
-        aside = _free_name(path)
-        # Linked first: whenever this is killed, there is a file with the answers under the store's name
-        try:
-            os.link(path, aside)
-        except OSError:  # not every file system has links
-            path.rename(aside)
-        for suffix in _SQLITES_OWN:  # before the new file comes, which they would spoil
-            with suppress(FileNotFoundError):
-                beside(path, suffix).rename(beside(aside, suffix))
-        part.replace(path)
-    finally:
-        _remove(part)
+    aside = _free_name(path)
+    for suffix in ("-wal", "-shm", "-journal", ""):  # the store last: until then the next start sets it aside
+        if beside(path, suffix).exists():
+            beside(path, suffix).rename(beside(aside, suffix))
     _log.warning(
-        "the answer store %s was damaged (%s): it was set aside as %s, and %s saved from it; what is missing"
-        " is asked again, and the file set aside may be deleted",
-        path,
-        damage,
-        aside,
-        "1 answer was" if saved == 1 else f"{saved} answers were",
+        "answer store %s is damaged (%s): it was renamed to %s, and a new, empty one was created; recover"
+        " its answers with `teacher answers recover %s --store %s`",
+        *(path, damage, aside, aside, path),
     )
-
-
-def _salvage(path: Path, part: Path) -> int:
-    """Makes a store of all that is sound in a damaged one; returns how many answers that are."""
-    with closing(connect(part, 0)) as connection:
-        prepare(connection)
-        with connection:
-            connection.execute("BEGIN")
-            for row in salvaged(path):
-                marks = ", ".join("?" * len(row))
-                connection.execute(f"INSERT OR IGNORE INTO {table_of(row)} VALUES ({marks})", row)
-            connection.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT picture FROM answers)")
-        return number(connection, "SELECT count(*) FROM answers")
 
 
 def _free_name(path: Path) -> Path:
     name = f".damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     names = (beside(path, name + (f"-{again}" if again > 1 else "")) for again in count(1))
     return next(each for each in names if not each.exists() and not beside(each, "-wal").exists())
-
-
-def _remove(store: Path) -> None:
-    for suffix in ("", *_SQLITES_OWN):
-        beside(store, suffix).unlink(missing_ok=True)

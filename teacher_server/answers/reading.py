@@ -1,4 +1,4 @@
-"""Goes through all that a store holds, teacher by teacher, while others use it."""
+"""Reads a store's content teacher by teacher, while other processes use the store."""
 
 import json
 import sqlite3
@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Any
 
-from teacher_server.answers.errors import tells_of_damage
+from teacher_server.answers.errors import is_damage
 from teacher_server.answers.rows import Row, is_sound, is_valid
 from teacher_server.answers.size import teachers_by_age
 from teacher_server.teachers.base import identity_of
@@ -20,10 +20,10 @@ _ROW = """SELECT identity, picture, mission, task, actions, answer, created, che
 
 
 def known_teachers(connection: sqlite3.Connection) -> dict[str, dict[str, Any] | None]:
-    """Each identity with its description, in order; None where there is none, or not the identity's.
+    """Returns each identity, in order, with its description; None if missing or not matching the identity.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the store cannot be read.
     """
     connection.text_factory = _replacing
     found = dict.fromkeys(sorted(identity for identity, _ in teachers_by_age(connection)))
@@ -32,10 +32,10 @@ def known_teachers(connection: sqlite3.Connection) -> dict[str, dict[str, Any] |
 
 
 def names_of(connection: sqlite3.Connection) -> dict[str, str]:
-    """What each identity's checkpoint was called when it was served last; older stores say nothing.
+    """Returns the checkpoint's name of each identity when it was last served; older stores have none.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the store cannot be read.
     """
     connection.text_factory = _replacing
     return dict(connection.execute("SELECT identity, name FROM names"))
@@ -44,27 +44,27 @@ def names_of(connection: sqlite3.Connection) -> dict[str, str]:
 def answers_of(
     connection: sqlite3.Connection, identity: str, *, task: str | None = None, newest_first: bool = False
 ) -> Iterator[Row | None]:
-    """A teacher's answers in the order of their keys, each read by itself; None for one that is damaged.
+    """Yields a teacher's answers in the order of their keys, each read by itself; None for a damaged one.
 
     Args:
-        task: those about this task alone.
-        newest_first: in the order of when they were given instead.
+        task: only answers about this task.
+        newest_first: yields the newest answer first instead.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the store cannot be read.
     """
     connection.text_factory = _replacing
-    # The numbers of the rows are kept, 8 bytes each: a cursor left open would let the -wal grow without end
+    # Keeps the row numbers, 8 bytes each: an open cursor would let the -wal grow without bound
     query = _NEWEST_FIRST if newest_first else _IN_ORDER
     for number in array("q", (number for (number,) in connection.execute(query, (identity, task)))):
         try:
             row: Row | None = connection.execute(_ROW, (number,)).fetchone()
         except sqlite3.DatabaseError as error:
-            if not tells_of_damage(error):
+            if not is_damage(error):
                 raise
             yield None
             continue
-        if row is not None:  # it may have gone since
+        if row is not None:  # it may have been deleted since
             sound = row[0] == identity and is_sound(*row[:6], row[7]) and is_valid(row[0], row[4], row[5])
             yield row if sound else None
 
@@ -78,5 +78,5 @@ def _description(identity: str, text: str | None) -> dict[str, Any] | None:
 
 
 def _replacing(text: bytes) -> str:
-    # What is not UTF-8 is damaged: it is read all the same, and fails its checksum
+    # Text that is not UTF-8 is damaged; it is read all the same and fails its checksum
     return text.decode(errors="replace")

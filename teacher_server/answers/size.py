@@ -1,4 +1,4 @@
-"""The room that answers take: how much is in use, which go first, and giving the disk back what is free."""
+"""The store's size: bytes in use, deleting the oldest answers, returning free pages to the disk."""
 
 import math
 import sqlite3
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from teacher_server.answers.layout import number
 
 _AT_ONCE = 256
-"""Answers deleted, or pages moved, in one transaction, so that nobody waits long for it."""
+"""Answers deleted, or pages moved, in one transaction, so that other users of the store wait briefly."""
 
 _TEACHERS = """WITH RECURSIVE teacher (identity) AS (
         SELECT min(identity) FROM answers
@@ -24,26 +24,26 @@ _NEVER = math.inf
 
 
 def bytes_in_use(connection: sqlite3.Connection) -> int:
-    """The file's pages that hold something, in bytes.
+    """Returns the size of the file's pages in use, in bytes.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the store cannot be read.
     """
     pages = number(connection, "PRAGMA page_count") - number(connection, "PRAGMA freelist_count")
     return pages * number(connection, "PRAGMA page_size")
 
 
 def teachers_by_age(connection: sqlite3.Connection) -> list[tuple[str, float]]:
-    """Each teacher that has answers, and when the oldest was given, in seconds since 1970; the oldest first.
+    """Returns each teacher that has answers with the time of its oldest, in seconds since 1970; oldest first.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the store cannot be read.
     """
     return connection.execute(_TEACHERS).fetchall()
 
 
 class Deleted(NamedTuple):
-    """How many answers of one teacher went."""
+    """How many answers of one teacher were deleted."""
 
     identity: str
     number: int
@@ -52,13 +52,13 @@ class Deleted(NamedTuple):
 def evict(
     connection: sqlite3.Connection, max_bytes: float, *, spared: Collection[str] = ()
 ) -> Deleted | None:
-    """If more is in use, deletes a few of the oldest answers, those of spared teachers last.
+    """Deletes a few of the oldest answers if more than `max_bytes` are in use; those of spared teachers last.
 
     Returns:
-        What went; None when no more has to go.
+        What was deleted; None if no more has to be.
 
     Raises:
-        sqlite3.Error: it could not be done, and nothing is gone.
+        sqlite3.Error: the transaction failed; nothing was deleted.
     """
     with connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -66,25 +66,25 @@ def evict(
         if bytes_in_use(connection) <= max_bytes or not teachers:
             return None
         first = min(teachers, key=lambda identity: identity in spared)
-        gone = connection.execute(_DELETE_OLDEST, (first, _NEVER, _AT_ONCE)).rowcount
-        return Deleted(first, gone) if gone else None
+        deleted = connection.execute(_DELETE_OLDEST, (first, _NEVER, _AT_ONCE)).rowcount
+        return Deleted(first, deleted) if deleted else None
 
 
 def delete(connection: sqlite3.Connection, identity: str, before: float = _NEVER) -> Iterator[int]:
-    """Deletes a teacher's answers given up to that time, a few at a time; yields how many each time.
+    """Deletes a teacher's answers given up to `before`, a few at a time; yields how many each time.
 
     Raises:
-        sqlite3.Error: it could not be done; what was told is gone.
+        sqlite3.Error: a transaction failed; the answers yielded before are deleted.
     """
-    while gone := connection.execute(_DELETE_OLDEST, (identity, before, _AT_ONCE)).rowcount:
-        yield gone
+    while deleted := connection.execute(_DELETE_OLDEST, (identity, before, _AT_ONCE)).rowcount:
+        yield deleted
 
 
-def give_back(connection: sqlite3.Connection) -> None:
-    """Returns free pages to the disk, a few at a time, while others may use the store.
+def shrink(connection: sqlite3.Connection) -> None:
+    """Returns free pages to the disk, a few at a time; other processes may use the store meanwhile.
 
     Raises:
-        sqlite3.Error: it could not be done.
+        sqlite3.Error: the store cannot be written.
     """
     while number(connection, "PRAGMA freelist_count"):
         connection.execute(f"PRAGMA incremental_vacuum({_AT_ONCE})").fetchall()

@@ -1,4 +1,4 @@
-"""`teacher answers`: what a store holds, in and out of files, and less of it."""
+"""`teacher answers`: shows, exports, imports, recovers, counts and prunes stored answers."""
 
 import gzip
 import json
@@ -13,22 +13,24 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from teacher_api.command_line import CannotStart
+from teacher_api.command_line import CannotStart, CommandFailed
 from teacher_api.terminal import say
 from teacher_server.answers.errors import StoreError, store_error
 from teacher_server.answers.lock import beside
 from teacher_server.answers.opening import open_existing, open_store
 from teacher_server.answers.reading import known_teachers, names_of
-from teacher_server.answers.size import bytes_in_use, delete, evict, give_back
+from teacher_server.answers.size import bytes_in_use, delete, evict, shrink
 from teacher_tools.answers.exchange import BadExport, export, import_
+from teacher_tools.answers.recover import recover
 from teacher_tools.answers.settings import (
     ExportSettings,
     ImportSettings,
     PruneSettings,
+    RecoverSettings,
     ShowSettings,
     StatsSettings,
 )
-from teacher_tools.answers.statistics import Figures, as_text, figures_of
+from teacher_tools.answers.statistics import as_text, size_of, statistics_of
 from teacher_tools.answers.table import export_table, newest, printable
 
 _LOCK_TIMEOUT_S = 30.0
@@ -55,13 +57,13 @@ def export_answers(settings: ExportSettings) -> int:
         chosen = _chosen(connection, settings.identity)
         with _written_whole(settings.file) as out:
             if settings.as_csv:
-                done = export_table(connection, out, chosen, settings.task, settings.pictures)
+                report = export_table(connection, out, chosen, settings.task, settings.pictures)
             else:
-                done = export(connection, out, chosen)
-    print(f"{_answers(done.written)} written", file=sys.stderr if settings.file == "-" else sys.stdout)
-    if done.left_out:
-        why = "they are damaged, or their teacher's description is missing"
-        say(f"{_answers(done.left_out)} left out: {why}")
+                report = export(connection, out, chosen)
+    print(f"{_answers(report.written)} written", file=sys.stderr if settings.file == "-" else sys.stdout)
+    if report.left_out:
+        reason = "damaged, or without their teacher's description"
+        say(f"{_answers(report.left_out)} left out: {reason}")
     return 0
 
 
@@ -71,83 +73,107 @@ def import_answers(settings: ImportSettings) -> int:
         for name in settings.files:
             try:
                 with _opened(name) as file:
-                    done = import_(connection, file)
+                    report = import_(connection, file)
             except (BadExport, gzip.BadGzipFile) as error:
-                raise CannotStart(f"{name}: {error}; nothing of this file was taken over") from error
+                raise CannotStart(f"{name}: {error}; nothing of this file was imported") from error
             except OSError as error:
                 raise CannotStart(f"{name} cannot be read: {error.strerror or error}") from error
-            differ = f"; {done.differ} of these differ in their probabilities and stay as they were"
-            print(f"{name}: {done.new} new, {done.known} known{differ if done.differ else ''}")
+            differ = f"; {report.differ} of these differ in their probabilities and stay as they were"
+            print(f"{name}: {report.new} new, {report.known} known{differ if report.differ else ''}")
+    return 0
+
+
+def recover_answers(settings: RecoverSettings) -> int:
+    """Runs `teacher answers recover`; returns 0."""
+    if settings.store.exists() and settings.file.exists() and settings.store.samefile(settings.file):
+        raise CannotStart(f"{settings.file} is the store itself: set `store` to another file")
+    with _store(settings.store, make=True) as connection:
+        try:
+            report = recover(connection, settings.file, settings.store.absolute().parent)
+        except OSError as error:
+            raise CannotStart(f"{settings.file} cannot be recovered: {error.strerror or error}") from error
+    found = f"{_answers(report.new + report.known)} recovered ({report.new} new, {report.known} known)"
+    reasons = ", ".join(f"{number} with {reason}" for reason, number in sorted(report.dropped.items()))
+    dropped = f"dropped rows: {reasons or 'none'}"
+    print(f"{settings.file}: {found}; {dropped}")
+    if report.failure is not None:
+        raise CommandFailed(f"sqlite3 stopped early: {report.failure}")
     return 0
 
 
 def stats(settings: StatsSettings) -> int:
     """Runs `teacher answers stats`; returns 0, or 1 if the store is damaged."""
     with _store(settings.store) as connection:
-        figures = figures_of(connection, settings.store)
-    print(json.dumps(figures.as_json(), indent=1) if settings.as_json else as_text(figures))
-    return 0 if figures.sound else 1
+        statistics = statistics_of(connection, settings.store)
+    print(json.dumps(statistics.as_json(), indent=1) if settings.as_json else as_text(statistics))
+    return 0 if statistics.sound else 1
 
 
 def prune(settings: PruneSettings) -> int:
     """Runs `teacher answers prune`; returns 0."""
     with _store(settings.store) as connection:
-        _have_to_be_known(connection, settings.identities)
-        before = Figures.size_of(settings.store)
+        _check_known(connection, settings.identities)
+        before = size_of(settings.store)
         if settings.dry_run:
-            _tell_what_would_go(connection, settings)
+            _print_dry_run(connection, settings)
             return 0
-        gone = _gone(connection, settings)
-        give_back(connection)
-        for identity, number in gone.items():
+        deleted = _deleted(connection, settings)
+        shrink(connection)
+        for identity, number in deleted.items():
             print(f"{identity}: {_answers(number)} deleted")
-        if not gone:
+        if not deleted:
             print("nothing to delete")
-        after = Figures.size_of(settings.store)
+        after = size_of(settings.store)
         print(f"{before / 2**20:.1f} MiB on the disk before, {after / 2**20:.1f} MiB now")
     return 0
 
 
-def _gone(connection: sqlite3.Connection, settings: PruneSettings) -> Counter[str]:
-    """Deletes; returns how many answers of each teacher went."""
-    gone: Counter[str] = Counter()
+def _deleted(connection: sqlite3.Connection, settings: PruneSettings) -> Counter[str]:
+    """Deletes answers; returns how many of each teacher."""
+    deleted: Counter[str] = Counter()
     if settings.max_mib is not None:
-        while deleted := evict(connection, settings.max_mib * 2**20):
-            gone[deleted.identity] += deleted.number
-        return gone
+        while some := evict(connection, settings.max_mib * 2**20):
+            deleted[some.identity] += some.number
+        return deleted
     for identity in settings.identities or known_teachers(connection):
         for number in delete(connection, identity, settings.before_s):
-            gone[identity] += number
-    return gone
+            deleted[identity] += number
+    return deleted
 
 
-def _tell_what_would_go(connection: sqlite3.Connection, settings: PruneSettings) -> None:
+def _print_dry_run(connection: sqlite3.Connection, settings: PruneSettings) -> None:
     if settings.max_mib is not None:
         (answers,) = connection.execute("SELECT count(*) FROM answers").fetchone()
         used = bytes_in_use(connection)
         share = max(0.0, 1 - settings.max_mib * 2**20 / used)
-        print(f"about {_answers(math.ceil(answers * share))} would go, the oldest")
+        print(f"about {_answers(math.ceil(answers * share))} would be deleted, the oldest")
         return
     count = "SELECT count(*) FROM answers WHERE identity = ? AND created <= ?"
     for identity in settings.identities or known_teachers(connection):
         (number,) = connection.execute(count, (identity, settings.before_s)).fetchone()
-        print(f"{identity}: {_answers(number)} would go")
+        print(f"{identity}: {_answers(number)} would be deleted")
 
 
 def _chosen(connection: sqlite3.Connection, wanted: str | None) -> list[str]:
-    """The identities that are meant: by an identity, or by a checkpoint's name; all of them by None."""
+    """Returns the identities for an identity or a checkpoint's name; all of them for None."""
     known, names = known_teachers(connection), names_of(connection)
     found = [identity for identity in known if wanted in (None, identity, names.get(identity))]
     if wanted is not None and not found:
-        raise CannotStart(f"--teacher: no {wanted!r} in the store; `teacher answers stats` lists them")
+        raise _unknown("identity", wanted)
     return found
 
 
-def _have_to_be_known(connection: sqlite3.Connection, identities: Sequence[str]) -> None:
+def _check_known(connection: sqlite3.Connection, identities: Sequence[str]) -> None:
     known = known_teachers(connection)
     for identity in identities:
         if identity not in known:
-            raise CannotStart(f"--teacher: no {identity!r} in the store; `teacher answers stats` lists them")
+            raise _unknown("identities", identity)
+
+
+def _unknown(field: str, teacher: str) -> CannotStart:
+    return CannotStart(
+        f"`{field}` {teacher!r} is not in the store: `teacher answers stats` lists the teachers"
+    )
 
 
 def _answers(number: int) -> str:
@@ -156,10 +182,10 @@ def _answers(number: int) -> str:
 
 @contextmanager
 def _store(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
-    """A store's connection; with `make`, of a new store if there is none.
+    """Yields a store's connection; with `make`, creates the store if there is none.
 
     Raises:
-        CannotStart: it cannot be used.
+        CannotStart: the store cannot be used.
     """
     try:
         lock, connection = open_store(path, _LOCK_TIMEOUT_S) if make else open_existing(path, _LOCK_TIMEOUT_S)
@@ -187,10 +213,10 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _written_whole(name: str) -> Iterator[BinaryIO]:
-    """A file that gets its name when all is in it.
+    """Yields a file that gets its name, and replaces an earlier one, when it is complete.
 
     Raises:
-        CannotStart: it cannot be written; there is no file, or the one that was there.
+        CannotStart: the file cannot be written; an earlier one is unchanged.
     """
     if name == "-":
         yield sys.stdout.buffer
@@ -200,7 +226,9 @@ def _written_whole(name: str) -> Iterator[BinaryIO]:
     try:
         try:
             with part.open("wb") as file, ExitStack() as stack:
-                if name.endswith(".gz"):  # the same answers make the same bytes: no name, no time
+                if name.endswith(
+                    ".gz"
+                ):  # without name and time, so that the same answers give the same bytes
                     zipped = gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0)
                     yield cast(BinaryIO, stack.enter_context(zipped))
                 else:

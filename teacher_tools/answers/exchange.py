@@ -1,4 +1,4 @@
-"""Answers in a file of JSON lines, to be kept or carried to another machine: written, checked, read."""
+"""Answers in a file of JSON lines: written, checked, and imported into a store."""
 
 import json
 import sqlite3
@@ -18,9 +18,15 @@ from teacher_server.teachers.base import identity_of
 FORMAT, VERSION = "teacher answers", 1
 _LONGEST_LINE = 16 * 2**20
 
+StoreRow = Row | tuple[str, str] | tuple[str, str, float] | tuple[bytes, bytes]
+"""A row of the store: an answer; identity and description; identity, name and time; digest and picture."""
+
+
+_TABLES = {(2, str): "teachers", (8, str): "answers", (3, str): "names", (2, bytes): "pictures"}
+
 
 class BadExport(Exception):
-    """A file that cannot be imported; the message says why, in one line, and which line it is."""
+    """The file cannot be imported; the message names the line and the reason."""
 
 
 class _Strict(BaseModel):
@@ -52,29 +58,29 @@ class _End(_Strict):
 
 
 @dataclass
-class Exported:
-    """How many answers were written, and how many were left out: damaged, or of a teacher not described."""
+class ExportReport:
+    """How many answers were written, and how many left out: damaged, or of a teacher without description."""
 
     written: int = 0
     left_out: int = 0
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What became of a file's answers; those that differ in their probabilities are among the known."""
+class ImportReport:
+    """How many answers were new and how many already stored; `differ` of these in their probabilities."""
 
     new: int
     known: int
     differ: int
 
 
-def export(connection: sqlite3.Connection, out: BinaryIO, identities: Collection[str]) -> Exported:
-    """Writes the answers of these teachers, in the order of their keys.
+def export(connection: sqlite3.Connection, out: BinaryIO, identities: Collection[str]) -> ExportReport:
+    """Writes the answers of these teachers in the order of their keys.
 
     Raises:
-        sqlite3.Error, OSError: it cannot be read or written.
+        sqlite3.Error, OSError: the store cannot be read, or the file not be written.
     """
-    done = Exported()
+    report = ExportReport()
     _write(out, {"format": FORMAT, "version": VERSION})
     for teacher, description in known_teachers(connection).items():
         if teacher not in identities:
@@ -83,31 +89,45 @@ def export(connection: sqlite3.Connection, out: BinaryIO, identities: Collection
             _write(out, {"teacher": teacher, "description": description})
         for row in answers_of(connection, teacher):
             if row is None or description is None:
-                done.left_out += 1
+                report.left_out += 1
             else:
                 _write(out, _exported(row))
-                done.written += 1
-    _write(out, {"answers": done.written})
-    return done
+                report.written += 1
+    _write(out, {"answers": report.written})
+    return report
 
 
-def import_(connection: sqlite3.Connection, file: BinaryIO) -> Imported:
-    """Takes a file's answers over, all or none; an answer that is there already stays.
-
-    The whole file is checked before the store is locked for writing.
+def import_(connection: sqlite3.Connection, file: BinaryIO) -> ImportReport:
+    """Adds the answers of an exported file to the store, all or none.
 
     Raises:
-        BadExport: something in it is wrong.
+        BadExport: something in the file is wrong.
         sqlite3.Error, OSError: the store cannot be written, or the file not be read.
     """
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS new_answers AS SELECT * FROM answers WHERE false")
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS new_teachers AS SELECT * FROM teachers WHERE false")
+    return merge(connection, _checked(file))
+
+
+def merge(connection: sqlite3.Connection, rows: Iterable[StoreRow]) -> ImportReport:
+    """Adds rows to the store in one transaction; an answer already stored stays, unless it is damaged.
+
+    All rows are read before the store is locked for writing.
+
+    Raises:
+        sqlite3.Error: the store cannot be written; it is unchanged.
+    """
+    for table in _TABLES.values():
+        connection.execute(
+            f"CREATE TEMP TABLE IF NOT EXISTS new_{table} AS SELECT * FROM {table} WHERE false"
+        )
     with connection:
         connection.execute("BEGIN")
-        connection.execute("DELETE FROM new_answers")
-        connection.execute("DELETE FROM new_teachers")
-        _stage(connection, _checked(file))
-        connection.execute("INSERT OR IGNORE INTO teachers SELECT * FROM new_teachers")
+        for table in _TABLES.values():
+            connection.execute(f"DELETE FROM new_{table}")
+        for row in rows:
+            values = ", ".join("?" * len(row))
+            connection.execute(f"INSERT INTO new_{_TABLES[len(row), type(row[0])]} VALUES ({values})", row)
+        for table in ("teachers", "names", "pictures"):
+            connection.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM new_{table}")
         (differ,) = connection.execute(
             """SELECT count(*) FROM new_answers AS new
             JOIN answers AS old USING (identity, picture, mission, task, actions)
@@ -118,7 +138,7 @@ def import_(connection: sqlite3.Connection, file: BinaryIO) -> Imported:
         ).fetchone()
         (total,) = connection.execute("SELECT count(*) FROM new_answers").fetchone()
         put = connection.execute(f"INSERT INTO answers SELECT * FROM new_answers WHERE true {UNLESS_SOUND}")
-        return Imported(put.rowcount, total - put.rowcount, differ)
+        return ImportReport(put.rowcount, total - put.rowcount, differ)
 
 
 def _write(out: BinaryIO, line: dict[str, Any]) -> None:
@@ -138,17 +158,11 @@ def _exported(row: Row) -> dict[str, Any]:
     }
 
 
-def _stage(connection: sqlite3.Connection, rows: Iterable[Row | tuple[str, str]]) -> None:
-    for row in rows:
-        table = "new_teachers" if len(row) == 2 else "new_answers"
-        connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-
-
 def _checked(file: BinaryIO) -> Iterator[Row | tuple[str, str]]:
-    """The rows of a file, each checked.
+    """Yields the rows of an exported file, each checked.
 
     Raises:
-        BadExport: something is wrong, with the line's number.
+        BadExport: something in the file is wrong.
     """
     known: set[str] = set()
     answers = number = 0
@@ -157,9 +171,9 @@ def _checked(file: BinaryIO) -> Iterator[Row | tuple[str, str]]:
         try:
             read = json.loads(line)
             if not isinstance(read, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("not a JSON object")
             if end is not None:
-                raise ValueError("the line before told the end")
+                raise ValueError("there is a line after the last one, which gives the number of answers")
             if number == 1:
                 _header(read)
             elif "description" in read:
@@ -172,13 +186,13 @@ def _checked(file: BinaryIO) -> Iterator[Row | tuple[str, str]]:
             else:
                 end = _End.model_validate(read)
                 if end.answers != answers:
-                    raise ValueError(f"it tells of {end.answers} answers, and there are {answers} before it")
+                    raise ValueError(
+                        f"the line counts {end.answers} answers, and the file has {answers} before it"
+                    )
         except (ValueError, RecursionError) as error:
             raise BadExport(f"line {number}: {_in_words(error)}") from error
     if end is None:
-        raise BadExport(
-            f"line {number + 1}: the last line, which tells how many answers there are, is missing"
-        )
+        raise BadExport(f"line {number + 1}: the last line, which gives the number of answers, is missing")
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -187,9 +201,9 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         while line := file.readline(_LONGEST_LINE):
             number += 1
             if len(line) == _LONGEST_LINE:
-                raise BadExport(f"line {number}: it has more than {_LONGEST_LINE} bytes")
+                raise BadExport(f"line {number}: the line has more than {_LONGEST_LINE} bytes")
             yield line
-    except EOFError as error:  # of gzip
+    except EOFError as error:  # from gzip
         raise BadExport(f"line {number + 1}: the file is cut off") from error
 
 
@@ -197,28 +211,28 @@ def _header(read: dict[str, Any]) -> None:
     try:
         _Header.model_validate(read)
     except ValidationError as error:
-        raise ValueError(f"the first line has to be of the format {FORMAT!r}, version {VERSION}") from error
+        raise ValueError(f"the first line has to give format {FORMAT!r}, version {VERSION}") from error
 
 
 def _teacher(read: dict[str, Any]) -> tuple[str, str]:
     line = _Teacher.model_validate(read)
     kind = line.description.get("kind")
     if not isinstance(kind, str) or identity_of(line.description) != line.teacher:
-        raise ValueError(f"the description is not that of {line.teacher!r}, which is its digest")
+        raise ValueError(f"the description does not match the identity {line.teacher!r}")
     return line.teacher, as_stored(line.description)
 
 
 def _answer(read: dict[str, Any], known: set[str]) -> Row:
     line = _Answer.model_validate(read)
     if line.teacher not in known:
-        raise ValueError(f"the teacher {line.teacher!r} is described on no line before")
-    # As on the wire, where the picture itself stands in place of its digest
+        raise ValueError(f"no line before describes the teacher {line.teacher!r}")
+    # Checked as a question on the wire, without the picture, of which only the digest is known
     asked = Question.model_validate(
         {"image": "", "mission": line.mission, "task": line.task, "actions": tuple(line.actions)}
     )
     answer = Answer.model_validate(line.answer).model_dump_json()
     if not is_valid(line.teacher, ",".join(asked.actions), answer):
-        raise ValueError(f"answer: it is not a whole one of {line.teacher} about {', '.join(asked.actions)}")
+        raise ValueError(f"answer: not a complete answer of {line.teacher} about {', '.join(asked.actions)}")
     key = Key(line.teacher, bytes.fromhex(line.picture), asked.mission, asked.task, asked.actions)
     return row_of(key, answer, line.created)
 
@@ -227,5 +241,5 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return in_words(error)
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return f"it is not JSON: {error}"
+        return f"not JSON: {error}"
     return str(error) or type(error).__name__

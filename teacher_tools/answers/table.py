@@ -1,4 +1,4 @@
-"""Answers as a table: CSV for a spreadsheet or pandas, and a page for the terminal."""
+"""Answers as a table: CSV for spreadsheets and pandas, and lines for the terminal."""
 
 import codecs
 import csv
@@ -15,7 +15,7 @@ from teacher_api.command_line import CannotStart
 from teacher_api.schemas import ACTIONS
 from teacher_server.answers.reading import answers_of, names_of
 from teacher_server.answers.rows import Row
-from teacher_tools.answers.exchange import Exported
+from teacher_tools.answers.exchange import ExportReport
 
 COLUMNS = (
     *("created", "teacher", "checkpoint", "task", "mission", "picture", "picture_file", "action"),
@@ -23,7 +23,7 @@ COLUMNS = (
     *("label_mass", "analysis", "analysis_tokens", "action_tokens", "analysis_ms", "action_ms"),
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'", "＝", "＋", "－", "＠")
-"""How a text begins that a spreadsheet would take for a formula, or that holds our mark already."""
+"""The starts of a text that a spreadsheet would run as a formula, and our mark against that."""
 _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}
 
 
@@ -33,40 +33,40 @@ def export_table(
     identities: Iterable[str],
     task: str | None = None,
     pictures: Path | None = None,
-) -> Exported:
-    """Writes answers as CSV in UTF-8, one a row, in the order of their keys; `COLUMNS` are its header.
+) -> ExportReport:
+    """Writes answers as CSV in UTF-8, one per row, in the order of their keys, with `COLUMNS` as the header.
 
     Args:
         identities: the teachers whose answers are written.
-        task: about this one alone.
-        pictures: a folder that gets the files of the pictures that were kept.
+        task: only answers about this task.
+        pictures: a folder for the stored picture files.
 
     Raises:
-        sqlite3.Error, OSError: it cannot be read or written.
+        sqlite3.Error, OSError: the store cannot be read, or the file not be written.
         CannotStart: a picture cannot be written.
     """
-    done = Exported()
+    report = ExportReport()
     names = names_of(connection)
-    # No TextIOWrapper: it would close stdout when anything fails
+    # No TextIOWrapper: it would close stdout after an error
     table = csv.DictWriter(codecs.getwriter("utf-8")(out, "replace"), COLUMNS)
     table.writeheader()
     for identity in identities:
         for row in answers_of(connection, identity, task=task):
             if row is None:
-                done.left_out += 1
+                report.left_out += 1
                 continue
             cells = _cells(row, names.get(identity))
             if pictures is not None:
                 cells["picture_file"] = _written(connection, row[1], pictures)
             table.writerow({name: _safe(value) for name, value in cells.items()})
-            done.written += 1
-    return done
+            report.written += 1
+    return report
 
 
 def _cells(row: Row, name: str | None) -> dict[str, Any]:
     identity, picture, mission, task, _, answer, created, _ = row
-    told = json.loads(answer)
-    first, second = told["stages"]["analysis"], told["stages"]["action"] or {}
+    given = json.loads(answer)
+    first, second = given["stages"]["analysis"], given["stages"]["action"] or {}
     return {
         "created": _moment(created, "milliseconds"),
         "teacher": identity,
@@ -74,10 +74,10 @@ def _cells(row: Row, name: str | None) -> dict[str, Any]:
         "task": task,
         "mission": mission,
         "picture": picture.hex(),
-        "action": told["action"],
-        **{f"p_{action}": p for action, p in (told["probabilities"] or {}).items()},
+        "action": given["action"],
+        **{f"p_{action}": p for action, p in (given["probabilities"] or {}).items()},
         "label_mass": second.get("label_mass"),
-        "analysis": told["analysis"],
+        "analysis": given["analysis"],
         "analysis_tokens": first["tokens"],
         "action_tokens": second.get("tokens"),
         "analysis_ms": first["milliseconds"],
@@ -86,12 +86,12 @@ def _cells(row: Row, name: str | None) -> dict[str, Any]:
 
 
 def _safe(value: Any) -> Any:
-    """A text that no spreadsheet runs: with an apostrophe before what could be the start of a formula."""
+    """Returns the value with an apostrophe before a text that a spreadsheet would run as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _written(connection: sqlite3.Connection, digest: bytes, folder: Path) -> str | None:
-    """Writes a picture that was kept into the folder; returns where."""
+    """Writes a stored picture into the folder; returns its path, or None if there is no such picture."""
     row = connection.execute("SELECT file FROM pictures WHERE digest = ?", (digest,)).fetchone()
     if row is None or hashlib.sha256(row[0]).digest() != digest:
         return None
@@ -102,17 +102,17 @@ def _written(connection: sqlite3.Connection, digest: bytes, folder: Path) -> str
         if not path.exists():
             path.write_bytes(row[0])
     except OSError as error:
-        raise CannotStart(f"--pictures: {path} cannot be written: {error.strerror or error}") from error
+        raise CannotStart(f"`pictures`: {path} cannot be written: {error.strerror or error}") from error
     return str(path)
 
 
 def newest(
     connection: sqlite3.Connection, identity: str, task: str | None, limit: int, width: int
 ) -> Iterator[str]:
-    """Lines that show a teacher's newest answers in `width` columns; none where it has none.
+    """Yields lines that show a teacher's newest answers in `width` columns; nothing without answers.
 
     Raises:
-        sqlite3.Error: it cannot be read.
+        sqlite3.Error: the store cannot be read.
     """
     rows = answers_of(connection, identity, task=task, newest_first=True)
     found = [_line(row) if row else ("(damaged)", "", "", "", "") for row in islice(rows, limit)]
@@ -122,25 +122,24 @@ def newest(
     widths = [max(len(line[column]) for line in table) for column in range(4)]
     for line in table:
         fixed = "  ".join(cell.ljust(size) for cell, size in zip(line[:4], widths, strict=True))
-        room = max(12, width - len(fixed) - 2)
-        mission = line[4] if len(line[4]) <= room else f"{line[4][: room - 1]}…"
+        space = max(12, width - len(fixed) - 2)
+        mission = line[4] if len(line[4]) <= space else f"{line[4][: space - 1]}…"
         yield f"{fixed}  {mission}".rstrip()
 
 
 def _line(row: Row) -> tuple[str, str, str, str, str]:
-    told = json.loads(row[5])
-    probabilities = told["probabilities"] or {}
-    p = probabilities.get(told["action"])
-    return _moment(row[6], "seconds")[:19], row[3], told["action"] or "", f"{p or 0:.3f}", printable(row[2])
+    given = json.loads(row[5])
+    p = (given["probabilities"] or {}).get(given["action"])
+    return _moment(row[6], "seconds")[:19], row[3], given["action"] or "", f"{p or 0:.3f}", printable(row[2])
 
 
 def printable(text: str) -> str:
-    """The text in one line, with nothing in it that a terminal would obey."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+    """Returns the text in one line, without control characters."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _moment(seconds: float, precision: str) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision)
-    except (ValueError, OverflowError, OSError):  # the time is no part of the checksum
+    except (ValueError, OverflowError, OSError):  # the time is not part of the checksum
         return ""

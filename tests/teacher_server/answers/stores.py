@@ -1,4 +1,4 @@
-"""Answer stores with answers in them, of this version and of the first one, for tests that spoil them."""
+"""Answer stores of this version and of version 1, with answers in them, for tests."""
 
 import asyncio
 import json
@@ -37,12 +37,12 @@ PRAGMA journal_mode = WAL;
 
 
 def key_of(number: int, identity: str = IDENTITY, task: str = "fetch") -> Key:
-    """The key of a question, another one for each number."""
+    """Returns the key of a question; each number has its own."""
     return Key(identity, random.Random(number).randbytes(32), f"get key {number}", task, ("left", "right"))
 
 
 def answer_of(number: int, identity: str = IDENTITY) -> str:
-    """A valid answer to that question; some take several pages."""
+    """Returns a valid answer to that question; some take several pages."""
     p = number % 1000 / 1000
     said = StageReport(text=f"I see {number} «keys». " * (number * 37 % 400), tokens=number, milliseconds=0.5)
     return Answer(
@@ -57,7 +57,7 @@ def answer_of(number: int, identity: str = IDENTITY) -> str:
 
 
 def make_store(path: Path, numbers: Iterable[int], *, close: bool = True) -> dict[Key, str]:
-    """A store with these answers; returns them. Left open, it has them in its -wal."""
+    """Makes a store with these answers and returns them. With `close=False` they stay in the -wal."""
     answers = {key_of(number): answer_of(number) for number in numbers}
 
     async def fill() -> None:
@@ -72,7 +72,7 @@ def make_store(path: Path, numbers: Iterable[int], *, close: bool = True) -> dic
 
 
 def make_version_1(path: Path, numbers: Iterable[int]) -> dict[Key, str]:
-    """A store as the first version made it."""
+    """Makes a store as version 1 did, and returns its answers."""
     answers = {key_of(number): answer_of(number) for number in numbers}
     connection = sqlite3.connect(path)
     connection.executescript(_VERSION_1)
@@ -85,7 +85,7 @@ def make_version_1(path: Path, numbers: Iterable[int]) -> dict[Key, str]:
 
 
 def found(path: Path, keys: Iterable[Key]) -> dict[Key, str]:
-    """The sound answers that a store opened anew has for these keys."""
+    """Opens a store and returns its sound answers for these keys."""
     store = AnswerStore(path)
     try:
         return {key: text for key, text in store.get_many(keys).items() if text is not None}
@@ -94,7 +94,7 @@ def found(path: Path, keys: Iterable[Key]) -> dict[Key, str]:
 
 
 def number(path: Path, query: str) -> int:
-    """The one number that a query finds."""
+    """Returns the number in the query's only row."""
     connection = sqlite3.connect(path)
     try:
         return int(connection.execute(query).fetchone()[0])

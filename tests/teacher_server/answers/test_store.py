@@ -1,4 +1,4 @@
-"""The answer store: a real SQLite file, shared, locked, broken and killed."""
+"""The answer store: a real SQLite file, shared between processes, locked, full, and killed while writing."""
 
 import asyncio
 import dataclasses
@@ -62,7 +62,7 @@ def test_an_answer_is_found_again_by_another_store(store: AnswerStore, path: Pat
         {"actions": ("left",)},
     ],
 )
-def test_each_part_of_the_key_tells_answers_apart(store: AnswerStore, change: dict[str, object]) -> None:
+def test_each_part_of_the_key_distinguishes_answers(store: AnswerStore, change: dict[str, object]) -> None:
     asyncio.run(store.put(KEY, "{}"))
     assert store.get_many([dataclasses.replace(KEY, **change)]) == {}  # type: ignore[arg-type]
 
@@ -84,9 +84,7 @@ def test_many_at_once_are_all_written(store: AnswerStore, path: Path) -> None:
     assert _number(path, "SELECT count(*) FROM answers JOIN teachers USING (identity)") == 500
 
 
-def test_a_lock_of_another_process_fails_the_write_and_lets_reads_go_on(
-    store: AnswerStore, path: Path
-) -> None:
+def test_a_lock_of_another_process_fails_the_write_and_not_the_reads(store: AnswerStore, path: Path) -> None:
     asyncio.run(store.put(KEY, "{}"))
     other = dataclasses.replace(KEY, mission="other")
     locker = sqlite3.connect(path, isolation_level=None)
@@ -107,8 +105,8 @@ def test_a_lock_of_another_process_fails_the_write_and_lets_reads_go_on(
     assert store.get_many([other]) == {other: "{}"}
 
 
-def test_a_full_disk_fails_the_write_and_the_store_goes_on(store: AnswerStore) -> None:
-    # max_page_count makes SQLite report just what a full disk does
+def test_a_full_disk_fails_the_write_and_the_store_stays_usable(store: AnswerStore) -> None:
+    # max_page_count makes SQLite report what a full disk does
     pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
     store._writer.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="full"):
@@ -134,13 +132,13 @@ def _newer_version(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.write_text("These are my notes, and no database. " * 50), "is not a database"),
+        (lambda path: path.write_text("These are my notes, not a database. " * 50), "is not a database"),
         (lambda path: path.mkdir(), "is a folder"),
         (_other_program, "a database of another program"),
         (_newer_version, "of version 99"),
     ],
 )
-def test_what_is_no_answer_store_is_refused_and_left_alone(
+def test_a_file_that_is_not_an_answer_store_is_refused_and_left_untouched(
     path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(path)
@@ -150,18 +148,19 @@ def test_what_is_no_answer_store_is_refused_and_left_alone(
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (path.read_bytes() if path.is_file() else b"") == before
-    if spoil is not _newer_version:  # that is a store, and may have SQLite's own files beside it
+    if spoil is not _newer_version:  # this one is a store and may have SQLite's files beside it
         assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"nowhere is no folder"):
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"nowhere is not a folder"):
         AnswerStore(tmp_path / "nowhere" / "answers.sqlite3")
 
 
 _WRITER = """
 import asyncio, pathlib, sys
-from teacher_server.answers import AnswerStore, Key
+from teacher_server.answers.rows import Key
+from teacher_server.answers.store import AnswerStore
 async def main():
     store = AnswerStore(pathlib.Path(sys.argv[1]))
     store.register("planner-1", {})
@@ -173,7 +172,7 @@ asyncio.run(main())
 
 
 @pytest.mark.integration
-def test_two_writers_killed_in_mid_write_lose_nothing_that_was_put(path: Path) -> None:
+def test_two_writers_killed_while_writing_lose_no_stored_answer(path: Path) -> None:
     starts = (0, 10**6)
     writers = [
         subprocess.Popen(
@@ -181,19 +180,19 @@ def test_two_writers_killed_in_mid_write_lose_nothing_that_was_put(path: Path) -
         )
         for start in starts
     ]
-    told = []
+    stored = []
     for writer in writers:
         assert writer.stdout is not None
-        told += [int(writer.stdout.readline()) for _ in range(200)]
+        stored += [int(writer.stdout.readline()) for _ in range(200)]
     for writer in writers:
         os.kill(writer.pid, signal.SIGKILL)
     for writer in writers:
         assert writer.stdout is not None
-        told += [int(line) for line in writer.stdout if line.endswith("\n")]
+        stored += [int(line) for line in writer.stdout if line.endswith("\n")]
         writer.wait()
         writer.stdout.close()
     assert _number(path, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'") == 1
     store = AnswerStore(path)
-    keys = {i: Key("planner-1", i.to_bytes(32), "m", "fetch", ("left",)) for i in told}
+    keys = {i: Key("planner-1", i.to_bytes(32), "m", "fetch", ("left",)) for i in stored}
     assert store.get_many(keys.values()) == {key: str(i) for i, key in keys.items()}
     asyncio.run(store.close())

@@ -1,4 +1,4 @@
-"""`teacher answers`: carried to another machine and back, counted, pruned, while a teacher uses the store."""
+"""`teacher answers`: export, import, stats and prune, also while a teacher uses the store."""
 
 import asyncio
 import gzip
@@ -119,19 +119,17 @@ def test_export_to_stdout_and_import_from_stdin(path: Path) -> None:
     assert read.stdout == b"-: 50 new, 0 known\n"
 
 
-def test_answers_that_are_there_stay_and_those_that_differ_are_counted(
-    path: Path, run: Run, tmp_path: Path
-) -> None:
+def test_stored_answers_stay_and_those_that_differ_are_counted(path: Path, run: Run, tmp_path: Path) -> None:
     make_store(path, range(10))
     file = tmp_path / "a.jsonl"
     run("export", file)
     lines = _lines(file)
     lines[2]["answer"]["probabilities"] = {"left": 0.25, "right": 0.75}
-    lines[3]["answer"]["milliseconds"] = {"teacher": 77.0}  # on another machine it takes another time
+    lines[3]["answer"]["milliseconds"] = {"teacher": 77.0}  # another machine takes another time
     file.write_text("\n".join(map(json.dumps, lines)))
     before = found(path, map(key_of, range(10)))
-    told = f"{file}: 0 new, 10 known; 1 of these differ in their probabilities and stay as they were\n"
-    assert run("import", file) == (0, told, "")
+    printed = f"{file}: 0 new, 10 known; 1 of these differ in their probabilities and stay as they were\n"
+    assert run("import", file) == (0, printed, "")
     assert found(path, map(key_of, range(10))) == before
 
 
@@ -146,7 +144,7 @@ def test_an_import_replaces_what_is_damaged(path: Path, run: Run, tmp_path: Path
     assert code == 1
     assert "damaged: 1 answers" in out
     partly = tmp_path / "b.jsonl"
-    assert run("export", partly)[2].startswith("teacher answers export: 1 answer left out: they are damaged")
+    assert run("export", partly)[2].startswith("teacher answers export: 1 answer left out: damaged")
     assert len(_lines(partly)) == 9 + 3
     assert run("import", file)[1] == f"{file}: 1 new, 9 known\n"
     assert found(path, answers) == answers
@@ -166,9 +164,9 @@ def _answer(**fields: Any) -> Callable[[list[dict[str, Any]]], object]:
     [
         (_change(0, version=2), 1, "version 1"),
         (_change(0, format="labels"), 1, "'teacher answers'"),
-        (_change(1, description={"kind": "planner", "version": 8}), 2, "is not that of"),
-        (_change(1, description={"version": 8}), 2, "is not that of"),
-        (_change(3, teacher="planner-0000000000000000"), 4, "described on no line before"),
+        (_change(1, description={"kind": "planner", "version": 8}), 2, "does not match the identity"),
+        (_change(1, description={"version": 8}), 2, "does not match the identity"),
+        (_change(3, teacher="planner-0000000000000000"), 4, "no line before describes"),
         (_change(3, picture="ab"), 4, "picture"),
         (_change(3, picture="Z" * 64), 4, "picture"),
         (_change(3, mission="m" * 600), 4, "mission"),
@@ -178,17 +176,17 @@ def _answer(**fields: Any) -> Callable[[list[dict[str, Any]]], object]:
         (_change(3, created=-1), 4, "created"),
         (_change(3, extra=1), 4, "extra"),
         (_change(3, answer=[]), 4, "answer"),
-        (_answer(teacher=_OTHER), 4, f"a whole one of {IDENTITY}"),
+        (_answer(teacher=_OTHER), 4, f"a complete answer of {IDENTITY}"),
         (_answer(probabilities={"left": 0.5, "right": 0.4}), 4, "not a probability distribution"),
-        (_answer(probabilities=None, action=None), 4, "a whole one"),
+        (_answer(probabilities=None, action=None), 4, "a complete answer"),
         (_answer(action="up"), 4, "'up' is none of"),
         (_answer(stages=None), 4, "stages"),
-        (_change(-1, answers=9), 13, "tells of 9 answers, and there are 10"),
+        (_change(-1, answers=9), 13, "counts 9 answers, and the file has 10"),
         (lambda lines: lines.pop(), 13, "the last line"),
-        (lambda lines: lines.append({"answers": 10}), 14, "the end"),
-        (lambda lines: lines.pop(5), 12, "tells of 10 answers, and there are 9"),
-        (lambda lines: lines.insert(4, [1]), 5, "no JSON object"),
-        (lambda lines: lines[3]["answer"]["milliseconds"].update(x=float("nan")), 4, "a whole one"),
+        (lambda lines: lines.append({"answers": 10}), 14, "a line after the last one"),
+        (lambda lines: lines.pop(5), 12, "counts 10 answers, and the file has 9"),
+        (lambda lines: lines.insert(4, [1]), 5, "not a JSON object"),
+        (lambda lines: lines[3]["answer"]["milliseconds"].update(x=float("nan")), 4, "a complete answer"),
     ],
 )
 def test_a_file_with_anything_wrong_in_it_is_refused_as_a_whole(
@@ -200,12 +198,12 @@ def test_a_file_with_anything_wrong_in_it_is_refused_as_a_whole(
     lines = _lines(file)
     spoil(lines)
     file.write_text("".join(json.dumps(each) + "\n" for each in lines))
-    code, out, told = run("import", "--store", other, file)
+    code, out, err = run("import", "--store", other, file)
     assert (code, out) == (2, "")
-    assert told.count("\n") == 1
-    assert told.startswith(f"teacher answers import: error: {file}: line {line}: ")
-    assert words in told
-    assert "nothing of this file was taken over" in told
+    assert err.count("\n") == 1
+    assert err.startswith(f"teacher answers import: error: {file}: line {line}: ")
+    assert words in err
+    assert "nothing of this file was imported" in err
     assert number(other, "SELECT (SELECT count(*) FROM answers) + (SELECT count(*) FROM teachers)") == 0
 
 
@@ -216,25 +214,25 @@ def test_a_file_that_is_cut_off_or_no_export_is_refused(path: Path, run: Run, tm
     whole = file.read_bytes()
     for spoiled in (whole[: len(whole) // 2], b"rubbish", whole[:-20] + bytes(20), b"", gzip.compress(b"{")):
         file.write_bytes(spoiled)
-        code, out, told = run("import", file)
-        assert (code, out, told.count("\n")) == (2, "", 1)
+        code, out, err = run("import", file)
+        assert (code, out, err.count("\n")) == (2, "", 1)
     plain = tmp_path / "a.jsonl"
     for spoiled in (b"\xff\xfe", b"[" * 100_000, b"\n", b"no JSON\n", gzip.decompress(whole)[:-100]):
         plain.write_bytes(spoiled)
-        code, out, told = run("import", plain)
-        assert (code, out, told.count("\n")) == (2, "", 1)
+        code, out, err = run("import", plain)
+        assert (code, out, err.count("\n")) == (2, "", 1)
     assert run("stats")[0] == 0
 
 
-def test_what_cannot_be_done_is_told_in_one_line(path: Path, run: Run, tmp_path: Path) -> None:
+def test_errors_take_one_line(path: Path, run: Run, tmp_path: Path) -> None:
     for command in (["export", "x"], ["stats"], ["prune", "--max-mib", "1"]):
-        code, _, told = run(*command)
-        assert (code, told.count("\n")) == (2, 1)
-        assert f"there is no answer store {path}" in told
+        code, _, err = run(*command)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"there is no answer store {path}" in err
     path.write_text("My notes. " * 100)
     for command in (["export", "x"], ["import", "x"], ["stats"], ["prune", "--max-mib", "1"]):
-        code, _, told = run(*command)
-        assert (code, told.count("\n")) == (2, 1)
+        code, _, err = run(*command)
+        assert (code, err.count("\n")) == (2, 1)
     assert path.read_text() == "My notes. " * 100
     path.unlink()
     make_store(path, range(1))
@@ -251,11 +249,11 @@ def test_what_cannot_be_done_is_told_in_one_line(path: Path, run: Run, tmp_path:
         ["prune", "--max-mib", "-1"],
         ["polish"],
     ):
-        code, _, told = run(*command)
-        assert (code, told.count("\n")) == (2, 1), command
+        code, _, err = run(*command)
+        assert (code, err.count("\n")) == (2, 1), command
 
 
-def test_an_interrupted_export_leaves_the_file_that_was_there(
+def test_an_interrupted_export_leaves_the_earlier_file(
     path: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_store(path, range(10))
@@ -268,14 +266,19 @@ def test_an_interrupted_export_leaves_the_file_that_was_there(
     assert not list(tmp_path.glob("*.part*"))
 
 
-def test_stats_tell_teachers_tasks_ages_and_room(path: Path, run: Run) -> None:
+def test_stats_show_teachers_tasks_times_and_size(path: Path, run: Run) -> None:
     _two_teachers(path)
     code, out, _ = run("stats", "--json")
-    told = json.loads(out)
+    statistics = json.loads(out)
     assert code == 0
-    assert (told["answers"], told["damaged"], told["sound"], told["version"]) == (50, 0, True, 3)
-    assert told["bytes"] >= told["bytes_in_use"] > 40 * 500
-    tasks = {each["identity"]: each["tasks"] for each in told["teachers"]}
+    assert (statistics["answers"], statistics["damaged"], statistics["sound"], statistics["version"]) == (
+        50,
+        0,
+        True,
+        3,
+    )
+    assert statistics["bytes"] >= statistics["bytes_in_use"] > 40 * 500
+    tasks = {each["identity"]: each["tasks"] for each in statistics["teachers"]}
     assert {name: {task: ages["answers"] for task, ages in by.items()} for name, by in tasks.items()} == {
         IDENTITY: {"fetch": 40},
         _OTHER: {"lava_gap": 10},
@@ -292,11 +295,13 @@ def test_version_1_is_exported_too(path: Path, run: Run, tmp_path: Path) -> None
     assert _lines(tmp_path / "a.jsonl")[1] == {"teacher": IDENTITY, "description": TEACHER}
 
 
-def test_prune_by_teacher_age_and_size_gives_the_disk_back(path: Path, run: Run) -> None:
+def test_prune_by_teacher_age_and_size_frees_disk_space(path: Path, run: Run) -> None:
     make_version_1(path, range(300))  # given in 2023
     _two_teachers(path)
     size = path.stat().st_size
-    assert run("prune", "--before", "2024-01-01", "--dry-run")[1].startswith(f"{_OTHER}: 0 answers would go")
+    assert run("prune", "--before", "2024-01-01", "--dry-run")[1].startswith(
+        f"{_OTHER}: 0 answers would be deleted"
+    )
     assert number(path, "SELECT count(*) FROM answers") == 310
     code, out, _ = run("prune", "--before", "30d", "--teacher", _OTHER)
     assert (code, out.splitlines()[0]) == (0, "nothing to delete")
@@ -312,7 +317,7 @@ def test_prune_by_teacher_age_and_size_gives_the_disk_back(path: Path, run: Run)
 
 
 @pytest.mark.integration
-def test_all_of_it_works_while_a_teacher_uses_the_store(
+def test_every_command_works_while_a_teacher_uses_the_store(
     teacher_process: StartTeacher, run: Run, path: Path, tmp_path: Path
 ) -> None:
     make_store(path, range(1000))
@@ -333,13 +338,13 @@ def test_all_of_it_works_while_a_teacher_uses_the_store(
 def test_a_duration_counts_back_from_now(path: Path, run: Run) -> None:
     make_store(path, range(5))
     time.sleep(0.01)
-    assert "5 answers would go" in run("prune", "--before", "0m", "--dry-run")[1]
-    assert "0 answers would go" in run("prune", "--before", "1m", "--dry-run")[1]
-    assert "5 answers would go" in run("prune", "--before", "2999-01-01", "--dry-run")[1]
+    assert "5 answers would be deleted" in run("prune", "--before", "0m", "--dry-run")[1]
+    assert "0 answers would be deleted" in run("prune", "--before", "1m", "--dry-run")[1]
+    assert "5 answers would be deleted" in run("prune", "--before", "2999-01-01", "--dry-run")[1]
 
 
 def test_lines_that_are_too_long_are_refused(path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'"' + b"x" * (17 * 2**20))))
-    code, _, told = run("import", "-")
-    assert (code, told.count("\n")) == (2, 1)
-    assert "line 1: it has more than" in told
+    code, _, err = run("import", "-")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "line 1: the line has more than" in err

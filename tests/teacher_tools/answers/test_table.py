@@ -1,4 +1,4 @@
-"""Answers as a table: `show`, `export --csv`, the pictures that are kept, and the lines of the docs."""
+"""Answers as a table: `show`, `export --csv`, stored pictures, and the pandas example of the docs."""
 
 import asyncio
 import base64
@@ -16,7 +16,6 @@ import pytest
 
 from teacher_api.schemas import ACTIONS, Answer
 from teacher_server.answers.rows import Key
-from teacher_server.answers.salvage import salvaged, table_of
 from teacher_server.answers.store import AnswerStore
 from teacher_server.teachers.base import name_of
 from teacher_tools import cli
@@ -73,7 +72,7 @@ def _key(number: int, mission: str = "", identity: str = IDENTITY) -> Key:
 
 
 def _with_store(path: Path, work: Callable[[AnswerStore], Any], **settings: Any) -> None:
-    """Opens a store that knows the teacher, has the coroutine work with it, and closes it."""
+    """Opens a store, registers the teacher, runs the coroutine on it, and closes it."""
 
     async def run() -> None:
         store = AnswerStore(path, **settings)
@@ -84,8 +83,8 @@ def _with_store(path: Path, work: Callable[[AnswerStore], Any], **settings: Any)
     asyncio.run(run())
 
 
-def _as_meant(cell: str) -> str:
-    """What the docs say that a cell stands for."""
+def _unmarked(cell: str) -> str:
+    """Returns the text of a cell, as the docs say."""
     return re.sub(r"^'(?=[=+\-@\t\r'＝＋－＠])", "", cell)
 
 
@@ -105,19 +104,19 @@ def test_the_table_holds_what_the_store_does(path: Path, run: Run, tmp_path: Pat
     for i, mission in enumerate(_MISSIONS):
         row, answer = rows[_key(i).picture.hex()], Answer.model_validate_json(answer_of(i))
         assert not row["mission"].startswith(("=", "+", "-", "@", "\t", "\r", "＝"))
-        assert _as_meant(row["mission"]) == mission
+        assert _unmarked(row["mission"]) == mission
         assert (row["teacher"], row["checkpoint"], row["task"]) == (IDENTITY, "qwen, tuned", "fetch")
-        told = {action: float(row[f"p_{action}"]) for action in ACTIONS if row[f"p_{action}"]}
-        assert told == answer.probabilities
+        shown = {action: float(row[f"p_{action}"]) for action in ACTIONS if row[f"p_{action}"]}
+        assert shown == answer.probabilities
         assert (row["action"], row["analysis"], row["label_mass"]) == (answer.action, answer.analysis, "")
         kept = Path(row["picture_file"]).read_bytes() if row["picture_file"] else None
         assert kept == (_picture(i) if i % 2 else None)
     assert len(list(folder.iterdir())) == len(_MISSIONS) // 2
 
-    assert "--task goes with --csv" in run("export", tmp_path / "a.jsonl", "--task", "fetch", code=2)
+    assert "`task` needs `as_csv`" in run("export", tmp_path / "a.jsonl", "--task", "fetch", code=2)
     (tmp_path / "file").touch()
-    told = run("export", "--csv", tmp_path / "b.csv", "--pictures", tmp_path / "file" / "x", code=2)
-    assert "--pictures: " in told
+    err = run("export", "--csv", tmp_path / "b.csv", "--pictures", tmp_path / "file" / "x", code=2)
+    assert "`pictures`: " in err
     assert not (tmp_path / "b.csv").exists()
 
 
@@ -138,7 +137,7 @@ def test_the_newest_are_shown_in_80_columns(path: Path, run: Run) -> None:
         chosen = run("show", "--teacher", teacher, "--limit", "2", "--task", "fetch").splitlines()
         assert (chosen[0], len(chosen)) == (lines[0], 4)
     assert run("show", "--task", "lava_gap") == "no answers about lava_gap\n"
-    assert "no 'qwen' in the store" in run("show", "--teacher", "qwen", code=2)
+    assert "'qwen' is not in the store" in run("show", "--teacher", "qwen", code=2)
     assert "qwen, tuned" in run("stats")
 
 
@@ -154,14 +153,14 @@ def test_a_picture_stays_as_long_as_an_answer_about_it(path: Path, run: Run) -> 
 
     _with_store(path, fill)
     kept = "SELECT count(*) FROM pictures"
-    assert number(path, kept) == 2  # and none of the picture that no answer is about
+    assert number(path, kept) == 2  # and not the picture without an answer
     run("prune", "--teacher", IDENTITY)
     assert number(path, kept) == 1
     run("prune", "--teacher", other.identity)
     assert number(path, kept) == 0
 
 
-def test_pictures_count_in_the_bound(path: Path) -> None:
+def test_pictures_count_in_the_size_limit(path: Path) -> None:
     async def fill(store: AnswerStore) -> None:
         for i in range(800):
             await store.put(_key(i), answer_of(0), _picture(i))
@@ -175,7 +174,7 @@ def test_pictures_count_in_the_bound(path: Path) -> None:
     assert 0 < answers == number(path, "SELECT count(*) FROM pictures") < 800
 
 
-def test_a_store_of_version_2_is_brought_up_as_it_is(path: Path, run: Run) -> None:
+def test_a_store_of_version_2_is_upgraded(path: Path, run: Run) -> None:
     answers = make_store(path, range(20))
     connection = sqlite3.connect(path)
     connection.executescript("DROP TRIGGER last_answer; DROP TABLE pictures; DROP TABLE names")
@@ -187,22 +186,7 @@ def test_a_store_of_version_2_is_brought_up_as_it_is(path: Path, run: Run) -> No
     assert "20 answers written" in run("export", "--csv", "-")  # without a name
 
 
-def test_pictures_and_names_are_salvaged(path: Path) -> None:
-    async def fill(store: AnswerStore) -> None:
-        await store.put(_key(0), answer_of(0), _picture(0))
-
-    _with_store(path, fill)
-    rows = {table_of(row): row for row in salvaged(path)}
-    assert rows["pictures"] == (_key(0).picture, _picture(0))
-    assert rows["names"][:2] == (IDENTITY, "qwen, tuned")
-    whole = bytearray(path.read_bytes())
-    whole[16:18] = b"\0\0"  # the page size: no database any more
-    path.write_bytes(whole)
-    assert found(path, [_key(0)])
-    assert number(path, "SELECT count(*) FROM pictures") == number(path, "SELECT count(*) FROM names") == 1
-
-
-def test_a_teacher_is_called_as_its_checkpoint_is(tmp_path: Path) -> None:
+def test_a_teacher_has_the_name_of_its_checkpoint(tmp_path: Path) -> None:
     class Named:
         kind = "prompted"
 
@@ -220,7 +204,7 @@ def test_a_teacher_is_called_as_its_checkpoint_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_teacher_keeps_pictures_when_told_to_and_stays_the_same(
+def test_a_teacher_stores_pictures_with_keep_pictures_and_keeps_its_identity(
     teacher_process: StartTeacher, ask_about: AskAbout, tmp_path: Path
 ) -> None:
     store = str(tmp_path / "answers.sqlite3")
@@ -239,7 +223,7 @@ def test_a_teacher_keeps_pictures_when_told_to_and_stays_the_same(
     assert len(set(identities)) == 1
 
 
-def test_the_lines_of_pandas_in_the_docs_run(
+def test_the_pandas_example_of_the_docs_runs(
     path: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pandas = pytest.importorskip("pandas")
@@ -252,12 +236,12 @@ def test_the_lines_of_pandas_in_the_docs_run(
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", _DOCS.read_text("utf-8"), re.DOTALL)
     run("export", "--csv", "labels.csv")
-    told: dict[str, Any] = {}
-    exec(block, told)
-    answers = told["answers"]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    answers = names["answers"]
     assert isinstance(answers, pandas.DataFrame)
     assert len(answers) == len(_MISSIONS)
-    assert told["sure"][("qwen, tuned", "fetch")] == pytest.approx(
+    assert names["sure"][("qwen, tuned", "fetch")] == pytest.approx(
         sum(max((Answer.model_validate_json(answer_of(i)).probabilities or {}).values()) for i in range(12))
         / 12
     )
