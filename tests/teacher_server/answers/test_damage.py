@@ -29,7 +29,7 @@ from tests.teacher_server.answers.stores import (
 )
 from tests.waiting import LONG_S, wait_for
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 _PAGE = 4096
 
@@ -118,7 +118,6 @@ def _make_killed(path: Path, first: int, last: int) -> None:
 _RUBBISH = b"rubbish " * 5000
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("spoil", "cause"),
     [
@@ -200,7 +199,6 @@ def _spoil_wal(rng: random.Random, path: Path) -> None:
     rng.choice((_flip, _cut, _garble, _append))(rng, wal)
 
 
-@pytest.mark.integration
 def test_damaged_in_random_ways_it_opens_and_never_gives_a_wrong_answer(tmp_path: Path) -> None:
     whole = tmp_path / "whole" / "answers.sqlite3"
     whole.parent.mkdir()
@@ -279,7 +277,6 @@ asyncio.run(store.close())
 """
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("make", [make_store, make_version_1])
 def test_of_several_processes_that_start_at_once_one_sets_the_file_aside(
     path: Path, make: Callable[[Path, range], object]
@@ -336,7 +333,6 @@ def test_version_1_is_upgraded_without_its_damaged_answers(path: Path) -> None:
     assert number(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'answers_1'") == 0
 
 
-@pytest.mark.integration
 def test_killed_during_the_upgrade_of_version_1_nothing_is_lost(path: Path) -> None:
     answers = make_version_1(path, range(3000))
     for milliseconds in range(20, 400, 80):
@@ -373,7 +369,6 @@ def test_a_store_locked_at_the_start_is_reported(path: Path) -> None:
     assert len(found(path, map(key_of, range(3)))) == 3
 
 
-@pytest.mark.integration
 def test_a_process_waits_while_another_sets_the_store_aside(path: Path) -> None:
     answers = make_store(path, range(20))
     lock = path.with_name(path.name + "-lock").open("rb+")

@@ -26,7 +26,7 @@ from tests.teacher_server.answers.stores import (
 )
 from tests.waiting import LONG_S, metric
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 _OTHER = "planner-0123456789abcdef"
 
@@ -119,7 +119,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.integration
 def test_on_a_full_disk_a_put_fails_and_nothing_is_lost(small_disk: Path) -> None:
     path = small_disk / "answers.sqlite3"
     filler = small_disk / "filler"
@@ -148,7 +147,6 @@ def test_on_a_full_disk_a_put_fails_and_nothing_is_lost(small_disk: Path) -> Non
     assert len(found(path, map(key_of, range(20)))) == 20
 
 
-@pytest.mark.integration
 def test_on_a_full_disk_a_damaged_store_is_set_aside_and_the_start_refused(small_disk: Path) -> None:
     path = small_disk / "answers.sqlite3"
     make_store(path, range(20))
@@ -168,7 +166,6 @@ def test_on_a_full_disk_a_damaged_store_is_set_aside_and_the_start_refused(small
     assert aside.read_bytes() == spoiled
 
 
-@pytest.mark.integration
 def test_a_served_teacher_answers_while_its_store_is_locked(
     teacher_process: StartTeacher, ask_about: AskAbout, tmp_path: Path
 ) -> None:
@@ -197,7 +194,6 @@ def test_a_served_teacher_answers_while_its_store_is_locked(
     assert metric(teacher, "teacher_store_failures_total") == failures
 
 
-@pytest.mark.integration
 def test_a_damaged_store_is_reported_in_one_line_and_the_teacher_serves(
     teacher_process: StartTeacher, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from teacher_server.answers.errors import StoreError
 from teacher_server.answers.rows import Key
 from teacher_server.answers.store import AnswerStore
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 KEY = Key("planner-1", b"p" * 32, "get the key", "fetch", ("left", "right"))
 
@@ -171,7 +171,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.integration
 def test_two_writers_killed_while_writing_lose_no_stored_answer(path: Path) -> None:
     starts = (0, 10**6)
     writers = [

@@ -30,7 +30,7 @@ from tests.teacher_server.answers.stores import (
 )
 from tests.waiting import LONG_S
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 _NOISY = {"kind": "planner", "noise": 0.2}
 _OTHER = identity_of(_NOISY)
@@ -316,7 +316,6 @@ def test_prune_by_teacher_age_and_size_frees_disk_space(path: Path, run: Run) ->
     assert path.stat().st_size < 100_000
 
 
-@pytest.mark.integration
 def test_every_command_works_while_a_teacher_uses_the_store(
     teacher_process: StartTeacher, run: Run, path: Path, tmp_path: Path
 ) -> None:

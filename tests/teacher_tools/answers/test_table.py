@@ -22,7 +22,7 @@ from teacher_tools import cli
 from tests.conftest import AskAbout, StartTeacher
 from tests.teacher_server.answers.stores import IDENTITY, TEACHER, answer_of, found, make_store, number
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 _MISSIONS = (
     "get a key, or two",
@@ -113,10 +113,10 @@ def test_the_table_holds_what_the_store_does(path: Path, run: Run, tmp_path: Pat
         assert kept == (_picture(i) if i % 2 else None)
     assert len(list(folder.iterdir())) == len(_MISSIONS) // 2
 
-    assert "`task` needs `as_csv`" in run("export", tmp_path / "a.jsonl", "--task", "fetch", code=2)
+    assert "--task needs --csv: " in run("export", tmp_path / "a.jsonl", "--task", "fetch", code=2)
     (tmp_path / "file").touch()
     err = run("export", "--csv", tmp_path / "b.csv", "--pictures", tmp_path / "file" / "x", code=2)
-    assert "`pictures`: " in err
+    assert "--pictures: " in err
     assert not (tmp_path / "b.csv").exists()
 
 
@@ -203,7 +203,6 @@ def test_a_teacher_has_the_name_of_its_checkpoint(tmp_path: Path) -> None:
         assert name_of(Named(**hosting)) == name  # type: ignore[arg-type]
 
 
-@pytest.mark.integration
 def test_a_teacher_stores_pictures_with_keep_pictures_and_keeps_its_identity(
     teacher_process: StartTeacher, ask_about: AskAbout, tmp_path: Path
 ) -> None:
