@@ -1,13 +1,13 @@
-"""A sweep's arms compared with its baseline: samples to threshold, success, questions, curves, ablations."""
+"""The comparison of arms with the baseline: samples to threshold, success, questions, curves, ablations."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from student.experiments.results import ALONE, Cell, FinishedRun, Sweep
+from student.experiments.results import ALONE, Cell, FinishedRun, Metric, Results
 from student.experiments.statistics import (
     Bound,
     Estimate,
@@ -22,49 +22,53 @@ from student.experiments.statistics import (
     stratified,
 )
 
-PAPERS_RETURN = 0.91
-"""The paper's threshold, of the mean return in LavaGap."""
-_TOGETHER = 64
-"""Points of a curve resampled at once: bounds the memory."""
-_TELLS_NOTHING_APART = {
+_POINTS_AT_ONCE = 64
+"""Points of a curve that are resampled together; limits the memory."""
+_NOT_COMPARED = {
     *("env", "algo", "seed", "out", "resume", "progress", "threads", "checkpoint_every"),
     *("teacher", "teacher_key_file", "teacher_wait_s", "allow_teacher_change"),
 }
-"""Settings in which arms may differ that are compared in another one; a teacher counts by its identity."""
+"""Settings that do not distinguish arms; a teacher is compared by its identity."""
 
 
-class Paper(NamedTuple):
-    """What the paper reports for an algorithm: ratios, and samples to a mean return of 0.91 in LavaGap."""
+class PaperResult(NamedTuple):
+    """The paper's result for an algorithm: speed-ups, and samples to `PAPER_RETURN` in LavaGap."""
 
     mean_speed_up: float
     lava_gap_speed_up: float
     lava_gap_samples: int
 
 
-PAPERS_TASKS = {"lava_gap", "dynamic_obstacles", "fetch", "go_to_door"}
-PAPER = {"ppo": Paper(2.56, 2.11, 5260), "a2c": Paper(2.86, 2.18, 9180)}
+PAPER_RETURN = 0.91
+"""The paper's threshold: a mean return in LavaGap."""
+PAPER_TASKS = {"lava_gap", "dynamic_obstacles", "fetch", "go_to_door"}
+PAPER_RESULTS = {"ppo": PaperResult(2.56, 2.11, 5260), "a2c": PaperResult(2.86, 2.18, 9180)}
 
 
-class Measure(NamedTuple):
-    """A figure of the evaluations and what it has to reach."""
+class Criterion(NamedTuple):
+    """A metric of the evaluations and the threshold for it."""
 
-    figure: Literal["success", "return"]
+    metric: Metric
     threshold: float
 
     def __str__(self) -> str:
-        return f"{self.figure} ≥ {self.threshold:g}"
+        return f"{self.metric} ≥ {self.threshold:g}"
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Samples to threshold of an arm, and how many times fewer than the baseline's.
+    """An arm's samples to threshold and its speed-up over the baseline.
 
-    Over all environments (`env` None) the ratio is the geometric mean over `parts`, those that have one.
+    Attributes:
+        env: None for the geometric mean over environments.
+        median: the median samples to threshold, in frames.
+        ratio: the speed-up, the baseline's median over the arm's.
+        parts: the environments in the geometric mean: those with a known speed-up.
     """
 
     algo: str
     env: str | None
-    measure: Measure
+    criterion: Criterion
     arm: str
     seeds: int
     reached: int
@@ -75,7 +79,7 @@ class SpeedUp:
 
 @dataclass(frozen=True)
 class FinalSuccess:
-    """Mean success at the end of an arm's runs, and how far above the baseline's."""
+    """An arm's mean success at the end of its runs, and its difference to the baseline's."""
 
     algo: str
     env: str | None
@@ -86,8 +90,12 @@ class FinalSuccess:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What an arm's runs cost, as means over seeds; the paper asks about every sample of every epoch."""
+class QuestionCounts:
+    """The questions and the time of an arm's runs, as means over seeds.
+
+    Attributes:
+        papers_count: the questions of the paper's procedure, which asks about every sample of every epoch.
+    """
 
     algo: str
     env: str
@@ -105,7 +113,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Curve:
-    """Success at T evaluations: the interquartile mean over seeds and its 95 % band."""
+    """Success at T evaluations: the interquartile mean over seeds and its 95 % confidence band."""
 
     frames_T: NDArray[np.int64]
     success_T: NDArray[np.float64]
@@ -113,28 +121,29 @@ class Curve:
     high_T: NDArray[np.float64]
 
 
-class Comparison:
-    """Everything that is resampled, once, in an order of its own: the same seed gives the same figures."""
+class ArmComparison:
+    """All resampled statistics, computed once and in a fixed order: the same seed gives the same numbers."""
 
-    def __init__(self, sweep: Sweep, threshold: float, resamples: int, seed: int) -> None:
-        self.sweep = sweep
-        self.measure = Measure("success", threshold)
+    def __init__(self, results: Results, threshold: float, resamples: int, seed: int) -> None:
+        self.results, self.design = results, results.design
+        self.criterion = Criterion("success", threshold)
         self._resamples = resamples
         self._rng = np.random.default_rng(seed)
-        self.curves = {cell: curve for cell in sweep.cells() if (curve := self._curve(sweep.runs[cell]))}
+        self.curves = {cell: curve for cell in results.cells() if (curve := self._curve(results.runs[cell]))}
         self.finals = list(self._finals())
-        self.speed_ups = [row for algo in sweep.plan.algos for row in self._speed_ups(algo)]
-        self.questions = [_questions(cell, sweep.runs[cell]) for cell in sweep.cells()]
+        self.speed_ups = [row for algo in self.design.algos for row in self._speed_ups(algo)]
+        self.questions = [_question_counts(cell, results.runs[cell]) for cell in results.cells()]
 
     def speed_up(self, cell: Cell) -> SpeedUp:
-        """A cell's row at the threshold of success."""
+        """Returns a cell's row for the threshold of success."""
         return next(
             row
             for row in self.speed_ups
-            if (row.arm, row.algo, row.env) == cell and row.measure == self.measure
+            if (row.arm, row.algo, row.env) == cell and row.criterion == self.criterion
         )
 
     def final(self, cell: Cell) -> FinalSuccess:
+        """Returns a cell's row for success at the end."""
         return next(row for row in self.finals if (row.arm, row.algo, row.env) == cell)
 
     def _curve(self, runs: list[FinishedRun]) -> Curve | None:
@@ -142,7 +151,9 @@ class Comparison:
         if not len(frames_T):
             return None
         success_NT = np.array([np.interp(frames_T, run.frames_E, run.success_E) for run in runs])
-        blocks = np.array_split(success_NT, np.arange(_TOGETHER, len(frames_T), _TOGETHER), axis=1)
+        blocks = np.array_split(
+            success_NT, np.arange(_POINTS_AT_ONCE, len(frames_T), _POINTS_AT_ONCE), axis=1
+        )
         drawn_RT = np.concatenate([self._resampled([block], interquartile_mean) for block in blocks], axis=1)
         low_T, high_T = interval_of(drawn_RT) if len(drawn_RT) > 1 else (drawn_RT[0], drawn_RT[0])
         return Curve(frames_T, drawn_RT[0], low_T, high_T)
@@ -151,107 +162,110 @@ class Comparison:
         return stratified(strata, statistic, self._resamples, self._rng)
 
     def _finals(self) -> Iterator[FinalSuccess]:
-        plan = self.sweep.plan
-        for algo in plan.algos:
-            for env in (*plan.envs, None):
+        design = self.design
+        for algo in design.algos:
+            for env in (*design.envs, None):
                 drawn = {
                     arm: (sum(map(len, strata)), self._resampled(strata, np.mean))
-                    for arm in plan.arms
+                    for arm in design.arms
                     if (strata := self._successes(arm, algo, env))
                 }
                 for arm, (seeds, of_arm) in drawn.items():
                     difference = None
-                    if arm != plan.baseline and plan.baseline in drawn:
-                        of_baseline = drawn[plan.baseline][1]
+                    if arm != design.baseline and design.baseline in drawn:
+                        of_baseline = drawn[design.baseline][1]
                         rows = min(len(of_arm), len(of_baseline))
                         difference = _estimate(of_arm[:rows] - of_baseline[:rows])
                     yield FinalSuccess(algo, env, arm, seeds, _estimate(of_arm), difference)
 
     def _successes(self, arm: str, algo: str, env: str | None) -> list[NDArray[np.float64]]:
-        """Of every seed, for each environment; for all of them only where the baseline has each as well."""
-        envs = self.sweep.plan.envs if env is None else (env,)
+        """Returns each seed's success at the end, an array per environment.
+
+        Over all environments (None) only if both the arm and the baseline have finished runs in each.
+        """
+        envs = self.design.envs if env is None else (env,)
         if env is None and not all(
-            Cell(each, algo, one) in self.sweep.runs
-            for one in envs
-            for each in (arm, self.sweep.plan.baseline)
+            Cell(each, algo, one) in self.results.runs for one in envs for each in (arm, self.design.baseline)
         ):
             return []
-        cells = [Cell(arm, algo, one) for one in envs if Cell(arm, algo, one) in self.sweep.runs]
-        return [np.array([float(run.summary["success"]) for run in self.sweep.runs[cell]]) for cell in cells]
+        cells = [Cell(arm, algo, one) for one in envs if Cell(arm, algo, one) in self.results.runs]
+        return [
+            np.array([float(run.summary["success"]) for run in self.results.runs[cell]]) for cell in cells
+        ]
 
     def _speed_ups(self, algo: str) -> Iterator[SpeedUp]:
-        plan = self.sweep.plan
-        by_success = {env: self._in_env(algo, env, self.measure) for env in plan.envs}
-        for env in plan.envs:
+        design = self.design
+        by_success = {env: self._in_env(algo, env, self.criterion) for env in design.envs}
+        for env in design.envs:
             yield from (row for row, _ in by_success[env])
         yield from self._over_environments(algo, by_success)
-        for env in plan.envs:
+        for env in design.envs:
             if "LavaGap" in env:
-                yield from (row for row, _ in self._in_env(algo, env, Measure("return", PAPERS_RETURN)))
+                yield from (row for row, _ in self._in_env(algo, env, Criterion("return", PAPER_RETURN)))
 
-    def _in_env(self, algo: str, env: str, measure: Measure) -> list[tuple[SpeedUp, Resampled | None]]:
-        """A row for each arm that has a finished run, with the logarithm of its ratio, resampled."""
-        plan = self.sweep.plan
+    def _in_env(self, algo: str, env: str, criterion: Criterion) -> list[tuple[SpeedUp, Resampled | None]]:
+        """Returns a row for each arm with a finished run, and the resampled logarithm of its speed-up."""
+        design = self.design
         times = {
-            arm: self.sweep.times(cell, *measure)
-            for arm in plan.arms
-            if (cell := Cell(arm, algo, env)) in self.sweep.runs
+            arm: self.results.times(cell, *criterion)
+            for arm in design.arms
+            if (cell := Cell(arm, algo, env)) in self.results.runs
         }
         medians = {arm: resampled_medians(each, self._resamples, self._rng) for arm, each in times.items()}
         found = []
         for arm, (frames_N, reached_N) in times.items():
             logs = None
-            if arm != plan.baseline and plan.baseline in medians:
-                logs = log_speed_up(medians[plan.baseline], medians[arm])
+            if arm != design.baseline and design.baseline in medians:
+                logs = log_speed_up(medians[design.baseline], medians[arm])
             ratio = None if logs is None else exponential(estimate(logs))
             reached, median = int(reached_N.sum()), estimate(medians[arm])
-            found.append((SpeedUp(algo, env, measure, arm, len(frames_N), reached, median, ratio), logs))
+            found.append((SpeedUp(algo, env, criterion, arm, len(frames_N), reached, median, ratio), logs))
         return found
 
     def _over_environments(
         self, algo: str, by_env: dict[str, list[tuple[SpeedUp, Resampled | None]]]
     ) -> Iterator[SpeedUp]:
-        """The geometric mean; an environment where neither arm got there tells nothing, and is not in it."""
-        for arm in self.sweep.plan.arms:
+        """Yields geometric means, without environments where neither median is known."""
+        for arm in self.design.arms:
             rows = [(row, logs) for found in by_env.values() for row, logs in found if row.arm == arm]
             parts = {
                 str(row.env): logs for row, logs in rows if logs and row.ratio and row.ratio.value.sign != "?"
             }
-            if arm != self.sweep.plan.baseline and rows:
+            if arm != self.design.baseline and rows:
                 seeds, reached = sum(row.seeds for row, _ in rows), sum(row.reached for row, _ in rows)
                 ratio = exponential(estimate(mean_of(list(parts.values())))) if parts else None
-                yield SpeedUp(algo, None, self.measure, arm, seeds, reached, None, ratio, tuple(parts))
+                yield SpeedUp(algo, None, self.criterion, arm, seeds, reached, None, ratio, tuple(parts))
 
 
-def arms_that_differ_in(name: str, sweep: Sweep, algo: str, env: str) -> list[dict[Any, str]]:
-    """Groups of taught arms that differ from one another in one setting alone: its values and their arms."""
+def arms_that_differ_in(name: str, results: Results, algo: str, env: str) -> list[dict[Any, str]]:
+    """Returns groups of arms with a teacher that differ in one setting alone: the arms by its value."""
     groups: dict[str, dict[Any, str]] = {}
-    for arm in sweep.plan.arms:
-        runs = sweep.runs.get(Cell(arm, algo, env), [])
+    for arm in results.design.arms:
+        runs = results.runs.get(Cell(arm, algo, env), [])
         if runs and runs[0].identity is not None and name in runs[0].settings:
             rest = {key: value for key, value in comparable_settings(runs[0]).items() if key != name}
             groups.setdefault(repr(sorted(rest.items())), {}).setdefault(runs[0].settings[name], arm)
     return [dict(sorted(group.items())) for group in groups.values() if len(group) > 1]
 
 
-def named_arms(runs: Sequence[FinishedRun]) -> list[str]:
-    """Names of arms for runs that no plan names: alone or taught, and the settings in which such runs differ.
+def name_arms(runs: Sequence[FinishedRun]) -> list[str]:
+    """Names the arm of each run where no plan does, by the teacher and the settings that differ between runs.
 
-    Runs that differ in nothing but their seed, environment, algorithm or frames have the same name. Where
-    presets differ, their names stand for the settings that follow from them.
+    Runs that differ only in seed, environment, algorithm or frames get the same name. Where presets differ,
+    the name has the preset instead of the settings that follow from it.
 
     Returns:
         A name for each run, such as "alone", "taught", "taught, lambda 0.1".
     """
-    told = [comparable_settings(run) for run in runs]
+    compared = [comparable_settings(run) for run in runs]
     bases = [ALONE if run.identity is None else "taught" for run in runs]
     differing: dict[str, dict[str, None]] = {base: {} for base in bases}
     for names in (
         ("preset",),
-        sorted({name for settings in told for name in settings} - {"preset", "frames"}),
+        sorted({name for settings in compared for name in settings} - {"preset", "frames"}),
     ):
         groups: dict[Any, list[dict[str, Any]]] = {}
-        for run, base, settings in zip(runs, bases, told, strict=True):
+        for run, base, settings in zip(runs, bases, compared, strict=True):
             preset = settings.get("preset") if names != ("preset",) else None
             groups.setdefault((base, run.cell.algo, run.cell.env, preset), []).append(settings)
         for (base, *_), group in groups.items():
@@ -260,18 +274,18 @@ def named_arms(runs: Sequence[FinishedRun]) -> list[str]:
                     differing[base][name] = None
     return [
         ", ".join([base, *(f"{name.replace('_', '-')} {settings.get(name)}" for name in differing[base])])
-        for base, settings in zip(bases, told, strict=True)
+        for base, settings in zip(bases, compared, strict=True)
     ]
 
 
 def comparable_settings(run: FinishedRun) -> dict[str, Any]:
-    """The settings that make one arm differ from another; the teacher by its identity."""
-    told = {name: value for name, value in run.settings.items() if name not in _TELLS_NOTHING_APART}
-    return {"teacher": run.identity or "none"} | told
+    """Returns the settings that distinguish arms, with the teacher's identity as `teacher`."""
+    compared = {name: value for name, value in run.settings.items() if name not in _NOT_COMPARED}
+    return {"teacher": run.identity or "none"} | compared
 
 
 def _shared_frames(runs: list[FinishedRun]) -> NDArray[np.int64]:
-    """Frames of all seeds' evaluations, as far as every seed was evaluated; T may be 0."""
+    """Returns the frames of all seeds' evaluations, within the range that every seed covers; T may be 0."""
     if not all(len(run.frames_E) for run in runs):
         return np.array([], np.int64)
     frames_T: NDArray[np.int64] = np.unique(np.concatenate([run.frames_E for run in runs]))
@@ -287,13 +301,13 @@ def _estimate(drawn_R: NDArray[np.float64]) -> Estimate:
     return Estimate(Bound(float(drawn_R[0])), Bound(float(low)), Bound(float(high)))
 
 
-def _questions(cell: Cell, runs: list[FinishedRun]) -> Questions:
+def _question_counts(cell: Cell, runs: list[FinishedRun]) -> QuestionCounts:
     def mean(name: str) -> float:
         return float(np.mean([float(run.summary.get(name) or 0) for run in runs]))
 
     taught = [run.frames * int(run.settings.get("epochs", 1)) for run in runs if run.identity is not None]
     frames, seconds = mean("frames"), mean("seconds")
-    return Questions(
+    return QuestionCounts(
         algo=cell.algo,
         env=cell.env,
         arm=cell.arm,

@@ -1,4 +1,4 @@
-"""A report's figures as PNG: success against frames, samples to threshold, ablations."""
+"""The figures of a report as PNG: success against frames, samples to threshold, ablations."""
 
 import io
 import textwrap
@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from student.experiments.comparison import Comparison, Curve, arms_that_differ_in
+from student.experiments.comparison import ArmComparison, Curve, arms_that_differ_in
 from student.experiments.results import Cell
 from student.experiments.statistics import Estimate
 
@@ -16,7 +16,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
-"""Okabe and Ito's, without yellow: told apart by the colour-blind; markers tell them apart in print."""
+"""Okabe and Ito's palette for colour-blind readers, without yellow; markers distinguish arms in print."""
 _BASELINE_COLOUR = "#222222"
 _MARKERS = "osD^vPX*"
 _INCHES_A_CHARACTER = 0.08
@@ -37,60 +37,60 @@ _STYLE: Any = {
 }
 
 
-def short(env_id: str) -> str:
-    """An environment's id without what all have in common."""
+def short_env(env_id: str) -> str:
+    """Returns an environment's id without "MiniGrid-" and "-v0"."""
     return env_id.removeprefix("MiniGrid-").removesuffix("-v0")
 
 
-def draw_success(comparison: Comparison) -> bytes:
-    """The paper's figure 3, success against frames: a row of panels an algorithm, a column an environment."""
-    plan = comparison.sweep.plan
+def draw_success(comparison: ArmComparison) -> bytes:
+    """Draws success against frames, the paper's figure 3: a row per algorithm, a column per environment."""
+    design = comparison.design
     with mpl.rc_context(_STYLE):
-        figure, axes = _panels(len(plan.algos), len(plan.envs), 3.3, 2.6)
-        for row, algo in enumerate(plan.algos):
-            for column, env in enumerate(plan.envs):
+        figure, axes = _panels(len(design.algos), len(design.envs), 3.3, 2.6)
+        for row, algo in enumerate(design.algos):
+            for column, env in enumerate(design.envs):
                 panel = axes[row, column]
                 panel.set_title(_title(algo, env))
-                _draw_success(comparison, panel, algo, env, list(plan.arms))
+                _draw_success(comparison, panel, algo, env, list(design.arms))
             axes[row, 0].set_ylabel("success on held-out episodes")
         for panel in axes[-1]:
             panel.set_xlabel("frames")
         return _finished(figure, axes)
 
 
-def draw_samples(comparison: Comparison) -> bytes:
-    """Samples to the threshold of success: medians with intervals over single seeds."""
-    plan = comparison.sweep.plan
+def draw_samples(comparison: ArmComparison) -> bytes:
+    """Draws samples to the threshold of success: medians with intervals, and the single seeds."""
+    design = comparison.design
     with mpl.rc_context(_STYLE):
-        height = 1.0 + 0.32 * len(plan.arms)
-        figure, axes = _panels(len(plan.algos), len(plan.envs), 3.3, height, sharey=True)
-        figure.set_figwidth(figure.get_figwidth() + _INCHES_A_CHARACTER * max(map(len, plan.arms)))
-        for row, algo in enumerate(plan.algos):
-            for column, env in enumerate(plan.envs):
+        height = 1.0 + 0.32 * len(design.arms)
+        figure, axes = _panels(len(design.algos), len(design.envs), 3.3, height, sharey=True)
+        figure.set_figwidth(figure.get_figwidth() + _INCHES_A_CHARACTER * max(map(len, design.arms)))
+        for row, algo in enumerate(design.algos):
+            for column, env in enumerate(design.envs):
                 panel = axes[row, column]
                 panel.set_title(_title(algo, env))
-                for y, arm in enumerate(plan.arms):
-                    if (cell := Cell(arm, algo, env)) in comparison.sweep.runs:
+                for y, arm in enumerate(design.arms):
+                    if (cell := Cell(arm, algo, env)) in comparison.results.runs:
                         _draw_times(comparison, panel, cell, y)
                 panel.set_xlim(left=0)
                 panel.xaxis.set_major_formatter(_thousands)
                 panel.grid(axis="y", visible=False)
-            axes[row, 0].set_yticks(range(len(plan.arms)), list(plan.arms))
-            axes[row, 0].set_ylim(len(plan.arms) - 0.5, -0.5)
+            axes[row, 0].set_yticks(range(len(design.arms)), list(design.arms))
+            axes[row, 0].set_ylim(len(design.arms) - 0.5, -0.5)
         for panel in axes[-1]:
-            panel.set_xlabel(f"frames to {comparison.measure}")
+            panel.set_xlabel(f"frames to {comparison.criterion}")
         return _finished(figure, axes, legend=False)
 
 
-def draw_ablations(comparison: Comparison) -> bytes | None:
-    """The paper's figure 4: soft against hard targets, success and samples over lambda.
+def draw_ablations(comparison: ArmComparison) -> bytes | None:
+    """Draws the paper's figure 4: soft against hard targets, and success and samples over lambda.
 
     Returns:
-        None where no arms show either.
+        None if no arms differ in targets alone or lambda alone.
     """
-    cells = [(algo, env) for algo in comparison.sweep.plan.algos for env in comparison.sweep.plan.envs]
-    targets = {at: arms_that_differ_in("targets", comparison.sweep, *at) for at in cells}
-    lambdas = {at: arms_that_differ_in("lambda", comparison.sweep, *at) for at in cells}
+    cells = [(algo, env) for algo in comparison.design.algos for env in comparison.design.envs]
+    targets = {at: arms_that_differ_in("targets", comparison.results, *at) for at in cells}
+    lambdas = {at: arms_that_differ_in("lambda", comparison.results, *at) for at in cells}
     rows = [at for at in cells if targets[at] or lambdas[at]]
     if not rows:
         return None
@@ -105,15 +105,15 @@ def draw_ablations(comparison: Comparison) -> bytes | None:
                     panel.set_axis_off()
                 elif kind == "targets":
                     arms = [arm for group in groups for arm in group.values()]
-                    _draw_success(comparison, panel, algo, env, [comparison.sweep.plan.baseline, *arms])
+                    _draw_success(comparison, panel, algo, env, [comparison.design.baseline, *arms])
                     panel.set(xlabel="frames", ylabel="success")
                 else:
                     _draw_lambdas(comparison, panel, Cell("", algo, env), groups, kind)
         return _finished(figure, axes)
 
 
-def _draw_success(comparison: Comparison, panel: Any, algo: str, env: str, arms: Sequence[str]) -> None:
-    """An arm's curves with their bands; teachers' own success as dashed lines; the threshold dotted."""
+def _draw_success(comparison: ArmComparison, panel: Any, algo: str, env: str, arms: Sequence[str]) -> None:
+    """Draws the arms' curves with their bands, the teachers' success dashed, and the threshold dotted."""
     for arm in dict.fromkeys(arms):
         curve: Curve | None = comparison.curves.get(Cell(arm, algo, env))
         if curve is not None:
@@ -128,20 +128,20 @@ def _draw_success(comparison: Comparison, panel: Any, algo: str, env: str, arms:
                 alpha=0.6 / max(4, len(arms)),
                 linewidth=0,
             )
-    panel.axhline(comparison.measure.threshold, color="#888888", linewidth=0.8, linestyle=":")
-    names = list(dict.fromkeys(play.name for play in comparison.sweep.teachers))
-    for play in comparison.sweep.teachers_of(algo, env):
-        dashes = _TEACHER_DASHES[names.index(play.name) % len(_TEACHER_DASHES)]
-        label = f"teacher {play.name} itself"
-        panel.axhline(play.sampled["success"], color="#555555", linewidth=1.2, dashes=dashes, label=label)
+    panel.axhline(comparison.criterion.threshold, color="#888888", linewidth=0.8, linestyle=":")
+    names = list(dict.fromkeys(teacher.name for teacher in comparison.results.teachers))
+    for teacher in comparison.results.teachers_of(algo, env):
+        dashes = _TEACHER_DASHES[names.index(teacher.name) % len(_TEACHER_DASHES)]
+        label = f"teacher {teacher.name}"
+        panel.axhline(teacher.sampled["success"], color="#555555", linewidth=1.2, dashes=dashes, label=label)
     panel.set_ylim(-0.03, 1.03)
     panel.xaxis.set_major_formatter(_thousands)
 
 
-def _draw_times(comparison: Comparison, panel: Any, cell: Cell, y: int) -> None:
-    """Seeds as small open dots, arrows where one never got there; the median and its interval over them."""
+def _draw_times(comparison: ArmComparison, panel: Any, cell: Cell, y: int) -> None:
+    """Draws a dot per seed, an arrow for a seed without the threshold, and the median with its interval."""
     style = _style(comparison, cell.arm)
-    times = comparison.sweep.times(cell, *comparison.measure)
+    times = comparison.results.times(cell, *comparison.criterion)
     spread_N = y + np.linspace(-0.22, 0.22, len(times.frames_N))
     for chosen_N, marker in ((times.reached_N, "o"), (~times.reached_N, ">")):
         panel.plot(
@@ -168,13 +168,13 @@ def _draw_estimate(panel: Any, median: Estimate, y: float, colour: str) -> None:
 
 
 def _draw_lambdas(
-    comparison: Comparison, panel: Any, at: Cell, groups: list[dict[Any, str]], kind: str
+    comparison: ArmComparison, panel: Any, at: Cell, groups: list[dict[Any, str]], kind: str
 ) -> None:
-    """Final success, or samples to threshold, over lambda on a logarithmic axis; 0 stands at its left end."""
+    """Draws success at the end, or samples to threshold, over lambda on a logarithmic axis, 0 at its left."""
     positive = sorted({value for group in groups for value in group if value > 0})
     zero = positive[0] / 10
     ticks: dict[float, str] = {value: f"{value:g}" for value in positive}
-    alone = _untaught_baseline(comparison, at)
+    alone = _baseline_without_teacher(comparison, at)
     for number, group in enumerate(groups):
         arms = ({0.0: alone} if alone else {}) | group
         cells = [at._replace(arm=arm) for arm in arms.values()]
@@ -199,23 +199,23 @@ def _draw_lambdas(
     if kind == "success":
         panel.set(ylabel="success at the end", ylim=(-0.03, 1.03))
     else:
-        panel.set_ylabel(f"frames to {comparison.measure}")
+        panel.set_ylabel(f"frames to {comparison.criterion}")
         panel.set_ylim(0, panel.get_ylim()[1] * 1.12)
         panel.yaxis.set_major_formatter(_thousands)
 
 
-def _untaught_baseline(comparison: Comparison, at: Cell) -> str | None:
-    """The baseline's name where it learns alone: that is a lambda of 0."""
-    name = comparison.sweep.plan.baseline
-    runs = comparison.sweep.runs.get(at._replace(arm=name), [])
+def _baseline_without_teacher(comparison: ArmComparison, at: Cell) -> str | None:
+    """Returns the baseline's name if it has no teacher: then it stands for a lambda of 0."""
+    name = comparison.design.baseline
+    runs = comparison.results.runs.get(at._replace(arm=name), [])
     return name if runs and runs[0].identity is None else None
 
 
-def _style(comparison: Comparison, arm: str) -> dict[str, Any]:
-    plan = comparison.sweep.plan
-    number = list(plan.arms).index(arm)
-    others = [each for each in plan.arms if each != plan.baseline]
-    colour = _BASELINE_COLOUR if arm == plan.baseline else _COLOURS[others.index(arm) % len(_COLOURS)]
+def _style(comparison: ArmComparison, arm: str) -> dict[str, Any]:
+    design = comparison.design
+    number = list(design.arms).index(arm)
+    others = [each for each in design.arms if each != design.baseline]
+    colour = _BASELINE_COLOUR if arm == design.baseline else _COLOURS[others.index(arm) % len(_COLOURS)]
     return {"color": colour, "marker": _MARKERS[number % len(_MARKERS)]}
 
 
@@ -229,7 +229,7 @@ def _panels(rows: int, columns: int, width: float, height: float, **shared: Any)
 
 
 def _finished(figure: Any, axes: Any, legend: bool = True) -> bytes:
-    """The figure as PNG, with one legend for all panels below them."""
+    """Returns the figure as PNG, with one legend below all panels."""
     named = {
         label: line
         for panel in axes.flat
@@ -238,14 +238,14 @@ def _finished(figure: Any, axes: Any, legend: bool = True) -> bytes:
     if legend and named:
         _add_legend(figure, list(named.values()), list(named))
     written = io.BytesIO()
-    # "tight" grows the picture to whatever reaches over its edge, such as an arm's long name
+    # "tight" enlarges the picture for what crosses its edge, such as an arm's long name
     figure.savefig(written, dpi=150, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     return written.getvalue()
 
 
 def _add_legend(figure: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend below the panels in as many columns as fit; the figure grows by the legend's height."""
+    """Adds a legend below the panels, with as many columns as fit, and enlarges the figure by its height."""
     for columns in range(len(names), 0, -1):
         legend = figure.legend(lines, names, loc="outside lower center", ncols=columns)
         size = legend.get_window_extent(figure.canvas.get_renderer())
@@ -256,5 +256,5 @@ def _add_legend(figure: Any, lines: Sequence[Any], names: Sequence[str]) -> None
 
 
 def _title(algo: str, env: str) -> str:
-    """A panel's title, in lines that fit above the panel."""
-    return textwrap.fill(f"{algo.upper()}, {short(env)}", _TITLE_WIDTH)
+    """Returns a panel's title, wrapped to the panel's width."""
+    return textwrap.fill(f"{algo.upper()}, {short_env(env)}", _TITLE_WIDTH)

@@ -1,4 +1,4 @@
-"""A sweep's plan file: which arms, algorithms, environments and seeds there are, and each run's settings."""
+"""A sweep's plan: its arms, algorithms, environments and seeds, and the settings of each run."""
 
 import difflib
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,9 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -31,67 +34,68 @@ from teacher_api.validation import path as field_path
 
 SWEEP_FILE = "sweep.json"
 VERSION = 2
-"""Of sweep.json; raised when older ones can no longer be read."""
+"""The version of sweep.json; raised when older files can no longer be read."""
 GIVEN = "given"
-"""What an arm calls the teacher whose address the command gives, and its folder's name."""
+"""The teacher whose address the command line gives: its name in a plan, and the name of its folder."""
 
-_THE_SWEEPS_OWN = {
-    *(
-        "env",
-        "algo",
-        "seed",
-        "seeds",
-        "teacher",
-        "teacher_key_file",
-        "out",
-        "resume",
-        "go_on",
-        "threads",
-        "progress",
-    )
+_RESERVED = {
+    *("env", "algo", "seed", "seeds", "teacher", "teacher_key_file"),
+    *("out", "resume", "go_on", "threads", "progress"),
 }
-"""Settings of a run that a plan's tables of settings cannot hold."""
+"""Settings of a run that the sweep sets; the tables of a plan cannot."""
 _SETTINGS = {
     name.replace("-", "_"): field.alias or key
     for key, field in TrainSettings.model_fields.items()
     for name in (key, field.alias or key)
-    if key not in _THE_SWEEPS_OWN
+    if key not in _RESERVED
 }
-"""What each setting may be called in a plan, and its name in TrainSettings' input."""
+"""The settings that a plan may set: name in the plan -> name in TrainSettings' input."""
+_REPORT = "report"
+"""Validation context of a plan that is only reported."""
 
 
 class BadPlan(CannotStart):
-    """A plan that cannot be used; the message names the key and says what to do."""
+    """A plan cannot be used: the message names the key and says what to do."""
 
 
 def ignore_variables() -> None:
-    """STUDENT_* variables are no part of a plan: a sweep does the same in every shell."""
+    """Removes the STUDENT_* variables from this process: the runs of a sweep depend on the plan alone."""
     for name in [name for name in os.environ if name.startswith("STUDENT_")]:
         del os.environ[name]
 
 
-def _named(settings: Any) -> Any:
-    """Settings by their names in TrainSettings' input, whichever way the plan writes them."""
-    if not isinstance(settings, dict):
-        return settings
-    return {_name(key): value for key, value in settings.items()}
+def _unless_reported(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Skips a check for a report, whose environments and settings this program need not know."""
+    return value if info.context == _REPORT and isinstance(value, str | dict) else check(value)
 
 
-def _name(key: str) -> str:
+def _by_input_name(settings: Any) -> Any:
+    """Returns settings by their names in TrainSettings' input."""
+    return (
+        {_input_name(key): value for key, value in settings.items()}
+        if isinstance(settings, dict)
+        else settings
+    )
+
+
+def _input_name(key: str) -> str:
     name = key.replace("-", "_")
-    if name in _THE_SWEEPS_OWN:
-        raise ValueError(f"{key!r} is the sweep's own: see envs, algos, seeds, --out, --threads, --progress")
+    if name in _RESERVED:
+        raise ValueError(
+            f"{key!r} is set by the sweep: use envs, algos and seeds of the plan, and `out`, `threads` and"
+            " `progress` of the command"
+        )
     if name not in _SETTINGS:
         close = difflib.get_close_matches(name, _SETTINGS, 1)
-        hint = f"do you mean {close[0]!r}?" if close else "`student train --help` lists them"
-        raise ValueError(f"{key!r} is no setting of `student train`; {hint}")
+        hint = f"did you mean {close[0]!r}?" if close else "`student train --help` lists the settings"
+        raise ValueError(f"{key!r} is not a setting of `student train`; {hint}")
     return _SETTINGS[name]
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        raise ValueError(f"{', '.join(map(str, twice))} stands there more than once; take one away")
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(map(str, repeated))} is listed more than once; remove the repetition")
     return values
 
 
@@ -99,7 +103,7 @@ def _seeds(seeds: Any) -> Any:
     if type(seeds) is int and seeds > 0:
         return list(range(1, seeds + 1))
     if not isinstance(seeds, list) or not seeds:
-        raise ValueError(f"write how many, or a list of at least one, not {seeds!r}")
+        raise ValueError(f"write the number of seeds or a list of at least one seed, not {seeds!r}")
     return seeds
 
 
@@ -108,26 +112,27 @@ def _teacher(teacher: Any) -> Any:
         isinstance(value, bool | int | float | str) for value in teacher.values()
     ):
         flags = {key.replace("_", "-"): value for key, value in teacher.items()}
-        ours = sorted(flags.keys() & {"store", "host", "port", "api-key-file"})
-        if ours:
-            raise ValueError(f"{', '.join(ours)} is the sweep's own; take it away")
+        reserved = sorted(flags.keys() & {"store", "host", "port", "api-key-file"})
+        if reserved:
+            raise ValueError(f"{', '.join(reserved)} is set by the sweep; remove it")
         return flags
     if teacher not in ("none", GIVEN):
         raise ValueError(
-            f'write "none", "{GIVEN}" or flags of `teacher serve` as {{ noise = 0.3 }}, not {teacher!r}'
+            f'write "none", "{GIVEN}" or flags of `teacher serve` such as {{ noise = 0.3 }}, not {teacher!r}'
         )
     return teacher
 
 
-Settings = Annotated[dict[str, Any], BeforeValidator(_named)]
-Teacher = Annotated[str | dict[str, bool | int | float | str], BeforeValidator(_teacher)]
-"""The flags of a `teacher serve` that the sweep starts; none; or the one whose address is given."""
-ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-"""It is a folder's name too."""
+_UnlessReported = WrapValidator(_unless_reported)
+Settings = Annotated[dict[str, Any], BeforeValidator(_by_input_name), _UnlessReported]
+Teacher = Annotated[str | dict[str, bool | int | float | str], BeforeValidator(_teacher), _UnlessReported]
+"""Flags of the `teacher serve` that the sweep starts; "none"; or "given", the address of the command line."""
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), _UnlessReported]
+"""The name of an arm and of its folder."""
 
 
 class Arm(BaseModel):
-    """Who teaches in this arm; every other key is a setting of its runs."""
+    """An arm: its teacher, and as further keys the settings of its runs."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -135,10 +140,12 @@ class Arm(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _names(cls, table: Any) -> Any:
-        if not isinstance(table, dict) or "teacher" not in table:
+    def _names(cls, table: Any, info: ValidationInfo) -> Any:
+        if not isinstance(table, dict) or "teacher" not in table or info.context == _REPORT:
             return table
-        return {"teacher": table["teacher"]} | _named({k: v for k, v in table.items() if k != "teacher"})
+        return {"teacher": table["teacher"]} | _by_input_name(
+            {k: v for k, v in table.items() if k != "teacher"}
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -146,20 +153,19 @@ class Arm(BaseModel):
 
     @property
     def teacher_name(self) -> str | None:
-        """What its teacher's store and folder are called; arms may share them. None without a teacher."""
+        """The name of the teacher's store and folder, which arms may share; None without a teacher."""
         if isinstance(self.teacher, str):
             return None if self.teacher == "none" else GIVEN
         return teacher_name(self.teacher)
 
 
 def teacher_name(flags: Mapping[str, Any]) -> str:
-    """A file name for the teacher with these flags, such as planner-noise-0.3.
+    """Returns a file name for a teacher with these flags, such as planner-noise-0.3.
 
-    Where all of them are too many, the checkpoint's folder stands for them, and a digest.
+    A digest replaces flags that do not fit into a file name; the checkpoint's name stays, if there is one.
     """
     kind = str(flags.get("teacher", "planner"))
-    told = [f"{flag}-{flags[flag]}" for flag in sorted(flags) if flag != "teacher"]
-    name = "-".join([kind, *told])
+    name = "-".join([kind, *(f"{flag}-{flags[flag]}" for flag in sorted(flags) if flag != "teacher")])
     if re.fullmatch(r"[A-Za-z0-9._-]{1,80}", name):
         return name
     if "model" in flags:
@@ -179,17 +185,19 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Its folder, from the sweep's runs/."""
+        """The run's folder, relative to the sweep's runs/."""
         return f"{self.arm}/{self.algo}/{self.env}/seed-{self.seed}"
 
 
-class Plan(BaseModel):
-    """What a plan file says; see docs/guides/sweeps.md."""
+class SweepPlan(BaseModel):
+    """The content of a plan file and of sweep.json; see docs/guides/sweeps.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    envs: Annotated[list[EnvId], Field(min_length=1), AfterValidator(_distinct)]
-    algos: Annotated[list[AlgorithmName], Field(min_length=1), AfterValidator(_distinct)]
+    envs: Annotated[list[Annotated[EnvId, _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)]
+    algos: Annotated[
+        list[Annotated[AlgorithmName, _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)
+    ]
     seeds: Annotated[
         list[Annotated[int, Field(ge=0)]],
         BeforeValidator(_seeds),
@@ -202,11 +210,13 @@ class Plan(BaseModel):
     arms: Annotated[dict[ArmName, Arm], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _is_consistent(self, info: ValidationInfo) -> Self:
         if self.baseline not in self.arms:
             raise ValueError(
-                f"baseline: no arm {self.baseline!r}; the plan's arms are {', '.join(self.arms)}"
+                f"baseline: {self.baseline!r} is not an arm; the arms are {', '.join(self.arms)}"
             )
+        if info.context == _REPORT:
+            return self
         for table, known in (("env", self.envs), ("algo", self.algos)):
             for name in getattr(self, table):
                 if name not in known:
@@ -216,128 +226,118 @@ class Plan(BaseModel):
         return self
 
     def settings_of(self, arm: str, algo: str, env: str) -> TrainSettings:
-        """What all seeds have in common: an arm's table wins over an environment's, that over an algorithm's.
+        """Returns the settings that all seeds of an arm share.
+
+        A setting of the arm takes precedence over one of the environment, then of the algorithm, then of
+        [settings].
 
         Raises:
             ValueError: a setting cannot be used; the message names its key.
         """
-        told: dict[str, Any] = {"preset": preset_for(self.arms[arm].teacher_name)}
-        key: dict[str, str] = {}
+        chosen: dict[str, Any] = {"preset": preset_for(self.arms[arm].teacher_name)}
+        tables: dict[str, str] = {}
         for where, table in (
             ("settings", self.settings),
             (f"algo.{algo}", self.algo.get(algo, {})),
             (field_path(("env", env)), self.env.get(env, {})),
             (f"arms.{arm}", self.arms[arm].settings),
         ):
-            told |= table
-            key |= dict.fromkeys(table, where)
+            chosen |= table
+            tables |= dict.fromkeys(table, where)
         try:
-            settings = TrainSettings.model_validate({**told, "algo": algo, "env": env})
+            settings = TrainSettings.model_validate({**chosen, "algo": algo, "env": env})
         except ValidationError as error:
-            said = "; ".join(_in_words(problem, key, arm, algo) for problem in problems(error))
-            raise ValueError(said) from error
+            messages = (_in_words(problem, tables, arm, algo) for problem in problems(error))
+            raise ValueError("; ".join(messages)) from error
         if self.arms[arm].teacher_name is not None:
             task_key(env, settings.task)
         return settings
 
     def notes(self) -> Iterator[str]:
-        """What is no mistake in itself, and yet makes a comparison with the baseline misleading."""
+        """Yields what is allowed, but makes a comparison with the baseline misleading."""
         for name, arm in self.arms.items():
             if arm.teacher_name is not None or "preset" in arm.settings:
-                continue  # what stands in the arm's own table is meant
+                continue  # a preset in the arm's own table is intended
             presets = {self.settings_of(name, algo, env).preset for algo in self.algos for env in self.envs}
             if "fast" in presets:
                 yield (
-                    f"arms.{name} has no teacher and the preset fast, which is for students with one: what is"
-                    " compared with it looks too good; take preset out of [settings], so that each arm gets"
-                    f" its own default, or write it into arms.{name} if it is meant"
+                    f"arms.{name} has no teacher, and the preset fast is for students with a teacher:"
+                    " speed-ups over this arm are overstated. Remove preset from [settings], so that each arm"
+                    f" gets its own default, or set it in arms.{name} if it is intended"
                 )
 
     def runs(self) -> Iterator[PlannedRun]:
-        """Seed by seed, so that all arms can be compared early."""
+        """Yields the runs, seed by seed, so that all arms can be compared early."""
         for seed, env, algo, arm in product(self.seeds, self.envs, self.algos, self.arms):
             yield PlannedRun(arm, algo, env, seed)
 
-    def as_json(self) -> dict[str, Any]:
-        """What sweep.json holds."""
-        teachers = {name: arm.teacher_name for name, arm in self.arms.items()}
-        return {"version": VERSION, **self.model_dump(mode="json"), "teachers": teachers}
 
-
-def read_plan(path: Path) -> Plan:
-    """The plan in a TOML file.
+def read_plan(file: Path) -> SweepPlan:
+    """Reads a plan from a TOML file.
 
     Raises:
-        BadPlan: it cannot be read, or says something that cannot be done.
+        BadPlan: the file cannot be read, or the plan cannot be used.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadPlan(f"cannot read the plan {path}: {error.strerror}") from error
+        raise BadPlan(f"cannot read the plan {file}: {error.strerror}") from error
     except ValueError as error:
-        raise BadPlan(f"{path} is no TOML: {error}") from error
-    try:
-        return Plan.model_validate(content)
-    except ValidationError as error:
-        raise BadPlan(f"{path}: " + in_words(error)) from error
+        raise BadPlan(f"{file} is not TOML: {error}") from error
+    return _validated(content, file)
 
 
-class StoredPlan(BaseModel):
-    """sweep.json as far as a report needs it: its environments and settings may be unknown here."""
+def load_plan(sweep: Path, *, to_report: bool = False) -> SweepPlan:
+    """Reads the plan of a sweep from its sweep.json.
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    version: Literal[1, 2]
-    envs: tuple[str, ...] = Field(min_length=1)
-    algos: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    baseline: str = Field(description="the arm that the others are compared with")
-    arms: dict[str, dict[str, Any]] = Field(min_length=1, description="each arm's settings")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_it_was_then(cls, content: Any) -> Any:
-        """In version 1 the default preset was `fast` in arms without a teacher as well."""
-        if isinstance(content, dict) and content.get("version") == 1:
-            return {**content, "settings": {"preset": "fast", **content.get("settings", {})}}
-        return content
-
-    @model_validator(mode="after")
-    def _baseline_is_an_arm(self) -> Self:
-        if self.baseline not in self.arms:
-            raise ValueError(f"the baseline {self.baseline!r} is none of the arms {', '.join(self.arms)}")
-        return self
-
-
-def read_stored_plan(path: Path) -> StoredPlan:
-    """What a sweep.json says.
+    Args:
+        sweep: the sweep's folder.
+        to_report: accept environments, algorithms and settings that this program does not know.
 
     Raises:
-        BadPlan: it cannot be read, or is not of this version.
+        BadPlan: sweep.json cannot be read, or the plan cannot be used.
     """
+    file = sweep / SWEEP_FILE
     try:
-        return StoredPlan.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BadPlan(f"{path} cannot be read as a sweep: {in_words(error)}") from error
+        content = json.loads(file.read_bytes())
+        version = content["version"]
     except OSError as error:
-        raise BadPlan(f"{path} cannot be read: {error.strerror}") from error
+        raise BadPlan(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadPlan(f"{file} is not the plan of a sweep: {type(error).__name__} {error}") from error
+    if version not in (1, VERSION):
+        raise BadPlan(
+            f"{file} has version {version!r}, and this program reads 1 and {VERSION}: use a newer program"
+        )
+    ignored = content.keys() - SweepPlan.model_fields if to_report else {"version", "teachers"}
+    plan = {key: value for key, value in content.items() if key not in ignored}
+    if version == 1:  # the default preset was `fast` without a teacher too
+        plan["settings"] = {"preset": "fast", **plan.get("settings", {})}
+    return _validated(plan, file, _REPORT if to_report else None)
 
 
-def stored_plan(path: Path) -> Plan:
-    """The plan in a sweep.json, to go on with.
+def store_plan(sweep: Path, plan: SweepPlan) -> None:
+    """Writes sweep.json, with the name of each arm's teacher."""
+    from student.runs.folder import write_json  # noqa: PLC0415  (loads torch, which reading settings does not need)
 
-    Raises:
-        BadPlan: it cannot be read, is not of this version, or says something that cannot be done.
-    """
-    content = read_stored_plan(path).model_dump(mode="json", exclude={"version", "teachers"})
+    write_json(sweep / SWEEP_FILE, as_stored(plan))
+
+
+def as_stored(plan: SweepPlan) -> dict[str, Any]:
+    """Returns the content of sweep.json."""
+    teachers = {name: arm.teacher_name for name, arm in plan.arms.items()}
+    return {"version": VERSION, **plan.model_dump(mode="json"), "teachers": teachers}
+
+
+def _validated(content: Any, file: Path, context: str | None = None) -> SweepPlan:
     try:
-        return Plan.model_validate(content)
+        return SweepPlan.model_validate(content, context=context)
     except ValidationError as error:
-        raise BadPlan(f"{path}: " + in_words(error)) from error
+        raise BadPlan(f"{file}: {in_words(error)}") from error
 
 
-def differences(old: Plan, new: Plan) -> list[str]:
-    """What the new plan says otherwise than the old one; more arms, envs, algos or seeds may be there."""
+def differences(old: SweepPlan, new: SweepPlan) -> list[str]:
+    """Returns what a new plan changes or removes, a line each; it may add arms, envs, algos and seeds."""
     found = []
     for name in ("arms", "envs", "algos", "seeds"):
         gone = [str(value) for value in getattr(old, name) if value not in getattr(new, name)]
@@ -357,10 +357,8 @@ def differences(old: Plan, new: Plan) -> list[str]:
     return found
 
 
-def _in_words(problem: ErrorDetails, key: Mapping[str, str], arm: str, algo: str) -> str:
+def _in_words(problem: ErrorDetails, tables: Mapping[str, str], arm: str, algo: str) -> str:
     if not problem["loc"]:
-        return (
-            f"arms.{arm} with {algo}: {reason(problem)}; what one algorithm alone knows goes into [algo.NAME]"
-        )
+        return f"arms.{arm} with {algo}: {reason(problem)}; a setting of one algorithm belongs in [algo.NAME]"
     name = str(problem["loc"][0])
-    return sentence(problem, f"{key.get(name, f'arms.{arm}')}.{name}")
+    return sentence(problem, f"{tables.get(name, f'arms.{arm}')}.{name}")

@@ -1,4 +1,4 @@
-"""How far a sweep is: a live table on a terminal, elsewhere a line for each run that ends."""
+"""The progress of a sweep: a live table on a terminal, elsewhere a line for each run that ends."""
 
 import json
 import time
@@ -16,45 +16,46 @@ from student.experiments.plans import PlannedRun
 from teacher_api.terminal import duration
 
 _TAIL = 2**16
-"""Bytes of a log's end that hold its last updates and most often its last evaluation."""
+"""Bytes at the end of metrics.jsonl that usually hold the last evaluation."""
 _EVERY_S = 1.0
 _LINE_EVERY_S = 30.0
+_TEACHERS_FIRST = "evaluating the teachers first"
 
 
 @dataclass
-class _Standing:
-    """Where one run stands."""
+class _RunProgress:
+    """The progress of one run."""
 
-    run: PlannedRun
-    frames_in_all: int
+    planned: PlannedRun
+    frames_planned: int
     state: str = "waiting"
     frames: int = 0
     frames_per_second: float | None = None
     success: float | None = None
     failed: int = 0
-    """States without a label."""
+    """States without an answer of the teacher."""
 
 
-class Progress:
-    """Follows the runs of a sweep by what they write into their folders, wherever they run."""
+class SweepProgress:
+    """Follows the runs of a sweep by the files in their folders, on whichever machine they run."""
 
     def __init__(self, folder: Path, frames: Mapping[PlannedRun, int], shown: bool) -> None:
-        """Finds out how far the runs are already.
+        """Reads the progress that the runs have made so far.
 
         Args:
-            folder: of all runs.
-            frames: what each run is to train for.
-            shown: on a terminal as a table, elsewhere as lines; False: not at all.
+            folder: the folder that contains all runs.
+            frames: the frames that each run trains for.
+            shown: print the progress, as a table on a terminal and as lines elsewhere.
         """
         self._folder, self._shown = folder, shown
-        self._standings = {run.name: _Standing(run, number) for run, number in frames.items()}
+        self._runs = {planned.name: _RunProgress(planned, number) for planned, number in frames.items()}
         self._others: set[str] = set()
-        """Tasks under way that are no runs."""
-        for name, standing in self._standings.items():
+        """Jobs in progress that are not runs."""
+        for name, run in self._runs.items():
             if (folder / name / "summary.json").exists():
                 self._finish(name)
             else:
-                _follow(standing, last_rows(folder / name / "metrics.jsonl"))
+                _follow(run, last_rows(folder / name / "metrics.jsonl"))
         self._began, self._frames_before = time.monotonic(), self._frames_done()
         self._refreshed = self._began
         self._live: Live | None = None
@@ -65,54 +66,57 @@ class Progress:
 
     @property
     def count(self) -> int:
-        """Runs that are done."""
-        return sum(standing.state == "done" for standing in self._standings.values())
+        """The number of finished runs."""
+        return sum(run.state == "done" for run in self._runs.values())
 
     def started(self, name: str) -> None:
-        if name in self._standings:
-            self._standings[name].state = "running"
+        """Marks a job as running."""
+        if name in self._runs:
+            self._runs[name].state = "running"
         else:
             self._others.add(name)
 
-    def stopped(self, name: str) -> None:
-        """It goes on later."""
-        if name in self._standings:
-            self._standings[name].state = "waiting"
+    def interrupted(self, name: str) -> None:
+        """Marks a job as interrupted; the job is started again later."""
+        if name in self._runs:
+            self._runs[name].state = "waiting"
         self._others.discard(name)
 
     def done(self, name: str) -> None:
+        """Marks a job as finished."""
         self._others.discard(name)
-        if name not in self._standings:
+        if name not in self._runs:
             return
-        standing = self._finish(name)
-        failed = f"; {standing.failed} states without a label" if standing.failed else ""
-        self._say(f"{name}: success {standing.success:.2f} after {standing.frames} frames{failed}")
+        run = self._finish(name)
+        failed = f"; {run.failed} states without an answer" if run.failed else ""
+        self._say(f"{name}: success {run.success:.2f} after {run.frames} frames{failed}")
 
     def failed(self, name: str, why: str) -> None:
+        """Marks a job as failed."""
         self._others.discard(name)
-        if name in self._standings:
-            self._standings[name].state = "failed"
+        if name in self._runs:
+            self._runs[name].state = "failed"
         self._say(f"{name} failed: {why}")
 
     def refresh(self) -> None:
-        """Brings the table up to date, once a second; without a terminal writes a line now and then."""
+        """Updates the table, at most once a second, or without a terminal prints a line every 30 seconds."""
         every_s = _LINE_EVERY_S if self._live is None else _EVERY_S
         if not self._shown or time.monotonic() - self._refreshed < every_s:
             return
-        for name, standing in self._standings.items():
-            if standing.state == "running":
-                _follow(standing, last_rows(self._folder / name / "metrics.jsonl"))
+        for name, run in self._runs.items():
+            if run.state == "running":
+                _follow(run, last_rows(self._folder / name / "metrics.jsonl"))
         self._refreshed = time.monotonic()
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             return
-        states = [standing.state for standing in self._standings.values()]
-        frames, in_all = self._frames_done(), sum(each.frames_in_all for each in self._standings.values())
-        told = f"{states.count('running')} under way, {frames:,} of {in_all:,} frames"
-        self._say("the teachers play first" if self._others else told)
+        states = [run.state for run in self._runs.values()]
+        frames, planned = self._frames_done(), sum(each.frames_planned for each in self._runs.values())
+        running = f"{states.count('running')} running, {frames:,} of {planned:,} frames"
+        self._say(_TEACHERS_FIRST if self._others else running)
 
     def close(self) -> None:
-        """Leaves the table as it stands."""
+        """Stops updating the table."""
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
@@ -120,57 +124,57 @@ class Progress:
     def _say(self, what: str) -> None:
         if self._shown and self._live is None:
             self._refreshed = time.monotonic()
-            print(f"{self.count}/{len(self._standings)} {what}; {self._left()}", flush=True)
+            print(f"{self.count}/{len(self._runs)} {what}; {self._left()}", flush=True)
 
-    def _finish(self, name: str) -> _Standing:
+    def _finish(self, name: str) -> _RunProgress:
         summary = json.loads((self._folder / name / "summary.json").read_text(encoding="utf-8"))
-        standing = self._standings[name]
-        standing.state, standing.frames = "done", summary["frames"]
-        standing.success, standing.frames_per_second = summary["success"], summary["frames_per_second"]
-        standing.failed = summary.get("failed", 0)
-        return standing
+        run = self._runs[name]
+        run.state, run.frames = "done", summary["frames"]
+        run.success, run.frames_per_second = summary["success"], summary["frames_per_second"]
+        run.failed = summary.get("failed", 0)
+        return run
 
     def _frames_done(self) -> int:
-        return sum(standing.frames for standing in self._standings.values())
+        return sum(run.frames for run in self._runs.values())
 
     def _left(self) -> str:
-        """How long it will take, at the speed so far."""
+        """Returns the remaining time at the average speed so far."""
         seconds, frames = time.monotonic() - self._began, self._frames_done() - self._frames_before
         left = sum(
-            max(0, standing.frames_in_all - standing.frames)
-            for standing in self._standings.values()
-            if standing.state in ("waiting", "running")
+            max(0, run.frames_planned - run.frames)
+            for run in self._runs.values()
+            if run.state in ("waiting", "running")
         )
         if left == 0:
             return "nothing left"
-        return f"about {duration(left * seconds / frames)} left" if frames > 0 else "time left not known yet"
+        return f"about {duration(left * seconds / frames)} left" if frames > 0 else "remaining time unknown"
 
     def _table(self) -> Table:
-        left = "the teachers play first" if self._others else self._left()
-        table = Table(title=f"{self.count} of {len(self._standings)} runs done; {left}")
+        left = _TEACHERS_FIRST if self._others else self._left()
+        table = Table(title=f"{self.count} of {len(self._runs)} runs done; {left}")
         for name in ("arm", "algorithm", "environment"):
             table.add_column(name)
         for name in ("done", "running", "failed", "success", "frames/s"):
             table.add_column(name, justify="right")
-        groups: dict[tuple[str, str, str], list[_Standing]] = {}
-        for standing in self._standings.values():
-            run = standing.run
-            groups.setdefault((run.arm, run.algo, run.env), []).append(standing)
+        groups: dict[tuple[str, str, str], list[_RunProgress]] = {}
+        for run in self._runs.values():
+            planned = run.planned
+            groups.setdefault((planned.arm, planned.algo, planned.env), []).append(run)
         for (arm, algo, env), members in groups.items():
-            states = [standing.state for standing in members]
+            states = [run.state for run in members]
             table.add_row(
                 *(arm, algo, env),
                 f"{states.count('done')}/{len(members)}",
                 str(states.count("running") or ""),
                 str(states.count("failed") or ""),
-                _mean((standing.success for standing in members), 2),
-                _mean((standing.frames_per_second for standing in members), 0),
+                _mean((run.success for run in members), 2),
+                _mean((run.frames_per_second for run in members), 0),
             )
         return table
 
 
 def last_rows(log: Path) -> list[dict[str, Any]]:
-    """The last whole lines of a metrics.jsonl; none where there is none yet."""
+    """Returns the last complete rows of a metrics.jsonl; none if the file does not exist yet."""
     try:
         with log.open("rb") as file:
             start = max(0, file.seek(0, 2) - _TAIL)
@@ -181,10 +185,10 @@ def last_rows(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (lines[1:] if start else lines)]
 
 
-def _follow(standing: _Standing, rows: Iterable[dict[str, Any]]) -> None:
+def _follow(run: _RunProgress, rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        standing.frames, standing.frames_per_second = row["frames"], row["frames_per_second"]
-        standing.success = row.get("evaluation_success", standing.success)
+        run.frames, run.frames_per_second = row["frames"], row["frames_per_second"]
+        run.success = row.get("evaluation_success", run.success)
 
 
 def _mean(values: Iterable[float | None], decimals: int) -> str:

@@ -1,4 +1,4 @@
-"""A sweep's tasks on a Ray cluster; the only file that imports ray."""
+"""Runs the jobs of a sweep on a Ray cluster; the only module that imports ray."""
 
 import os
 import socket
@@ -7,10 +7,11 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-from student.experiments.workers import Outcome, Task, attempt
+from student.experiments.workers import Job, JobOutcome, run_job
 from teacher_api.command_line import CannotStart
 
 _ANSWER_S = 15
+"""Seconds to wait for the cluster."""
 _PROBE = """
 import sys, ray
 try:
@@ -20,22 +21,24 @@ except Exception as error:
     sys.exit(1)
 """
 _PORTS = (
-    "HOST:PORT is the head's (6379 unless it was started with --port), ray://HOST:PORT its clients' (10001)"
+    "HOST:PORT is the address of the head node (port 6379 by default), ray://HOST:PORT that of its client"
+    " server (port 10001)"
 )
 
 
 class RayWorkers:
-    """Does tasks on a cluster, each on as many of its CPUs as a run has threads."""
+    """Runs jobs on a cluster, each on as many CPUs as a run has threads."""
 
     def __init__(self, address: str, threads: int, jobs: int | None) -> None:
         """Connects to the cluster.
 
         Args:
             address: HOST:PORT, ray://HOST:PORT or auto.
-            jobs: tasks at once; None: as many as the cluster has CPUs for, now and later.
+            threads: CPUs of each job.
+            jobs: the number of jobs at a time; None: as many as the cluster has CPUs for at any time.
 
         Raises:
-            CannotStart: Ray is not installed, the address is none, or no cluster takes this machine's tasks.
+            CannotStart: Ray is not installed, the address is malformed, or no cluster there can be used.
         """
         address = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
         if address != "auto":
@@ -43,12 +46,12 @@ class RayWorkers:
         try:
             import ray  # noqa: PLC0415
         except ImportError as error:
-            raise CannotStart("--ray needs Ray, which is not installed: pip install 'lvlm2p[ray]'") from error
+            raise CannotStart("`ray` needs Ray, which is not installed: pip install 'lvlm2p[ray]'") from error
         _check_answers(address)
         ray.init(address, log_to_driver=False, logging_level="ERROR")
         self._ray, self._threads, self._jobs = ray, threads, jobs
-        self._attempt = ray.remote(num_cpus=threads, max_retries=0)(attempt)
-        self._busy: dict[Any, Task] = {}
+        self._run_job = ray.remote(num_cpus=threads, max_retries=0)(run_job)
+        self._busy: dict[Any, Job] = {}
 
     @property
     def capacity(self) -> int:
@@ -56,26 +59,26 @@ class RayWorkers:
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether the cluster is this machine alone, so that it reaches what listens on 127.0.0.1."""
+        """Whether the cluster is this machine alone, and so can reach servers on 127.0.0.1."""
         nodes = {node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}
         return nodes <= {"127.0.0.1", self._ray.util.get_node_ip_address()}
 
-    def start(self, task: Task) -> None:
-        self._busy[self._attempt.remote(task)] = task
+    def start(self, job: Job) -> None:
+        self._busy[self._run_job.remote(job)] = job
 
-    def ended(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
+    def ended(self, timeout_s: float) -> list[tuple[Job, JobOutcome]]:
         if not self._busy:
             return []
         ready, _ = self._ray.wait(list(self._busy), timeout=timeout_s)
         return [(self._busy.pop(reference), self._outcome(reference)) for reference in ready]
 
-    def _outcome(self, reference: Any) -> Outcome:
+    def _outcome(self, reference: Any) -> JobOutcome:
         try:
-            outcome: Outcome = self._ray.get(reference)
+            outcome: JobOutcome = self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
-            return Outcome("stopped")
+            return JobOutcome("interrupted")
         except self._ray.exceptions.RayError as error:
-            return Outcome("died", str(error).strip().splitlines()[-1])
+            return JobOutcome("crashed", str(error).strip().splitlines()[-1])
         return outcome
 
     def interrupt(self) -> None:
@@ -87,36 +90,37 @@ class RayWorkers:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Where HOST:PORT or ray://HOST:PORT is.
+    """Returns the host and port of HOST:PORT or ray://HOST:PORT.
 
     Raises:
         CannotStart: the address has another form.
     """
     try:
-        place = urlsplit(f"//{address.removeprefix('ray://')}")
-        if place.hostname and place.port and place.netloc == address.removeprefix("ray://"):
-            return place.hostname, place.port
+        parts = urlsplit(f"//{address.removeprefix('ray://')}")
+        if parts.hostname and parts.port and parts.netloc == address.removeprefix("ray://"):
+            return parts.hostname, parts.port
     except ValueError:
         pass
-    raise CannotStart(f"--ray {address!r} is no address: write HOST:PORT, ray://HOST:PORT or auto")
+    raise CannotStart(f"`ray` {address!r} is not an address: write HOST:PORT, ray://HOST:PORT or auto")
 
 
 def check_listens(address: str) -> None:
-    """Finds out why an address cannot be reached, which Ray does not say.
+    """Checks that an address accepts connections, because Ray does not report why it cannot connect.
 
     Raises:
-        CannotStart: it cannot.
+        CannotStart: the address cannot be reached; the message says why.
     """
     try:
         socket.create_connection(host_and_port(address), _ANSWER_S).close()
     except OSError as error:
         raise CannotStart(
-            f"no Ray cluster at {address}: {error.strerror or error}. `ray start --head` starts one. {_PORTS}"
+            f"no Ray cluster at {address}: {error.strerror or error}. `ray start --head` starts a cluster."
+            f" {_PORTS}"
         ) from error
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself waits minutes for an answer, and cannot be interrupted while it does."""
+    """Tries to connect in a process with a time-out: Ray itself waits minutes, without interruption."""
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE, address],
@@ -130,15 +134,17 @@ def _check_answers(address: str) -> None:
         raise CannotStart(f"no Ray cluster answered at {address} for {_ANSWER_S} s. {_PORTS}") from error
     if probe.returncode != 0:
         lines = (probe.stdout.strip() or probe.stderr.strip()).splitlines()
-        raise CannotStart(refusal(address, lines[-1] if lines else f"it ended with {probe.returncode}"))
-
-
-def refusal(address: str, said: str) -> str:
-    """Why Ray does not connect and what to do, in a line, from the error that it raised."""
-    if "Could not find any running Ray" in said:  # Ray goes on with a flag that this command does not have
-        return (
-            f"--ray {address}: no Ray cluster runs on this machine: `ray start --head` starts one, `ray start"
-            " --address HOST:PORT` joins this machine to one. Elsewhere: --ray HOST:PORT"
+        raise CannotStart(
+            refusal(address, lines[-1] if lines else f"the probe ended with exit code {probe.returncode}")
         )
-    advice = ". Install the cluster's versions here, or these there" if "Version mismatch" in said else ""
-    return f"cannot use the Ray cluster at {address}: {said.rstrip('. ')}{advice}"
+
+
+def refusal(address: str, error: str) -> str:
+    """Returns why Ray does not connect and what to do, in one line, from the error that Ray raised."""
+    if "Could not find any running Ray" in error:  # Ray's own advice names a flag that this command lacks
+        return (
+            f"`ray` {address}: no Ray cluster runs on this machine: `ray start --head` starts a cluster, `ray"
+            " start --address HOST:PORT` joins this machine to one. For a cluster elsewhere: `ray` HOST:PORT"
+        )
+    advice = ". Install the same versions on both sides" if "Version mismatch" in error else ""
+    return f"cannot use the Ray cluster at {address}: {error.rstrip('. ')}{advice}"

@@ -1,4 +1,4 @@
-"""Every setting of `student sweep` and `student report`, once."""
+"""The settings of `student sweep` and `student report`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,58 +12,64 @@ from teacher_api.command_line import File, Folder, ValueName, flags_and_variable
 
 
 class SweepSettings(BaseSettings):
-    """Runs every arm of a plan with every algorithm, environment and seed; the same command again goes on."""
+    """Runs every arm of a plan with every algorithm, environment and seed. Run it again to resume a sweep."""
 
     model_config = flags_and_variables("student sweep", "STUDENT_")
 
-    plan: CliPositionalArg[Path] = Field(description="the plan, a TOML file: see docs/guides/sweeps.md")
-    out: Folder = Field(description="the sweep's folder; made if it is not there, gone on with if it is")
+    plan: CliPositionalArg[Path] = Field(
+        description="plan of the sweep, a TOML file: see docs/guides/sweeps.md"
+    )
+    out: Folder = Field(
+        description="folder of the sweep; created if missing, resumed if it holds a sweep of this plan"
+    )
     teacher: Annotated[str, AfterValidator(checked_url), ValueName("URL")] | None = Field(
-        default=None, description=f'address of the teacher that arms with teacher = "{GIVEN}" learn from'
+        default=None, description=f'address of the teacher of arms with teacher = "{GIVEN}"'
     )
     teacher_key_file: File | None = Field(
-        default=None, description="a file that holds the key which the teacher at --teacher asks for"
+        default=None, description="file with the API key that the teacher at --teacher requires"
     )
     teacher_wait_s: float = Field(
         default=60.0,
         ge=0,
-        description="seconds to wait for a teacher before the first run",
+        description="seconds to wait for each teacher before the first run",
     )
     jobs: int | None = Field(
-        default=None, ge=1, description="runs at once; default: one for each core, here or in the Ray cluster"
+        default=None,
+        ge=1,
+        description="runs at a time; default: one per core of this machine, or of the Ray cluster",
     )
-    threads: int = Field(default=1, ge=1, description="threads of the arithmetic of each run")
+    threads: int = Field(default=1, ge=1, description="CPU threads of each run")
     ray: Annotated[str, ValueName("HOST:PORT")] | None = Field(
         default=None,
-        description="run on this Ray cluster: HOST:PORT, ray://HOST:PORT or auto; needs the extra `ray`",
+        description="Ray cluster to run on: HOST:PORT, ray://HOST:PORT or auto; requires lvlm2p[ray]",
     )
-    progress: bool = Field(default=True, description="show how far the sweep is")
+    progress: bool = Field(default=True, description="show the progress of the sweep")
 
 
 class ReportSettings(BaseSettings):
-    """Compares runs: success against frames, samples to a threshold, speed-ups, questions, ablations."""
+    """Compares the arms of a sweep, or of any runs: success, samples to a threshold, questions, ablations."""
 
     model_config = flags_and_variables("student report", "STUDENT_")
 
     runs: CliPositionalArg[list[Path]] = Field(
         min_length=1,
-        description="a sweep's folder, or folders of runs, or folders that have such in them",
+        description="folder of a sweep, or folders that are or contain runs",
     )
     out: Folder | None = Field(
         default=None,
-        description="the report's folder; by default `report` in the folder that is named, or in the one that"
-        " holds all that are named. An old one is replaced",
+        description="folder of the report, which replaces an older report; default: `report` in the given"
+        " folder, or in the folder that contains all given folders",
     )
     baseline: str | None = Field(
         default=None,
-        description="the arm that the others are compared with; default: the plan's, and of runs without a"
-        " plan those without a teacher",
+        description="arm that the other arms are compared with; default: the baseline of the plan, or without"
+        " a plan the runs without a teacher",
     )
     threshold: float = Field(
         default=0.9,
         gt=0,
         le=1,
-        description="the success to be held over 3 evaluations; LavaGap's return: 0.91",
+        description="success that three evaluations in a row must reach; for LavaGap's return it is 0.91",
     )
-    resamples: int = Field(default=2000, ge=200, description="bootstrap resamples behind each interval")
-    seed: int = Field(default=1, ge=0, description="of the resampling")
+    resamples: int = Field(default=2000, ge=200, description="bootstrap resamples for each interval")
+    seed: int = Field(default=1, ge=0, description="seed of the resampling")

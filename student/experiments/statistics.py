@@ -1,7 +1,7 @@
-"""Intervals and thresholds, as the figures of a run and of a sweep report them.
+"""Samples to threshold, speed-ups, and their 95 % bootstrap intervals over seeds.
 
-For a sweep whole seeds are resampled. What comes of it is an array whose first row is the figure of the seeds
-themselves, and whose other rows are those of the resamples.
+Arrays of resamples have the shape [1 + resamples, ...]: row 0 holds the observed seeds, the other rows hold
+resamples of whole seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,48 +10,64 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+EVALUATIONS_IN_A_ROW = 3
+"""Evaluations that a threshold needs."""
 
-def samples_to(threshold: float, frames: Sequence[int], values: Sequence[float], hold: int = 3) -> int | None:
-    """Frames at the first evaluation from which `hold` in a row reach a threshold; None if none does.
 
-    Near the end fewer than `hold` evaluations may be left: then reaching it in all of them is not enough.
+def samples_to(threshold: float, frames: Sequence[int], values: Sequence[float]) -> int | None:
+    """Returns the samples to a threshold, in frames; None if the threshold is never reached.
+
+    A threshold needs three evaluations in a row; with fewer left it is never counted as reached:
+    samples = min { frames[i] : values[i], values[i+1], values[i+2] >= threshold }.
+
+    Args:
+        frames: frames trained for at each evaluation, ascending.
+        values: the figure at each evaluation.
     """
-    for i in range(len(values) - hold + 1):
-        if all(value >= threshold for value in values[i : i + hold]):
+    for i in range(len(values) - EVALUATIONS_IN_A_ROW + 1):
+        if all(value >= threshold for value in values[i : i + EVALUATIONS_IN_A_ROW]):
             return frames[i]
     return None
 
 
 Sign = Literal["", ">=", "<=", "?"]
-"""What a figure is of the truth: an estimate of it; a lower bound; an upper bound; or nothing is known."""
+"""What a number is: an estimate (""), a lower bound, an upper bound, or neither because nothing is known."""
 
 
 class Bound(NamedTuple):
-    """A figure, and whether the truth is about it, at least it or at most it."""
+    """A number that estimates a quantity, or bounds the quantity from below or above."""
 
     value: float
     sign: Sign = ""
 
 
 class Estimate(NamedTuple):
-    """A figure with the ends of its 95 % interval; None where there is a single seed."""
+    """An estimate with the ends of its 95 % interval, which are None with a single seed."""
 
     value: Bound
     low: Bound | None
     high: Bound | None
 
 
-class Times(NamedTuple):
-    """When each of N seeds reached a threshold, in frames; for one that never did, how long it ran."""
+class CensoredTimes(NamedTuple):
+    """Samples to threshold of N seeds, right-censored.
+
+    Attributes:
+        frames_N: the frames to the threshold, or the length of the run where it was never reached.
+        reached_N: whether the threshold was reached.
+    """
 
     frames_N: NDArray[np.float64]
     reached_N: NDArray[np.bool_]
 
 
 class Resampled(NamedTuple):
-    """A figure that may be known only from one side: that of the seeds first, then those of R resamples.
+    """A statistic of the observed seeds and of each resample, some of which may be bounds.
 
-    Where `at_least_R` the truth is `values_R` or more; where `at_most_R`, that or less; where both, anything.
+    Attributes:
+        values_R: the statistic; row 0 is that of the observed seeds.
+        at_least_R: whether the value is a lower bound.
+        at_most_R: whether the value is an upper bound; with both flags set nothing is known.
     """
 
     values_R: NDArray[np.float64]
@@ -60,13 +76,13 @@ class Resampled(NamedTuple):
 
 
 def resample(values_N: NDArray[Any], resamples: int, rng: np.random.Generator) -> NDArray[Any]:
-    """The seeds themselves, then as many of them drawn with replacement `resamples` times.
+    """Returns the observed seeds followed by bootstrap resamples: N seeds drawn with replacement.
 
     Args:
-        values_N: one row a seed, [N, ...].
+        values_N: one row per seed, [N, ...].
 
     Returns:
-        [1 + resamples, N, ...]; a single seed cannot be resampled: [1, 1, ...].
+        An array of shape [1 + resamples, N, ...]; [1, 1, ...] for a single seed, which cannot be resampled.
     """
     seeds = len(values_N)
     drawn_RN = rng.integers(seeds, size=(resamples if seeds > 1 else 0, seeds))
@@ -74,17 +90,20 @@ def resample(values_N: NDArray[Any], resamples: int, rng: np.random.Generator) -
 
 
 def kaplan_meier_medians(frames_RN: NDArray[np.float64], reached_RN: NDArray[np.bool_]) -> Resampled:
-    """The Kaplan-Meier median of each row: the first frame at which at most half are still on their way.
+    """Returns the Kaplan-Meier median of the samples to threshold in each row.
 
-    Rows where less than half got there have no median: it lies above the longest run, which stands for it.
+    The median is min { t : S(t) <= 1/2 } of the survival function S(t) = prod_{i: t_i <= t} (1 - d_i / n_i),
+    where n_i runs are still below the threshold just before t_i, and d_i of them reach it at t_i. If S > 1/2
+    everywhere, the length of the longest run is a lower bound. Source: Kaplan and Meier, "Nonparametric
+    estimation from incomplete observations", 1958.
     """
-    # In order of frames; at the same frame those that got there come before those that ran out
+    # Sorted by frames; at equal frames the runs that reached the threshold come before the censored ones
     order_RN = np.lexsort((~reached_RN, frames_RN), axis=1)
     frames_RN = np.take_along_axis(frames_RN, order_RN, axis=1)
     reached_RN = np.take_along_axis(reached_RN, order_RN, axis=1)
     at_risk_N = frames_RN.shape[1] - np.arange(frames_RN.shape[1])
-    on_their_way_RN = np.cumprod(1 - reached_RN / at_risk_N, axis=1)
-    half_RN = on_their_way_RN <= 0.5 + 1e-9  # the product of fractions is not exact
+    survival_RN = np.cumprod(1 - reached_RN / at_risk_N, axis=1)
+    half_RN = survival_RN <= 0.5 + 1e-9  # products of fractions are inexact
     known_R: NDArray[np.bool_] = half_RN[:, -1]
     first_R = half_RN.argmax(1)
     medians_R = np.where(
@@ -93,19 +112,22 @@ def kaplan_meier_medians(frames_RN: NDArray[np.float64], reached_RN: NDArray[np.
     return Resampled(medians_R, ~known_R, np.zeros_like(known_R))
 
 
-def resampled_medians(times: Times, resamples: int, rng: np.random.Generator) -> Resampled:
-    """Kaplan-Meier medians of samples to threshold, in frames."""
+def resampled_medians(times: CensoredTimes, resamples: int, rng: np.random.Generator) -> Resampled:
+    """Returns the Kaplan-Meier medians, in frames, of the seeds and of their resamples.
+
+    Whole (time, reached) pairs are resampled: Efron, "Censored data and the bootstrap", 1981.
+    """
     seed_RN = resample(np.arange(len(times.frames_N)), resamples, rng)
     return kaplan_meier_medians(times.frames_N[seed_RN], times.reached_N[seed_RN])
 
 
 def log_speed_up(baseline: Resampled, arm: Resampled) -> Resampled:
-    """The logarithm of (the baseline's median) / (the arm's).
+    """Returns log(median of the baseline / median of the arm), the logarithm of the speed-up.
 
-    A baseline that is not known, being above the length of its runs, makes it a lower bound; such an arm an
-    upper bound.
+    A lower bound of the baseline's median gives a lower bound of the speed-up; a lower bound of the arm's
+    median gives an upper bound.
     """
-    rows = min(len(baseline.values_R), len(arm.values_R))  # one where either has a single seed
+    rows = min(len(baseline.values_R), len(arm.values_R))  # 1 if either has a single seed
     return Resampled(
         np.log(baseline.values_R[:rows]) - np.log(arm.values_R[:rows]),
         baseline.at_least_R[:rows],
@@ -114,9 +136,9 @@ def log_speed_up(baseline: Resampled, arm: Resampled) -> Resampled:
 
 
 def mean_of(parts: Sequence[Resampled]) -> Resampled:
-    """The mean of figures that were resampled apart; known from one side where any part is.
+    """Returns the mean of statistics that were resampled independently; a bound where any part is one.
 
-    That of the logarithms of ratios is the logarithm of their geometric mean.
+    The mean of log-ratios is the logarithm of the geometric mean of the ratios.
     """
     rows = min(len(part.values_R) for part in parts)
     return Resampled(
@@ -127,10 +149,10 @@ def mean_of(parts: Sequence[Resampled]) -> Resampled:
 
 
 def estimate(resampled: Resampled) -> Estimate:
-    """The figure of the seeds themselves with the 95 % interval of its resamples (percentiles).
+    """Returns the statistic of the observed seeds with the 95 % percentile interval of its resamples.
 
-    Resamples that are known from one side only may lie anywhere on the other; where that leaves an end of the
-    interval nowhere to stop, the end is a bound: ">=" above, "<=" below.
+    A resample that is a bound may lie anywhere beyond its value. Where enough resamples are bounds for an end
+    of the interval to be infinite, that end is a bound too: ">=" at the upper end, "<=" at the lower end.
     """
     values_R, at_least_R, at_most_R = resampled
     signs: dict[tuple[bool, bool], Sign] = {
@@ -153,24 +175,28 @@ def estimate(resampled: Resampled) -> Estimate:
 
 
 def exponential(of: Estimate) -> Estimate:
-    """A ratio from its logarithm."""
+    """Returns the ratio of an estimated log-ratio."""
     value, low, high = (bound and Bound(float(np.exp(bound.value)), bound.sign) for bound in of)
     assert value is not None
     return Estimate(value, low, high)
 
 
 def interval_of(values_R: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The 95 % percentile interval of resamples [1 + R, ...], the first row, which is none, left out.
+    """Returns the ends of the 95 % percentile interval of resamples, [1 + resamples, ...], without row 0.
 
-    No interpolation: infinities may stand among them.
+    Percentiles are not interpolated, because values may be infinite.
     """
     low, high = np.quantile(values_R[1:], (0.025, 0.975), axis=0, method="inverted_cdf")
     return low, high
 
 
 def interquartile_mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """The mean without the lowest and the highest quarter (rounded down), as rliable takes it."""
-    from scipy import stats  # noqa: PLC0415  (more than a second, and only reports need it)
+    """Returns the mean without the lowest and the highest quarter of the values (both rounded down).
+
+    Source: rliable; Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice",
+    2021.
+    """
+    from scipy import stats  # noqa: PLC0415  (the import takes over a second, and only reports need it)
 
     return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
@@ -181,14 +207,16 @@ def stratified(
     resamples: int,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """A statistic of the seeds of all environments together, and of resamples within each (rliable's method).
+    """Returns a statistic of the pooled seeds of all environments, and of stratified bootstrap resamples.
+
+    Seeds are resampled within their environment, as in rliable (Agarwal et al., 2021).
 
     Args:
-        strata: one array [N, ...] for each environment.
-        statistic: takes an array and an axis, as np.mean does.
+        strata: one array [N, ...] per environment.
+        statistic: a function of an array and an axis, such as np.mean.
 
     Returns:
-        [1 + resamples, ...]; a single row where no environment has more than one seed.
+        An array of shape [1 + resamples, ...]; one row if every environment has a single seed.
     """
     drawn = [resample(stratum, resamples, rng) for stratum in strata]
     rows = max(len(each) for each in drawn)

@@ -1,4 +1,4 @@
-"""`student sweep`: all runs of a plan, many at once, resumed where an earlier sweep of it stopped."""
+"""`student sweep`: trains all runs of a plan, many at a time, and resumes an interrupted sweep."""
 
 import json
 import os
@@ -15,16 +15,17 @@ from student.experiments.plans import (
     GIVEN,
     SWEEP_FILE,
     BadPlan,
-    Plan,
     PlannedRun,
+    SweepPlan,
     differences,
     ignore_variables,
+    load_plan,
     read_plan,
-    stored_plan,
+    store_plan,
 )
-from student.experiments.progress import Progress
+from student.experiments.progress import SweepProgress
 from student.experiments.settings import SweepSettings
-from student.experiments.workers import LocalWorkers, Task, Workers, locked, score_teacher, train_run
+from student.experiments.workers import Job, LocalWorkers, Workers, evaluate_teacher, locked, train_run
 from student.runs.folder import write_json
 from teacher_api.client import connect
 from teacher_api.command_line import INTERRUPTED, CannotStart, CommandFailed, fail
@@ -32,19 +33,21 @@ from teacher_api.processes import TeacherDidNotStart, served_teacher
 from teacher_api.terminal import say
 
 _ATTEMPTS = 2
-"""How often a task may cost its worker's life before it is given up."""
-_LOOK_S = 0.5
-"""Between two looks at signals and progress."""
+"""Attempts at a job whose worker crashes."""
+_POLL_S = 0.5
+"""Seconds between two checks for signals and progress."""
 
 
-class Interrupted(CommandFailed):
-    """A signal asked the sweep to stop; the message says how far it came and how to go on."""
+class SweepInterrupted(CommandFailed):
+    """A signal interrupted the sweep; the message says how many runs are done and how to resume."""
 
     exit_code = INTERRUPTED
 
 
 @dataclass(frozen=True)
-class _Teacher:
+class _SweepTeacher:
+    """A teacher that the sweep's runs can reach."""
+
     name: str
     address: str
     key_file: Path | None
@@ -58,21 +61,21 @@ def main(settings: SweepSettings) -> int:
     for note in plan.notes():
         say(f"note: {note}")
     failed = sweep(settings, plan)
-    for name, why in failed.items():
-        fail(f"{name}: {why}", 1)
+    for name, reason in failed.items():
+        fail(f"{name}: {reason}", 1)
     return 1 if failed else 0
 
 
-def sweep(settings: SweepSettings, plan: Plan) -> dict[str, str]:
-    """Does all that is left to do in the sweep's folder.
+def sweep(settings: SweepSettings, plan: SweepPlan) -> dict[str, str]:
+    """Runs all jobs of a plan that are not done yet.
 
     Returns:
-        What failed, and why, by the runs' names. The next sweep of the folder tries it again.
+        The failed jobs' names and reasons. The next sweep in the folder tries them again.
 
     Raises:
         CannotStart: the folder, a teacher or the cluster cannot be used for this plan.
         TeacherError: a teacher does not answer.
-        Interrupted: by SIGINT or SIGTERM; what was under way is saved.
+        SweepInterrupted: SIGINT or SIGTERM arrived; running jobs have saved their state.
     """
     _check_address(settings, plan)
     folder = settings.out.resolve()
@@ -87,51 +90,53 @@ def sweep(settings: SweepSettings, plan: Plan) -> dict[str, str]:
         stack.callback(workers.close)
         arms = list(dict.fromkeys(run.arm for run in left))
         teachers = _start_teachers(settings, plan, arms, folder, stack)
-        write_json(folder / SWEEP_FILE, plan.as_json())
+        store_plan(folder, plan)
         frames = {run: plan.settings_of(run.arm, run.algo, run.env).frames for run in plan.runs()}
         stopping = stack.enter_context(_signals())
-        progress = Progress(folder / "runs", frames, settings.progress)
+        progress = SweepProgress(folder / "runs", frames, settings.progress)
         stack.callback(progress.close)
-        todo = _Todo(folder, workers, stopping, progress)
-        todo.work_off(_scores(settings, plan, teachers.values(), folder))
-        todo.work_off(_run_task(settings, plan, run, teachers, folder) for run in left)
+        scheduler = _Scheduler(folder, workers, stopping, progress)
+        scheduler.run(_teacher_jobs(settings, plan, teachers.values(), folder))
+        scheduler.run(_training_job(settings, plan, run, teachers, folder) for run in left)
         if stopping.is_set() and progress.count < len(frames):
-            raise Interrupted(
-                f"interrupted; {progress.count} of {len(frames)} runs are done: the same command goes on"
+            raise SweepInterrupted(
+                f"interrupted; {progress.count} of {len(frames)} runs are done: run it again to resume"
             )
-    return todo.failed
+    return scheduler.failed
 
 
-class _Todo:
-    """Has workers do tasks, and keeps failed.json."""
+class _Scheduler:
+    """Gives jobs to workers, tries crashed jobs again, and writes failed.json."""
 
-    def __init__(self, folder: Path, workers: Workers, stopping: threading.Event, progress: Progress) -> None:
+    def __init__(
+        self, folder: Path, workers: Workers, stopping: threading.Event, progress: SweepProgress
+    ) -> None:
         self._workers, self._stopping, self._progress = workers, stopping, progress
         self._file = folder / "failed.json"
         self._file.unlink(missing_ok=True)
         self.failed: dict[str, str] = {}
 
-    def work_off(self, tasks: Iterable[Task]) -> None:
-        """Has all of them done, unless told to stop: then those under way are asked to."""
-        waiting, under_way = deque(tasks), 0
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Runs jobs until all have ended; after a signal, interrupts running jobs and starts no more."""
+        waiting, running = deque(jobs), 0
         attempts: Counter[str] = Counter()
         interrupted = False
-        while under_way or (waiting and not self._stopping.is_set()):
-            while waiting and under_way < self._workers.capacity and not self._stopping.is_set():
-                task = waiting.popleft()
-                attempts[task.name] += 1
-                self._workers.start(task)
-                self._progress.started(task.name)
-                under_way += 1
-            for task, outcome in self._workers.ended(_LOOK_S):
-                under_way -= 1
-                if outcome.how == "done":
-                    self._progress.done(task.name)
-                elif outcome.how == "failed" or self._is_given_up(attempts[task.name]):
-                    self._fail(task.name, outcome.why)
+        while running or (waiting and not self._stopping.is_set()):
+            while waiting and running < self._workers.capacity and not self._stopping.is_set():
+                job = waiting.popleft()
+                attempts[job.name] += 1
+                self._workers.start(job)
+                self._progress.started(job.name)
+                running += 1
+            for job, outcome in self._workers.ended(_POLL_S):
+                running -= 1
+                if outcome.status == "done":
+                    self._progress.done(job.name)
+                elif outcome.status == "failed" or self._is_given_up(attempts[job.name]):
+                    self._fail(job.name, outcome.reason)
                 else:
-                    self._progress.stopped(task.name)
-                    waiting.appendleft(task)
+                    self._progress.interrupted(job.name)
+                    waiting.appendleft(job)
             if self._stopping.is_set() and not interrupted:
                 self._workers.interrupt()
                 interrupted = True
@@ -140,37 +145,36 @@ class _Todo:
     def _is_given_up(self, attempts: int) -> bool:
         return attempts >= _ATTEMPTS and not self._stopping.is_set()
 
-    def _fail(self, name: str, why: str) -> None:
-        self._progress.failed(name, why)
-        self.failed[name] = why
+    def _fail(self, name: str, reason: str) -> None:
+        self._progress.failed(name, reason)
+        self.failed[name] = reason
         write_json(self._file, self.failed)
 
 
-def _check_address(settings: SweepSettings, plan: Plan) -> None:
+def _check_address(settings: SweepSettings, plan: SweepPlan) -> None:
     given = [name for name, arm in plan.arms.items() if arm.teacher == GIVEN]
     if given and settings.teacher is None:
-        raise BadPlan(f'arms.{given[0]}.teacher is "{GIVEN}": give its address with --teacher')
+        raise BadPlan(f'arms.{given[0]}.teacher is "{GIVEN}": give its address as `teacher`')
     if settings.teacher is not None and not given:
-        raise BadPlan(f'--teacher: no arm of {settings.plan} has teacher = "{GIVEN}"')
+        raise BadPlan(f'`teacher`: no arm of {settings.plan} has teacher = "{GIVEN}"')
 
 
-def _check_folder(folder: Path, plan: Plan) -> None:
-    """What is there has to be this plan's, or less."""
-    stored = folder / SWEEP_FILE
-    if not stored.exists():
+def _check_folder(folder: Path, plan: SweepPlan) -> None:
+    """Refuses a folder with other runs, or with a sweep whose plan is not contained in this plan."""
+    if not (folder / SWEEP_FILE).exists():
         if (folder / "runs").exists():
-            raise CannotStart(f"{folder}/runs is there already and is no sweep's: choose another --out")
+            raise CannotStart(f"{folder}/runs exists but {folder} holds no sweep: choose another `out`")
         return
-    found = differences(stored_plan(stored), plan)
+    found = differences(load_plan(folder), plan)
     if found:
         more = f", and {len(found) - 3} more" if len(found) > 3 else ""
         raise CannotStart(
-            f"{folder} holds a sweep of another plan: {'; '.join(found[:3])}{more}. Choose another --out, or"
-            " bring the plan back; arms, envs, algos and seeds may be added"
+            f"{folder} holds a sweep of another plan: {'; '.join(found[:3])}{more}. Choose another `out`, or"
+            " restore the plan; arms, envs, algos and seeds may be added"
         )
 
 
-def _workers(settings: SweepSettings, plan: Plan) -> Workers:
+def _workers(settings: SweepSettings, plan: SweepPlan) -> Workers:
     if settings.ray is None:
         return LocalWorkers(settings.jobs or os.cpu_count() or 1)
     from student.experiments.ray_workers import RayWorkers  # noqa: PLC0415
@@ -181,17 +185,17 @@ def _workers(settings: SweepSettings, plan: Plan) -> Workers:
         workers.close()
         raise CannotStart(
             f"arms.{embedded[0]}.teacher: the cluster's other machines cannot reach a teacher that the sweep"
-            f' starts here; start one by `teacher serve --host ADDRESS`, write teacher = "{GIVEN}" and'
-            " give its address with --teacher"
+            " starts on this machine: start the teacher with `teacher serve --host ADDRESS`, write"
+            f' teacher = "{GIVEN}" and give its address as `teacher`'
         )
     return workers
 
 
 def _start_teachers(
-    settings: SweepSettings, plan: Plan, arms: Iterable[str], folder: Path, stack: ExitStack
-) -> dict[str, _Teacher]:
-    """The teachers of these arms, by their names; they are served until the stack is closed."""
-    teachers: dict[str, _Teacher] = {}
+    settings: SweepSettings, plan: SweepPlan, arms: Iterable[str], folder: Path, stack: ExitStack
+) -> dict[str, _SweepTeacher]:
+    """Returns the teachers of the arms, by name; embedded teachers are served until the stack is closed."""
+    teachers: dict[str, _SweepTeacher] = {}
     for arm in arms:
         name, flags = plan.arms[arm].teacher_name, plan.arms[arm].teacher
         if name is None or name in teachers:
@@ -209,32 +213,32 @@ def _start_teachers(
             address, key_file = settings.teacher, settings.teacher_key_file
         with connect(address, key_file=key_file, wait_s=settings.teacher_wait_s) as client:
             identity = client.teacher().identity
-        teachers[name] = _Teacher(name, address, key_file and key_file.absolute(), identity)
+        teachers[name] = _SweepTeacher(name, address, key_file and key_file.absolute(), identity)
         _check_identity(teachers[name], folder)
     return teachers
 
 
-def _check_identity(teacher: _Teacher, folder: Path) -> None:
-    for played in (folder / "teachers" / teacher.name).glob("*.json"):
-        before = json.loads(played.read_text(encoding="utf-8"))["teacher"]
+def _check_identity(teacher: _SweepTeacher, folder: Path) -> None:
+    for evaluation in (folder / "teachers" / teacher.name).glob("*.json"):
+        before = json.loads(evaluation.read_text(encoding="utf-8"))["teacher"]
         if before != teacher.identity:
             raise CannotStart(
-                f"the sweep in {folder} learns from the teacher {before}, and {teacher.name} at"
-                f" {teacher.address} is now {teacher.identity}: bring the first one back, or choose"
-                " another --out"
+                f"the sweep in {folder} learns from the teacher {before}, but {teacher.name} at"
+                f" {teacher.address} is now {teacher.identity}: restore the first teacher, or choose"
+                " another `out`"
             )
 
 
-def _scores(
-    settings: SweepSettings, plan: Plan, teachers: Iterable[_Teacher], folder: Path
-) -> Iterator[Task]:
-    """How each teacher plays by itself, where that is not known yet."""
+def _teacher_jobs(
+    settings: SweepSettings, plan: SweepPlan, teachers: Iterable[_SweepTeacher], folder: Path
+) -> Iterator[Job]:
+    """Yields the evaluations of teachers that are not done yet."""
     for teacher in teachers:
-        of_its_own = folder / "teachers" / teacher.name
+        own_folder = folder / "teachers" / teacher.name
         arm = next(name for name, arm in plan.arms.items() if arm.teacher_name == teacher.name)
         for env in plan.envs:
-            if not (of_its_own / f"{env}.json").exists():
-                what = {
+            if not (own_folder / f"{env}.json").exists():
+                arguments = {
                     "address": teacher.address,
                     "key_file": teacher.key_file,
                     "identity": teacher.identity,
@@ -242,12 +246,16 @@ def _scores(
                     "task": plan.settings_of(arm, plan.algos[0], env).task,
                     "wait_s": settings.teacher_wait_s,
                 }
-                yield Task(f"teachers/{teacher.name}/{env}", score_teacher, of_its_own, what, folder)
+                yield Job(f"teachers/{teacher.name}/{env}", evaluate_teacher, own_folder, arguments, folder)
 
 
-def _run_task(
-    settings: SweepSettings, plan: Plan, run: PlannedRun, teachers: dict[str, _Teacher], folder: Path
-) -> Task:
+def _training_job(
+    settings: SweepSettings,
+    plan: SweepPlan,
+    run: PlannedRun,
+    teachers: dict[str, _SweepTeacher],
+    folder: Path,
+) -> Job:
     name = plan.arms[run.arm].teacher_name
     teacher = teachers[name] if name else None
     own = {
@@ -258,12 +266,12 @@ def _run_task(
         "progress": False,
     }
     common = plan.settings_of(run.arm, run.algo, run.env).in_force()
-    return Task(run.name, train_run, folder / "runs" / run.name, common | own, folder)
+    return Job(run.name, train_run, folder / "runs" / run.name, common | own, folder)
 
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set by SIGINT and SIGTERM; a second SIGINT ends the sweep at once."""
+    """Yields an event that SIGINT and SIGTERM set; a second SIGINT ends the sweep at once."""
     stopping = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep gives to others to do, and the processes of this machine that do it."""
+"""The jobs of a sweep, and the worker processes of this machine that run them."""
 
 import fcntl
 import multiprocessing
@@ -24,77 +24,84 @@ from student.runs.folder import write_json
 from student.settings import EvaluateSettings, TrainSettings
 from student.trainer import Stopped, train
 from teacher_api.client import TeacherError
-from teacher_api.command_line import CannotStart
+from teacher_api.command_line import INTERRUPTED, CannotStart
 from teacher_api.terminal import speak_as
 
 TEACHER_EPISODES = 200
-"""Episodes that show how good a teacher is."""
+"""Episodes of a teacher's evaluation."""
 _ORPHANS_S = 10
-"""Seconds that the workers of a killed sweep are waited for."""
+"""Seconds to wait for the workers of a killed sweep to end."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """Something that a worker can do: `do(folder, settings)`."""
+class Job:
+    """A unit of work for a worker: the call `run(folder, settings)`.
+
+    Attributes:
+        sweep: the sweep's folder.
+    """
 
     name: str
-    do: Callable[[Path, dict[str, Any]], None]
+    run: Callable[[Path, dict[str, Any]], None]
     folder: Path
     settings: dict[str, Any]
     sweep: Path
-    """The sweep's folder."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a task.
+class JobOutcome:
+    """How a job ended.
 
-    done; failed: it raised; stopped: as asked to; died: its process did, and it may be tried again.
+    Attributes:
+        status: "failed" if the job raised an error, "interrupted" if it stopped on request, "crashed" if its
+            process ended.
     """
 
-    how: Literal["done", "failed", "stopped", "died"]
-    why: str = ""
+    status: Literal["done", "failed", "interrupted", "crashed"]
+    reason: str = ""
 
 
 class Workers(Protocol):
-    """Who does tasks; local processes or a cluster."""
+    """Runs jobs: in local processes, or on a cluster."""
 
     @property
     def capacity(self) -> int:
-        """How many tasks can be under way."""
+        """The number of jobs that can run at a time."""
         ...
 
-    def start(self, task: Task) -> None:
-        """Begins a task; no more than `capacity` are to be under way."""
+    def start(self, job: Job) -> None:
+        """Starts a job; call this only while fewer than `capacity` jobs are running."""
         ...
 
-    def ended(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
-        """The tasks that came to an end; waits for one no longer than the time-out."""
+    def ended(self, timeout_s: float) -> list[tuple[Job, JobOutcome]]:
+        """Returns the jobs that ended since the last call; waits until one ends or the time-out passes."""
         ...
 
     def interrupt(self) -> None:
-        """Asks all tasks under way to stop where they can go on later; they end soon."""
+        """Asks all running jobs to stop at a point from which they can be resumed."""
         ...
 
     def close(self) -> None:
-        """Ends the workers, and what they are doing."""
+        """Ends the workers and the jobs that they are running."""
         ...
 
 
 def train_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Trains a run to its end, from its last checkpoint if it has one.
+    """Trains a run to its end, resuming it from its last checkpoint if there is one.
 
     Args:
-        settings: all of TrainSettings but `out`, which is the folder.
+        folder: the run's folder.
+        settings: the input of TrainSettings, without `out`.
     """
     train(TrainSettings.model_validate({**settings, "out": folder, "go_on": True}))
 
 
-def score_teacher(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes down how a teacher plays: what `student evaluate` reports, and who it is.
+def evaluate_teacher(folder: Path, settings: dict[str, Any]) -> None:
+    """Evaluates a teacher as a policy; writes its identity and the report of `student evaluate` to ENV.json.
 
     Args:
-        settings: address, key_file, env, task, identity, wait_s.
+        folder: the teacher's folder.
+        settings: address, key_file, env, job, identity, wait_s.
     """
     report = score(
         EvaluateSettings(
@@ -113,42 +120,42 @@ def score_teacher(folder: Path, settings: dict[str, Any]) -> None:
     )
 
 
-def attempt(task: Task) -> Outcome:
-    """Does a task in this process; whatever it raises becomes its outcome.
+def run_job(job: Job) -> JobOutcome:
+    """Runs a job in this process; an error becomes the job's outcome.
 
-    An error that nobody foresaw is told in full in error.txt in the task's folder.
+    The traceback of an unexpected error is written to error.txt in the job's folder.
     """
     ignore_variables()
-    speak_as(f"student sweep: {task.name}")
+    speak_as(f"student sweep: {job.name}")
     try:
-        with _used(task.sweep):
-            task.do(task.folder, task.settings)
+        with _shared_lock(job.sweep):
+            job.run(job.folder, job.settings)
     except Stopped as error:
-        return Outcome("stopped" if error.exit_code == 130 else "failed", in_a_line(error))
+        return JobOutcome("interrupted" if error.exit_code == INTERRUPTED else "failed", in_a_line(error))
     except (CannotStart, TeacherError) as error:
-        return Outcome("failed", in_a_line(error))
+        return JobOutcome("failed", in_a_line(error))
     except Exception as error:
         with suppress(OSError):
-            task.folder.mkdir(parents=True, exist_ok=True)
-            (task.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome("failed", f"{type(error).__name__}: {in_a_line(error)}")
-    (task.folder / "error.txt").unlink(missing_ok=True)
-    return Outcome("done")
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return JobOutcome("failed", f"{type(error).__name__}: {in_a_line(error)}")
+    (job.folder / "error.txt").unlink(missing_ok=True)
+    return JobOutcome("done")
 
 
 @contextmanager
 def locked(sweep: Path) -> Iterator[None]:
-    """Keeps other sweeps away from a folder for as long as this process or one of its workers uses it.
+    """Locks a sweep's folder against other sweeps, for as long as this process or one of its workers uses it.
 
     Raises:
-        CannotStart: another sweep is at work there.
+        CannotStart: another sweep uses the folder.
     """
     with _lock_file(sweep) as file:
         until = time.monotonic() + _ORPHANS_S
         while not _try(file, fcntl.LOCK_EX):
             if time.monotonic() > until:
                 raise CannotStart(
-                    f"another sweep works in {sweep}: wait for it, stop it, or use another --out"
+                    f"another sweep uses {sweep}: wait for its end, stop it, or choose another `out`"
                 )
             time.sleep(0.1)
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -156,7 +163,7 @@ def locked(sweep: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _used(sweep: Path) -> Iterator[None]:
+def _shared_lock(sweep: Path) -> Iterator[None]:
     with _lock_file(sweep) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
@@ -175,36 +182,36 @@ def _try(file: IO[bytes], kind: int) -> bool:
 
 
 class LocalWorkers:
-    """Processes that do one task after the other: loading torch takes seconds, so they are kept."""
+    """Local processes, each kept for further jobs because loading torch takes seconds."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._idle: list[tuple[Connection, BaseProcess]] = []
-        self._busy: dict[Connection, tuple[BaseProcess, Task]] = {}
+        self._busy: dict[Connection, tuple[BaseProcess, Job]] = {}
 
-    def start(self, task: Task) -> None:
+    def start(self, job: Job) -> None:
         while self._idle:
             connection, process = self._idle.pop()
-            with suppress(OSError):  # it died while it had nothing to do
-                connection.send(task)
-                self._busy[connection] = process, task
+            with suppress(OSError):  # the process ended while it was idle
+                connection.send(job)
+                self._busy[connection] = process, job
                 return
         connection, process = _new_worker()
-        connection.send(task)
-        self._busy[connection] = process, task
+        connection.send(job)
+        self._busy[connection] = process, job
 
-    def ended(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
+    def ended(self, timeout_s: float) -> list[tuple[Job, JobOutcome]]:
         outcomes = []
         for connection in wait(list(self._busy), timeout_s):
             assert isinstance(connection, Connection)
-            process, task = self._busy.pop(connection)
+            process, job = self._busy.pop(connection)
             try:
-                outcome: Outcome = connection.recv()
+                outcome: JobOutcome = connection.recv()
                 self._idle.append((connection, process))
             except (EOFError, OSError):
                 process.join()
-                outcome = Outcome("died", _cause(process.exitcode))
-            outcomes.append((task, outcome))
+                outcome = JobOutcome("crashed", _cause(process.exitcode))
+            outcomes.append((job, outcome))
         return outcomes
 
     def interrupt(self) -> None:
@@ -224,30 +231,32 @@ class LocalWorkers:
 
 def _new_worker() -> tuple[Connection, BaseProcess]:
     spawn = multiprocessing.get_context("spawn")
-    ours, its = spawn.Pipe()
-    process = spawn.Process(target=_work, args=(its,), daemon=True)
-    # Ctrl-C is for the sweep, which tells its workers to stop: they are born deaf to it
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_work, args=(theirs,), daemon=True)
+    # Ctrl-C goes to the sweep, which interrupts its workers: SIGINT is blocked in them from the start
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    its.close()
+    theirs.close()
     return ours, process
 
 
 def _work(connection: Connection) -> None:
-    """A worker's life: it ends when the sweep closes the connection, and at once when the sweep is gone."""
-    os.setsid()  # a signal to the sweep's group is for the sweep too
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave behind
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    """Runs jobs until the sweep closes the connection; ends at once when the sweep's process ends."""
+    os.setsid()  # a signal to the sweep's process group must not reach the workers
+    tqdm.set_lock(
+        threading.RLock()
+    )  # tqdm's default is a semaphore, which a killed worker would leave behind
+    threading.Thread(target=_end_with_sweep, daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
-            task: Task = connection.recv()
-            connection.send(attempt(task))
+            job: Job = connection.recv()
+            connection.send(run_job(job))
 
 
-def _end_with_the_sweep() -> None:
+def _end_with_sweep() -> None:
     sweep = multiprocessing.parent_process()
     assert sweep is not None
     sweep.join()
@@ -258,4 +267,6 @@ def _cause(exit_code: int | None) -> str:
     if exit_code is None or exit_code >= 0:
         return f"its process ended with exit code {exit_code}"
     name = signal.Signals(-exit_code).name
-    return f"its process was ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+    return f"its process was ended by {name}" + (
+        ", possibly because memory ran out" if name == "SIGKILL" else ""
+    )

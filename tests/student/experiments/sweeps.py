@@ -1,4 +1,4 @@
-"""Sweep folders with known curves, laid out as `student sweep` and `student train` lay them out."""
+"""Writes sweep folders with known curves, as `student sweep` and `student train` do."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 ENV = "MiniGrid-LavaGapS5-v0"
 TEACHER = "planner-1"
-"""The identity of the teacher of every arm that is not alone."""
+"""The identity of the teacher of all arms that have one."""
 EVERY = 1000
 """Frames between evaluations."""
 
@@ -23,7 +23,7 @@ def write_sweep(
     algos: Sequence[str] = ("ppo",),
     **more: Any,
 ) -> Path:
-    """A sweep without runs; the first arm is the baseline."""
+    """Writes a sweep without runs; the first arm is the baseline."""
     plan = {"version": 1, "envs": list(envs), "algos": list(algos), "seeds": list(seeds), "arms": arms}
     write(folder / "sweep.json", plan | {"baseline": next(iter(arms))} | more)
     return folder
@@ -38,7 +38,7 @@ def write_run(
     env: str = ENV,
     **more: Any,
 ) -> Path:
-    """A finished run with an evaluation every 1,000 frames; the return is 0.95 of the success."""
+    """Writes a finished run with an evaluation every 1,000 frames; the return is 0.95 of the success."""
     given = json.loads((folder / "sweep.json").read_text())["arms"][arm]
     settings = {"env": env, "algo": algo, "seed": seed, "evaluation_episodes": 100, **given}
     settings |= {"epochs": 4} if algo == "ppo" else {}
@@ -71,18 +71,18 @@ def write_run(
 
 
 def write_teacher(folder: Path, name: str = "planner", env: str = ENV, success: float = 0.97) -> None:
-    """A teacher's own play."""
+    """Writes the evaluation of a teacher."""
     report = {"episodes": 100, "success": success, "success_interval": [success - 0.03, 1.0], "return": 0.9}
     content = {"teacher": TEACHER, "sampled": report, "argmax": report}
     write(folder / "teachers" / name / f"{env}.json", content)
 
 
 def step(at: int, length: int, top: float = 1.0) -> list[float]:
-    """Success that rises to `top` at the evaluation after `at` thousand frames, of `length` evaluations."""
+    """Returns the success of `length` evaluations: 0.1, from `at` thousand frames on `top`."""
     return [0.1] * (at - 1) + [top] * (length - at + 1)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """JSON."""
+    """Writes a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))

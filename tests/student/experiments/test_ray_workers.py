@@ -27,7 +27,7 @@ def test_addresses(address: str, place: tuple[str, int]) -> None:
     ["nonsense", "::", "", "head:", "ray://head", "head:port", "head:99999", "http://head:1", "local"],
 )
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(CannotStart, match="is no address: write HOST:PORT, ray://HOST:PORT or auto"):
+    with pytest.raises(CannotStart, match="is not an address: write HOST:PORT, ray://HOST:PORT or auto"):
         host_and_port(address)
 
 
@@ -37,8 +37,8 @@ def test_no_ray_on_this_machine() -> None:
         " setting `--address` flag or `RAY_ADDRESS` environment variable."
     )
     assert refusal("auto", said) == (
-        "--ray auto: no Ray cluster runs on this machine: `ray start --head` starts one, `ray start --address"
-        " HOST:PORT` joins this machine to one. Elsewhere: --ray HOST:PORT"
+        "`ray` auto: no Ray cluster runs on this machine: `ray start --head` starts a cluster, `ray start"
+        " --address HOST:PORT` joins this machine to one. For a cluster elsewhere: `ray` HOST:PORT"
     )
 
 
@@ -48,8 +48,7 @@ def test_other_versions() -> None:
         " process on node 192.0.2.2 was started with: Ray: 2.60.0 Python: 3.11.7"
     )
     assert refusal("head:6379", said) == (
-        f"cannot use the Ray cluster at head:6379: {said}. Install the cluster's versions here, or"
-        " these there"
+        f"cannot use the Ray cluster at head:6379: {said}. Install the same versions on both sides"
     )
 
 
@@ -67,7 +66,8 @@ def _unused_address() -> str:
 def test_where_nothing_listens(scheme: str) -> None:
     address = scheme + _unused_address()
     with pytest.raises(
-        CannotStart, match=f"no Ray cluster at {address}: Connection refused. `ray start --head` starts one"
+        CannotStart,
+        match=f"no Ray cluster at {address}: Connection refused. `ray start --head` starts a cluster",
     ):
         check_listens(address)
 

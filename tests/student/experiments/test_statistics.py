@@ -9,7 +9,7 @@ from scipy import stats
 
 from student.experiments.statistics import (
     Bound,
-    Times,
+    CensoredTimes,
     estimate,
     exponential,
     interquartile_mean,
@@ -48,12 +48,16 @@ def _rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def _times(*frames: float, never: int = 0, run: float = 100) -> Times:
+def _times(*frames: float, never: int = 0, run: float = 100) -> CensoredTimes:
     """Seeds that got there after these frames, and `never` ones that did not within `run`."""
-    return Times(np.array([*frames, *[run] * never], float), np.array([True] * len(frames) + [False] * never))
+    return CensoredTimes(
+        np.array([*frames, *[run] * never], float), np.array([True] * len(frames) + [False] * never)
+    )
 
 
-def _speed_up(baseline: Times, arm: Times, rng: np.random.Generator | None = None) -> tuple[Any, Any, Any]:
+def _speed_up(
+    baseline: CensoredTimes, arm: CensoredTimes, rng: np.random.Generator | None = None
+) -> tuple[Any, Any, Any]:
     rng = rng or _rng()
     medians = [resampled_medians(times, _RESAMPLES, rng) for times in (baseline, arm)]
     return exponential(estimate(log_speed_up(*medians)))
@@ -82,10 +86,10 @@ def test_kaplan_meier_medians_are_scipys() -> None:
         (_times(10, 20, never=3), Bound(100, ">=")),
         (_times(never=3), Bound(100, ">=")),
         # 3/4 are on their way after 5; two drop out; the last gets there: 3/4 * 0
-        (Times(np.array([5.0, 10, 20, 30]), np.array([True, False, False, True])), Bound(30)),
+        (CensoredTimes(np.array([5.0, 10, 20, 30]), np.array([True, False, False, True])), Bound(30)),
     ],
 )
-def test_medians_by_hand(times: Times, expected: Bound) -> None:
+def test_medians_by_hand(times: CensoredTimes, expected: Bound) -> None:
     assert estimate(resampled_medians(times, _RESAMPLES, _rng())).value == expected
 
 
@@ -100,7 +104,9 @@ def test_a_speed_ups_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng = _rng()
     covered = 0
     for _ in range(150):
-        baseline, arm = (Times(rng.lognormal(np.log(m), 0.4, 15), np.ones(15, bool)) for m in (60, 20))
+        baseline, arm = (
+            CensoredTimes(rng.lognormal(np.log(m), 0.4, 15), np.ones(15, bool)) for m in (60, 20)
+        )
         _, low, high = _speed_up(baseline, arm, rng)
         covered += low.value <= 3 <= high.value
     assert 0.9 <= covered / 150 <= 0.995
@@ -112,8 +118,8 @@ def test_a_censored_interval_covers_the_truth() -> None:
     covered = opened = 0
     for _ in range(100):
         frames_N = rng.lognormal(np.log(60), 0.4, 12)
-        baseline = Times(np.minimum(frames_N, 70), frames_N <= 70)
-        arm = Times(rng.lognormal(np.log(20), 0.4, 12), np.ones(12, bool))
+        baseline = CensoredTimes(np.minimum(frames_N, 70), frames_N <= 70)
+        arm = CensoredTimes(rng.lognormal(np.log(20), 0.4, 12), np.ones(12, bool))
         _, low, high = _speed_up(baseline, arm, rng)
         covered += low.value <= 3 and (high.value >= 3 or high.sign == ">=")
         opened += high.sign == ">="
@@ -161,7 +167,9 @@ def test_the_geometric_means_interval_is_narrower_than_its_parts() -> None:
     rng = _rng()
     parts = []
     for _ in range(4):
-        baseline, arm = (Times(rng.lognormal(np.log(m), 0.4, 25), np.ones(25, bool)) for m in (60, 20))
+        baseline, arm = (
+            CensoredTimes(rng.lognormal(np.log(m), 0.4, 25), np.ones(25, bool)) for m in (60, 20)
+        )
         medians = [resampled_medians(times, 2000, rng) for times in (baseline, arm)]
         parts.append(log_speed_up(*medians))
     widths = [float(np.subtract(*interval_of(part.values_R)[::-1])) for part in (*parts, mean_of(parts))]
