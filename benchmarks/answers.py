@@ -7,8 +7,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +22,7 @@ from gridworld.pictures import draw, encode_png
 from gridworld.tasks import task_of
 from gridworld.views import view_of
 from teacher_api.client import TeacherClient
+from teacher_api.processes import TeacherProcess
 from teacher_api.schemas import Answer, Question
 
 ENV_IDS = (
@@ -105,17 +104,10 @@ def _cores() -> tuple[int | None, int | None]:
 
 @contextmanager
 def _teacher(folder: Path, core: int | None) -> Iterator[str]:
-    command = [str(Path(sys.executable).with_name("teacher")), "serve", "--port", "0"]
-    command += ["--store", str(folder / "answers.sqlite3")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    assert process.stdout is not None
-    try:
+    with TeacherProcess([f"--store={folder / 'answers.sqlite3'}"]) as teacher:
         if core is not None:
-            os.sched_setaffinity(process.pid, {core})
-        yield process.stdout.readline().split("listening on ")[1].split()[0]
-    finally:
-        process.terminate()
-        process.wait()
+            os.sched_setaffinity(teacher.process.pid, {core})
+        yield teacher.url
 
 
 def _all_answered(client: TeacherClient, questions: Sequence[Question], *, stored: bool) -> None:

@@ -10,13 +10,9 @@ training, collecting, asking, learning, in the fastest of some runs. Run it as `
 
 import argparse
 import math
-import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from student.runs.folder import Run, write_json
 from student.settings import TrainSettings
 from student.trainer import train
 from teacher_api.client import TeacherClient
+from teacher_api.processes import served_teacher
 
 _ENVS = ("MiniGrid-LavaGapS6-v0", "MiniGrid-GoToDoor-6x6-v0")
 _WAYS = {
@@ -90,28 +87,12 @@ def _compare(env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(way: str, env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run beside a teacher of its own."""
-    flags = ("--delay-ms", str(arguments.delay_ms), "--concurrency", str(arguments.places))
-    with tempfile.TemporaryDirectory() as name, _teacher(Path(name, "answers.sqlite3"), flags) as url:
+    flags = {"delay-ms": arguments.delay_ms, "concurrency": arguments.places}
+    with tempfile.TemporaryDirectory() as name, served_teacher(Path(name, "answers.sqlite3"), flags) as url:
         _warm_up(url, env_id)
         if way == "stored":
             _in_a_process("at-end", url, Path(name, "first"), env_id, arguments.frames)
         return _in_a_process(way, url, Path(name), env_id, arguments.frames)
-
-
-@contextmanager
-def _teacher(store: Path, flags: tuple[str, ...]) -> Iterator[str]:
-    """A teacher's address while it is served by a process of its own, on any free port."""
-    command = [sys.executable, "-m", "teacher_server", "serve", "--port", "0", "--store", str(store), *flags]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("TEACHER_")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, encoding="utf-8") as process:
-        try:
-            assert process.stdout is not None
-            match = re.search(r"http://\S+", process.stdout.readline())
-            if match is None:
-                sys.exit("benchmarks/asking.py: error: the teacher did not start; what it said stands above")
-            yield match.group()
-        finally:
-            process.terminate()
 
 
 def _warm_up(url: str, env_id: str) -> None:

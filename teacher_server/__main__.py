@@ -8,4 +8,11 @@ _SERVE = Command(
     "answer questions over HTTP", "teacher_server.settings:Settings", "teacher_server.serve:main"
 )
 
-sys.exit(dispatch("teacher", Group("serve a teacher", {"serve": _SERVE}), None))
+
+def main() -> int:
+    """Runs the command; returns the exit code."""
+    return dispatch("teacher", Group("serve a teacher", {"serve": _SERVE}), None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

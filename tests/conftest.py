@@ -2,10 +2,9 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ import pytest
 from gridworld.pictures import draw, encode_png
 from gridworld.tasks import task_of
 from gridworld.views import view_of
+from teacher_api import processes
 from teacher_api.client import TeacherClient
 from teacher_api.schemas import Question
-
-_TEACHER = str(Path(sys.executable).with_name("teacher"))
-
 
 _processes_started: list[str] = []
 
@@ -58,20 +55,11 @@ class TeacherProcess:
         self._start("0")
 
     def _start(self, port: str) -> None:
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [_TEACHER, "serve", "--port", port, *self._arguments],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=self._env,
-                start_new_session=True,
-            )
-        assert self.process.stdout is not None
-        self.greeting = self.process.stdout.readline()
-        if "listening on " not in self.greeting:
-            raise RuntimeError(f"the teacher did not start: {self.stderr}")
-        self.url = self.greeting.split("listening on ")[1].split()[0]
+        self._served = processes.TeacherProcess(
+            [f"--port={port}", *self._arguments], log=self._log, env=self._env
+        )
+        self.process = self._served.process
+        self.greeting, self.url = self._served.greeting, self._served.url
 
     @property
     def stderr(self) -> str:
@@ -88,9 +76,8 @@ class TeacherProcess:
 
     def end(self) -> None:
         """Ends it and all that it started: a killed engine leaves its workers behind."""
-        self.kill()
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self._served.end()
 
     def restart(self) -> None:
         """Starts it again after `kill` or `stop`, on the same port with the same store."""
@@ -98,10 +85,7 @@ class TeacherProcess:
 
     def _end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)  # does nothing to one that has ended
-        code = self.process.wait(300)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
+        return self.process.wait(300)
 
 
 StartTeacher = Callable[..., TeacherProcess]

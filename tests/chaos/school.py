@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from teacher_api.processes import TeacherDidNotStart
 from tests.chaos.bodies import Bodies
 from tests.chaos.stored import Ledger
 from tests.conftest import TeacherProcess, environment_without
@@ -208,7 +209,7 @@ class School:
         before = len(self.teacher.stderr)
         try:
             self.teacher.restart()
-        except RuntimeError:
+        except TeacherDidNotStart:
             lines = self.teacher.stderr[before:].splitlines()
             assert len(lines) == 1, lines
             self.said.append(lines[0])

@@ -79,13 +79,13 @@ def test_codes_are_one_for_each_encoding() -> None:
     assert N_CELL_CODES <= 256, "a code is one byte"
     encodings = [
         (kind, colour, state)
-        for kind in OBJECT_TO_IDX.values()
-        for colour in COLOR_TO_IDX.values()
+        for kind in map(OBJECT_TO_IDX.__getitem__, KINDS)  # other packages add to MiniGrid's tables
+        for colour in map(COLOR_TO_IDX.__getitem__, COLOURS)
         for state in STATE_TO_IDX.values()
     ]
     assert sorted(uncode(cell) for cell in range(N_CELL_CODES)) == sorted(encodings)
-    for kind in OBJECT_TO_IDX:
-        for colour in COLOR_TO_IDX:
+    for kind in KINDS:
+        for colour in COLOURS:
             for state in STATE_TO_IDX.values():
                 encoding = (OBJECT_TO_IDX[kind], COLOR_TO_IDX[colour], state)
                 assert uncode(code(kind, colour, state)) == encoding
