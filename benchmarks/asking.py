@@ -125,7 +125,7 @@ def _train(way: str, teacher: str, folder: Path, env_id: str, frames: int) -> No
     # What torch does only once is no part of any way
     train(settings.model_copy(update={"out": folder / "warm-up", "frames": 1, "evaluation_episodes": 1}))
     if way in ("in-turn", "at-end"):
-        LabelTable.ask = _ask_nothing  # type: ignore[method-assign]
+        LabelTable.ask = _ask_nothing  # type: ignore[method-assign, assignment]
     if way == "in-turn":
         asking.THREADS, asking.TOGETHER = 1, 64
     late = "go-on" if way == "go-on" else "wait"

@@ -7,6 +7,7 @@ same labelled states, met by acting at random half of the time, and then plays h
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,9 @@ def _labelled(env_id: str, size: int) -> tuple[Vocabulary, NDArray[np.uint8], ND
     layout, vocabulary, task = layout_of(env_id), Vocabulary(), task_of(env_id).key
     rng = np.random.default_rng(0)
     env = Environment(layout, vocabulary, lambda episode: episode)
-    rows, probs, ended = [], [], True
+    rows: list[Any] = []
+    probs: list[list[float]] = []
+    ended = True
     while len(rows) < size:
         if ended:
             observation = env.reset()
@@ -102,7 +105,7 @@ def _learn(
         rows = torch.randint(size, (_BATCH,))
         labels = Labels(probs[rows], torch.ones(_BATCH, dtype=torch.bool))
         optimiser.zero_grad()
-        kl_to_teacher(network(obs[rows])[0].log_softmax(1), labels).backward()
+        kl_to_teacher(network(obs[rows])[0].log_softmax(1), labels).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     chosen_B = act(network, obs[-1000:].numpy())[0].argmax(1)
     best_B = probs_MA[-1000:].max(1)

@@ -87,11 +87,11 @@ async def _measure(count: int, rounds: int) -> None:
 
     print(f"stage 2 of {count} questions, ms a question, medians of {rounds} rounds")
     for what in ("one after the other", "all at once"):
-        anew, going_on = (times[what, way] for way in (True, False))
-        ratio = statistics.median(g / a for g, a in zip(going_on, anew, strict=True))
+        anew_s, continued_s = (times[what, way] for way in (True, False))
+        ratio = statistics.median(g / a for g, a in zip(continued_s, anew_s, strict=True))
         print(
-            f"{what:<20} anew {statistics.median(anew) * 1000:7.1f}"
-            f"   going on {statistics.median(going_on) * 1000:7.1f}   ratio {ratio:.2f}"
+            f"{what:<20} anew {statistics.median(anew_s) * 1000:7.1f}"
+            f"   going on {statistics.median(continued_s) * 1000:7.1f}   ratio {ratio:.2f}"
         )
     expected = scores["one after the other", True]
     furthest = max(

@@ -176,7 +176,7 @@ def _torch_ac_settings(algo: str) -> dict[str, Any]:
 
 def _sb3(algo: str, frames: int) -> float:
     envs = make_vec_env(
-        lambda: gymnasium.wrappers.FlattenObservation(ImgObsWrapper(_stock_env())),
+        lambda: gymnasium.wrappers.FlattenObservation(ImgObsWrapper(_stock_env())),  # type: ignore[no-untyped-call]
         _OURS[algo].environments,
         seed=1,
     )
@@ -185,7 +185,7 @@ def _sb3(algo: str, frames: int) -> float:
     model = kind("MlpPolicy", envs, seed=1, device="cpu", policy_kwargs=policy, **_sb3_settings(algo))
 
     def learn(frames: int) -> int:
-        before = model.num_timesteps
+        before = int(model.num_timesteps)
         model.learn(frames, reset_num_timesteps=False)
         return int(model.num_timesteps) - before
 
@@ -211,7 +211,7 @@ def _frames_per_second(learn: Callable[[int], int], frames: int) -> float:
 
 
 def _stock_env() -> gymnasium.Env[Any, Any]:
-    return FullyObsWrapper(gymnasium.make(ENV_ID))
+    return FullyObsWrapper(gymnasium.make(ENV_ID))  # type: ignore[no-untyped-call]
 
 
 _LAYOUT = layout_of(ENV_ID)
@@ -229,7 +229,7 @@ def _rows(images_BWHC: Tensor) -> Tensor:
     return torch.cat([cells_BC.scatter(1, here_B1, EMPTY), *pose, words_BW], 1).to(torch.uint8)
 
 
-class _Model(nn.Module, torch_ac.ACModel):
+class _Model(nn.Module, torch_ac.ACModel):  # type: ignore[misc]
     """Our network for torch-ac."""
 
     def __init__(self) -> None:
@@ -241,7 +241,7 @@ class _Model(nn.Module, torch_ac.ACModel):
         return torch.distributions.Categorical(logits=logits_BA), values_B
 
 
-class _Features(BaseFeaturesExtractor):
+class _Features(BaseFeaturesExtractor):  # type: ignore[misc]
     """Our network but for its heads, for Stable-Baselines3, which adds them."""
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:

