@@ -20,7 +20,7 @@ from student.algorithms.distillation import Labels, kl_to_teacher
 from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import act
 from student.environments import WORDS, Environment, Vocabulary, layout_of
-from student.runs.evaluation import evaluate
+from student.runs.policies import evaluate
 
 _ENVS = (
     "MiniGrid-LavaGapS6-v0",

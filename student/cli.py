@@ -14,12 +14,12 @@ COMMANDS = Group(
         ),
         "evaluate": Command(
             "play held-out episodes with a student or with a teacher",
-            "student.settings:EvaluateSettings",
+            "student.runs.settings:EvaluateSettings",
             "student.runs.evaluate:main",
         ),
         "export": Command(
             "write a student into one file that plays without torch, and measure it",
-            "student.settings:ExportSettings",
+            "student.runs.settings:ExportSettings",
             "student.runs.export:main",
         ),
         "report": Command(

@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings
 
 from student.experiments.statistics import samples_to
 from student.runs.animation import animate
-from student.runs.evaluate import load_student
 from student.runs.folder import Run, write_json
+from student.runs.trained import load_policy
 from student.settings import EnvId, TrainSettings
 from student.trainer import Stopped, train
 from teacher_api.client import TeacherError
@@ -100,7 +100,7 @@ def demo(settings: DemoSettings) -> None:
         settings.out / "summary.json", {"env": settings.env, "threshold": _THRESHOLD, "arms": summaries}
     )
     _draw_curves(settings, settings.out / "curve.png")
-    layout, vocabulary, policy = load_student(settings.out / "taught")
+    layout, vocabulary, policy = load_policy(settings.out / "taught")
     animate(policy, layout, vocabulary, 4, settings.out / "student.gif")
     _print_table(summaries)
     names = ("summary.json", "curve.png", "student.gif")

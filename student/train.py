@@ -1,4 +1,4 @@
-"""`student train`: trains a student, or one from each of several seeds, one after another."""
+"""`student train`: trains a student, or several from different seeds, one after another."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +15,8 @@ def main(settings: TrainSettings) -> int:
     """Runs the command; returns 0 when training is complete."""
     if settings.teacher == "none" and settings.preset == "fast" and settings.resume is None:
         say(
-            "note: `preset` fast is for a student with a teacher; alone it learns better by `preset` alone,"
-            " the default"
+            "note: `preset` fast is for a student with a teacher; without one, `preset` alone, the default,"
+            " learns faster"
         )
     successes = []
     for summary in train_seeds(settings) if settings.seeds > 1 else [train(settings)]:
@@ -32,15 +32,11 @@ def main(settings: TrainSettings) -> int:
 
 
 def train_seeds(settings: TrainSettings) -> Iterator[dict[str, Any]]:
-    """Trains a student from each seed, in the folder seed-N of `settings.out`.
-
-    Yields:
-        Each run's summary, when the run has ended.
+    """Trains a student from each seed, in the folder seed-N of `settings.out`; yields each run's summary.
 
     Raises:
-        BadRun, BadKeyFile, TeacherError: as `train` does; before the first run where a later one's folder
-            is taken.
-        Stopped: a run stopped before its end; those before it are complete.
+        BadRun, BadKeyFile, TeacherError: see `train`; if a folder holds a run already, no run starts.
+        Stopped: a run stopped before its end; the runs before it are complete.
     """
     seeds = range(settings.seed, settings.seed + settings.seeds)
     folders = {seed: settings.out / f"seed-{seed}" for seed in seeds}
@@ -56,7 +52,7 @@ def train_seeds(settings: TrainSettings) -> Iterator[dict[str, Any]]:
 
 
 def _in_a_line(summary: dict[str, Any]) -> str:
-    """What a run came to."""
+    """Returns the frames, the speed and the questions of a run."""
     line = f"{summary['env']}: {summary['frames']} frames in {summary['seconds']:.0f} s of training"
     if summary["frames_per_second"]:
         line += f" ({summary['frames_per_second']:.0f} frames/s)"

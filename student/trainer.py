@@ -1,13 +1,9 @@
-"""One training run from its first frame to its last: collect, ask, update, evaluate, write down."""
+"""One training run: collect a rollout, ask the teacher, update, evaluate, log, save checkpoints."""
 
 import json
 import math
-import signal
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,49 +16,46 @@ from student.algorithms.distillation import (
     agreement,
     doubt_at,
     lambda_at,
+    lambda_frames,
     target_entropy,
     targets,
-    taught_frames,
 )
 from student.algorithms.networks import ActorCritic
 from student.algorithms.registry import algorithm
 from student.algorithms.rollout import Rollout, act, collect
 from student.environments import EnvironmentFailed, Environments, EpisodeState, Vocabulary, layout_of
+from student.interrupts import Interrupted, Interrupts
 from student.labels.table import LabelTable
-from student.runs.evaluation import evaluate
 from student.runs.folder import CannotWrite, Run
+from student.runs.policies import evaluate
 from student.runs.resuming import resumed
 from student.settings import TrainSettings
 from teacher_api.client import TeacherError, connect
-from teacher_api.command_line import CommandFailed
+from teacher_api.command_line import INTERRUPTED, CommandFailed
 from teacher_api.terminal import Bar, say
 
 _RECENT = 100
-"""Training episodes over which success and return are averaged."""
+"""Newest training episodes, over which success, return and length are averaged."""
 
 
 class Stopped(CommandFailed):
-    """The run stopped before its end; its folder holds all that is needed to go on."""
+    """A run stopped before its end; its folder holds all that resuming it needs."""
 
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(reason)
         self.exit_code = exit_code
 
 
-class _Interrupt(Exception):
-    """A signal asked to stop while nothing was half done."""
-
-
 def train(settings: TrainSettings) -> dict[str, Any]:
-    """Trains to the end and returns what summary.json then holds.
+    """Trains to the end and returns the content of summary.json.
 
     Raises:
         BadRun: the folder cannot be used, or another process trains in it.
-        BadKeyFile: the file of the teacher's key holds none.
-        TeacherError: the teacher cannot be used from the start.
-        EnvironmentFailed: the environment cannot be reset.
-        Stopped: interrupted, the teacher was lost, or the environment failed, after a checkpoint was written;
-            or the folder takes no more.
+        BadKeyFile: the file of the teacher's key holds no key.
+        TeacherError: the teacher cannot be used at the start.
+        EnvironmentFailed: the environment cannot be reset at the start.
+        Stopped: the run was interrupted, lost its teacher, or its environment failed, and a checkpoint was
+            written; or the folder cannot be written.
     """
     if settings.resume is not None:
         run = Run.open(settings.resume)
@@ -70,12 +63,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         with run.held():
             return _Trainer(settings, run).run_to_end()
     if settings.go_on and Run.is_in(settings.out):
-        return _go_on(settings)
+        return _resume_or_start(settings)
     return _Trainer(settings, None).run_to_end()
 
 
-def _go_on(given: TrainSettings) -> dict[str, Any]:
-    """As far as told, with the run in --out; what it holds is kept, unless it has no checkpoint yet."""
+def _resume_or_start(given: TrainSettings) -> dict[str, Any]:
+    """Resumes the run in `out`, starts it again if it has no checkpoint, or returns its summary."""
     run = Run.open(given.out)
     settings, summary = resumed(run, given), run.summary()
     if summary is not None and summary["frames"] >= settings.frames:
@@ -91,8 +84,10 @@ class _Trainer:
     def __init__(self, settings: TrainSettings, run: Run | None) -> None:
         self.settings = settings
         torch.set_num_threads(settings.threads)
-        _ = np.finfo(np.float32), np.finfo(np.float64)  # numpy warns where it meets no denormals at first
-        torch.set_flush_denormal(True)  # Adam's moments of weights at rest decay into numbers that are slow
+        _ = np.finfo(np.float32), np.finfo(np.float64)  # computed later, numpy warns of missing denormals
+        torch.set_flush_denormal(
+            True
+        )  # Adam's moments of unused weights decay into denormals, which are slow
         torch.manual_seed(settings.seed)
         self.vocabulary = Vocabulary()
         self.layout = layout_of(settings.env)
@@ -102,12 +97,12 @@ class _Trainer:
         self.rng = np.random.default_rng(settings.seed)
         self.envs = Environments(self.layout, self.vocabulary, settings.environments, settings.seed)
         self.frames = self.updates = 0
-        self.taught = 0.0
-        """Frames on the clock that lambda falls by; see `_clock`."""
-        self._told_of_failures = False
+        self.schedule_frames = 0.0
+        """Frames by which lambda falls; see `_schedule_frames`."""
+        self._reported_failures = False
         self.seconds = 0.0
         self.recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
-        self._interruptible = self._signalled = False
+        self._interrupts = Interrupts()
         self._figures: dict[str, str] = {}
         state = run.load_checkpoint() if run else None
         self.labels = self._label_table(state)
@@ -123,12 +118,8 @@ class _Trainer:
             return self._run_to_end()
         except CannotWrite as error:
             where = self.run.folder
-            how = (
-                f"--resume {where}"
-                if self.run.has_checkpoint
-                else f"--out {where} --go-on, and all as before"
-            )
-            raise Stopped(f"{error}; make room and go on with: student train {how}", 4) from error
+            how = f"`resume` {where}" if self.run.has_checkpoint else "`go_on` and the same settings"
+            raise Stopped(f"{error}; free disk space and resume with {how}", 4) from error
         finally:
             self.run.stop_logging()
             self.run.release()
@@ -139,59 +130,60 @@ class _Trainer:
         settings = self.settings
         self.run.start_logging(self.frames)
         size = settings.environments * settings.rollout_steps
-        # An update is never cut short: the last one may go beyond the frames asked for
+        # Updates have one size: the last one may go beyond the frames of the settings
         total = self.frames + math.ceil(max(settings.frames - self.frames, 0) / size) * size
         self.bar = Bar(total, "frames", done=self.frames, shown=settings.progress)
         try:
-            with self._signals(), self.bar:
+            with self._interrupts.handled(), self.bar:
                 while self.frames < settings.frames:
                     row = self._one_update()
                     self._figures = _shown(row) if row else self._figures
                     self.bar.update(self.frames, self._figures)
-                    self._tell_of_failures()
+                    self._report_failures()
                 self.bar.update(figures={"evaluating": "", **self._figures})
                 return self._finish()
-        except (TeacherError, EnvironmentFailed, _Interrupt) as error:
+        except (TeacherError, EnvironmentFailed, Interrupted) as error:
             self._save()
-            again = f"go on with: student train --resume {self.run.folder}"
+            again = f"resume with `resume` {self.run.folder}"
             if isinstance(error, EnvironmentFailed):
-                raise Stopped(f"{error}; saved after {self.frames} frames; mend it and {again}", 5) from error
-            if isinstance(error, _Interrupt):
-                raise Stopped(f"interrupted after {self.frames} frames; {again}", 130) from error
+                why = f"{error}; saved after {self.frames} frames; repair the environment and {again}"
+                raise Stopped(why, 5) from error
+            if isinstance(error, Interrupted):
+                raise Stopped(f"interrupted after {self.frames} frames; {again}", INTERRUPTED) from error
             raise Stopped(f"{error}; saved after {self.frames} frames; {again}", 3) from error
 
-    def _tell_of_failures(self) -> None:
-        """Says once, as soon as it can be told, that most questions have no answer."""
-        if self.labels is not None and self.labels.useless and not self._told_of_failures:
-            self._told_of_failures = True
+    def _report_failures(self) -> None:
+        """Prints once, as soon as it is known, that the teacher does not answer most questions."""
+        if self.labels is not None and self.labels.useless and not self._reported_failures:
+            self._reported_failures = True
             labels, asked = self.labels, self.labels.asked + self.labels.store_hits
             say(
                 f"note: the teacher gave no answer to {labels.failed:,} of {asked:,} questions so far, and"
-                f" the student learns without: {labels.failures}; the first: {labels.failures.example}"
+                f" their states have no label: {labels.failures}; for example: {labels.failures.example}"
             )
 
     def _one_update(self) -> dict[str, Any]:
-        """Collects, asks, learns; returns what it logged, which is nothing in between."""
+        """Collects a rollout and learns from it; returns the row that it logged, empty if none was due."""
         began = time.perf_counter()
         settings = self.settings
-        teacher_lambda = lambda_at(self.taught, settings) if self.labels is not None else 0.0
-        # A teacher without weight is not asked
+        teacher_lambda = lambda_at(self.schedule_frames, settings) if self.labels is not None else 0.0
+        # With lambda 0 the labels have no weight, so the teacher is not asked
         asking = (
             (self.labels.rows_of, self.labels.ask) if self.labels is not None and teacher_lambda > 0 else ()
         )
         rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, *asking)
-        labels = self._labels_of(rollout, teacher_lambda)
+        labels_U = self._labels_of(rollout, teacher_lambda)
         self.recent.extend(rollout.ended)
-        doubt = doubt_at(self.taught, self._success(), settings)
-        drawn_to = targets(labels, settings, doubt)
-        figures = self.algorithm.update(rollout, drawn_to, teacher_lambda, self.rng)
+        doubt = doubt_at(self.schedule_frames, self._success(), settings)
+        targets_U = targets(labels_U, settings, doubt)
+        figures = self.algorithm.update(rollout, targets_U, teacher_lambda, self.rng)
         size = rollout.actions_TN.size
         if self.labels is not None and settings.replay_ratio:
             obs_MK, stored = self.labels.stored()
             figures["replay_kl"] = self.replay.learn(obs_MK, stored, size, teacher_lambda, self.rng, doubt)
         self.obs_NK = rollout.last_obs_NK
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
-        self.taught = self._clock()
+        self.schedule_frames = self._schedule_frames()
         took = time.perf_counter() - began
         self.seconds += took
         row: dict[str, Any] = {}
@@ -201,17 +193,16 @@ class _Trainer:
             log_probs_BA = torch.from_numpy(rollout.log_probs_UA)[which_B]
             row = {"frames": self.frames, "frames_per_second": size / took, "lambda": teacher_lambda}
             row["doubt"] = doubt if teacher_lambda > 0 else None
-            row |= {**self._progress(), **figures}
-            row["agreement"] = agreement(log_probs_BA, labels[which_B])
-            row["target_entropy"] = target_entropy(drawn_to[which_B])
+            row |= {**self._recent_figures(), **figures}
+            row["agreement"] = agreement(log_probs_BA, labels_U[which_B])
+            row["target_entropy"] = target_entropy(targets_U[which_B])
             if evaluate_now:
                 result = self._evaluate(sampled=True)
                 row |= {"evaluation_success": result.success, "evaluation_return": result.mean_return}
             row = {name: _finite(value) for name, value in row.items()}
             self.run.log(row)
         self._mark_boundary()
-        if self._signalled:
-            raise _Interrupt
+        self._interrupts.check()
         if _passed(settings.checkpoint_every, before, self.frames):
             self._save()
         return row
@@ -219,31 +210,31 @@ class _Trainer:
     def _labels_of(self, rollout: Rollout, teacher_lambda: float) -> Labels:
         if self.labels is None or teacher_lambda == 0:
             return Labels.nothing(len(rollout.states_UK), len(self.layout.actions))
-        # Where the policy is decided a label changes little
+        # The value of a label: where the policy's entropy is low, a label changes little
         entropy_U = -(np.exp(rollout.log_probs_UA) * rollout.log_probs_UA).sum(1)
         visits_U = np.bincount(rollout.which_TN.ravel())
         settings = self.settings
-        # Where labels may be late, so may the end of the frames in which the teacher is asked
-        last = settings.frames if settings.late_labels == "go-on" else taught_frames(settings)
+        # With late labels lambda falls later, and the teacher is asked for longer
+        last = settings.frames if settings.late_labels == "go-on" else lambda_frames(settings)
         frames_left = min(last, settings.frames) - self.frames
         frames = rollout.which_TN.size
         return self.labels.labels_of(rollout.rows_U, visits_U * entropy_U, frames_left, frames)
 
-    def _clock(self) -> float:
-        """The frames that count for lambda: all, or where labels may be late as large a share as has come.
+    def _schedule_frames(self) -> float:
+        """Returns the frames by which lambda falls: all, or with late labels the share that was answered.
 
-        A student that does not wait is through the frames of a schedule before the teacher has answered.
+        A student that does not wait would pass the frames of a schedule before the teacher has answered.
         """
         if self.labels is None or self.settings.late_labels == "wait":
             return self.frames
-        return max(self.taught, self.frames * self.labels.answered)
+        return max(self.schedule_frames, self.frames * self.labels.answered)
 
     def _success(self) -> float:
-        """The share of the recent training episodes that succeeded; 0 before the first one ends."""
+        """Returns the share of the newest training episodes that succeeded; 0 before the first one ends."""
         return float(np.mean([total > 0 for total, _ in self.recent] or [False]))
 
-    def _progress(self) -> dict[str, Any]:
-        """Figures of the run so far; see docs/reference/metrics.md."""
+    def _recent_figures(self) -> dict[str, Any]:
+        """Returns means over the newest episodes and counts of labels; see docs/reference/metrics.md."""
         returns = [total for total, _ in self.recent]
         row: dict[str, Any] = {
             "return": float(np.mean(returns)) if returns else None,
@@ -253,7 +244,7 @@ class _Trainer:
         return row | _counts(self.labels)
 
     def _evaluate(self, sampled: bool) -> Evaluation:
-        """On held-out seeds, with words and random numbers of its own: training goes on as without it."""
+        """Plays held-out episodes, with a vocabulary and random numbers apart from those of training."""
         return evaluate(
             lambda obs_BK: act(self.network, obs_BK)[0],
             self.layout,
@@ -299,7 +290,7 @@ class _Trainer:
             allow_change=self.settings.allow_teacher_change,
             late=self.settings.late_labels,
             budget=self.settings.teacher_budget,
-            waiting=self._may_be_interrupted,
+            waiting=self._interrupts.allowed,
             on_wait=self._show_wait,
         )
         if labels:
@@ -308,7 +299,7 @@ class _Trainer:
         return table
 
     def _show_wait(self, missing: int) -> None:
-        self.bar.update(figures={f"{missing:,} labels to come": "", **self._figures})
+        self.bar.update(figures={f"waiting for {missing:,} labels": "", **self._figures})
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -317,8 +308,10 @@ class _Trainer:
         }
 
     def _mark_boundary(self) -> None:
-        """Remembers where the run stands between two updates: the network does not change before the next
-        one begins, so this is all that a checkpoint of a broken-off rollout needs beside it."""
+        """Keeps the state between two updates that the next rollout changes.
+
+        The network changes only in an update, so a checkpoint of an interrupted rollout needs nothing else.
+        """
         self._boundary = {
             "rng": json.dumps(self.rng.bit_generator.state),
             "episodes": [(state.episode, state.actions) for state in self.envs.states],
@@ -333,7 +326,7 @@ class _Trainer:
                 "frames": self.frames,
                 "updates": self.updates,
                 "seconds": self.seconds,
-                "taught": self.taught,
+                "taught": self.schedule_frames,
                 "recent": list(self.recent),
                 "words": self.vocabulary.words,
                 "network": self.network.state_dict(),
@@ -351,35 +344,8 @@ class _Trainer:
         self.rng.bit_generator.state = json.loads(state["rng"])
         self.obs_NK = self.envs.restore([EpisodeState(*episode) for episode in state["episodes"]])
         self.frames, self.updates, self.seconds = state["frames"], state["updates"], state["seconds"]
-        self.taught = state.get("taught", self.frames)
+        self.schedule_frames = state.get("taught", self.frames)
         self.recent.extend((total, length) for total, length in state["recent"])
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the run at the next point where nothing is half done."""
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self._signalled = True
-            if self._interruptible:
-                raise _Interrupt
-
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def _may_be_interrupted(self) -> Iterator[None]:
-        """Waiting for the teacher can be broken off at once: what it answered so far is kept."""
-        self._interruptible = True
-        try:
-            if self._signalled:
-                raise _Interrupt
-            yield
-        finally:
-            self._interruptible = False
 
 
 def _counts(labels: LabelTable | None) -> dict[str, int]:
@@ -398,12 +364,12 @@ def _passed(every: int, before: int, now: int) -> bool:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no word for what is undefined but null."""
+    """Returns None for what is undefined: JSON knows neither nan nor infinity."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
-    """What the progress bar shows of a row, the most important first."""
+    """Returns the figures of a row that the progress bar shows, the most important first."""
     names = {
         "success": "success",
         "failed": "failed",
@@ -415,9 +381,9 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
         "agreement": "agreement",
         "store_hits": "stored",
     }
-    zeros = ("failed", "questions", "store_hits", "lambda")  # are not worth their room
+    hidden_if_0 = ("failed", "questions", "store_hits", "lambda")
     return {
         shown: f"{row[name]:,.0f}" if isinstance(row[name], int) or row[name] > 100 else f"{row[name]:.2f}"
         for name, shown in names.items()
-        if _finite(row.get(name)) is not None and (row[name] or name not in zeros)
+        if _finite(row.get(name)) is not None and (row[name] or name not in hidden_if_0)
     }

@@ -13,8 +13,8 @@ from gridworld.planner import plan
 from gridworld.tasks import ALL_TASKS, task_of
 from student.environments import Layout, Vocabulary, layout_of
 from student.runs.evaluate import score
-from student.runs.evaluation import Policy, evaluate
-from student.settings import EvaluateSettings
+from student.runs.policies import Policy, evaluate
+from student.runs.settings import EvaluateSettings
 from tests.conftest import TeacherProcess
 from tests.waiting import LONG_S
 

@@ -1,4 +1,4 @@
-"""Advantage actor-critic, the synchronous form of Mnih et al. (arXiv 1602.01783), with a teacher's term."""
+"""Advantage actor-critic, the synchronous form of Mnih et al. (arXiv 1602.01783), with distillation."""
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,7 @@ from student.settings import TrainSettings
 
 
 class A2C(Algorithm):
-    """One gradient step on the whole rollout."""
+    """Takes one gradient step on the whole rollout."""
 
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
@@ -24,8 +24,8 @@ class A2C(Algorithm):
 def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Equation 1 of the paper with A2C's L_RL: the plain policy gradient, nothing clipped; and its terms."""
-    judged = batch.judged(network)
-    policy = -(judged.log_probs_B * scaled_advantages(batch, settings)).mean()
-    value = 0.5 * (judged.values_B - batch.returns_B).square().mean()
-    return equation_1(policy, value, judged, teacher_lambda, settings)
+    """Returns equation 1 of the paper with A2C's L_RL, the unclipped policy gradient, and its terms."""
+    output = batch.output_of(network)
+    policy = -(output.log_probs_B * scaled_advantages(batch, settings)).mean()
+    value = 0.5 * (output.values_B - batch.returns_B).square().mean()
+    return equation_1(policy, value, output, teacher_lambda, settings)

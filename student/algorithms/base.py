@@ -1,4 +1,4 @@
-"""What the algorithms' updates share: a rollout as a batch, equation 1's sum, a gradient step, figures."""
+"""The base of the algorithms: a rollout as a batch, equation 1 of the paper, and a gradient step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from student.settings import TrainSettings
 
 
 class Algorithm(ABC):
-    """How a network learns from rollouts and a teacher's labels."""
+    """Updates a network from rollouts and a teacher's labels."""
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
         self.network = network
@@ -27,33 +27,35 @@ class Algorithm(ABC):
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
-        """Learns from one rollout; returns the figures of the update (see docs/reference/metrics.md).
+        """Learns from one rollout and returns the update's figures; docs/reference/metrics.md defines them.
 
         Args:
-            targets_U: what the rollout's states are drawn to: [U, A].
+            targets_U: the distillation targets of the rollout's states [U, A].
             teacher_lambda: lambda of equation 1 in this update.
-            rng: all that is random in the update comes from here, so that a resumed run repeats it.
+            rng: the only source of random numbers in the update, so that a resumed run repeats it.
         """
 
     def state(self) -> dict[str, Any]:
-        """All that the algorithm holds beside the network, for a checkpoint."""
+        """Returns the algorithm's state for a checkpoint, without the network."""
         return {"optimiser": self.optimiser.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Restores the state of a checkpoint."""
         self.optimiser.load_state_dict(state["optimiser"])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B steps of a rollout, in any order; and the U states of the whole rollout."""
+    """B steps of a rollout, in any order, and the U states of the whole rollout.
+
+    seen_UE: the states as `ActorCritic.perceive` returns them.
+    targets_U: the distillation targets of the states [U, A].
+    which_B: the state that each step was taken in, an index into U.
+    """
 
     seen_UE: Tensor
-    """What the network's `perceive` makes of the states."""
     targets_U: Labels
-    """What they are drawn to."""
     which_B: Tensor
-    """The state that each step was taken in."""
     actions_B: Tensor
     log_probs_B: Tensor
     values_B: Tensor
@@ -72,13 +74,13 @@ class Batch:
             self.returns_B[rows],
         )
 
-    def judged(self, network: ActorCritic) -> "Judged":
-        """What a network says of the steps' states, each judged once."""
+    def output_of(self, network: ActorCritic) -> "Output":
+        """Returns a network's output for the steps; it is computed once for each state."""
         states_V, which_B, visits_V = torch.unique(self.which_B, return_inverse=True, return_counts=True)
         logits_VA, values_V = network.judge(self.seen_UE[states_V])
         log_probs_VA = logits_VA.log_softmax(1)
         taken_B = which_B * logits_VA.shape[1] + self.actions_B
-        return Judged(
+        return Output(
             log_probs_VA.flatten().index_select(0, taken_B),
             values_V.index_select(0, which_B),
             log_probs_VA,
@@ -88,22 +90,24 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a network says of B steps, taken in V states."""
+class Output:
+    """A network's output for B steps, taken in V states.
+
+    log_probs_B: of the actions taken.
+    log_probs_VA: of all actions, by state.
+    targets_V: the distillation targets of the states [V, A].
+    visits_V: the number of steps in each state.
+    """
 
     log_probs_B: Tensor
-    """Of the actions taken."""
     values_B: Tensor
     log_probs_VA: Tensor
-    """Of all actions, in each of the states."""
     targets_V: Labels
-    """What the states are drawn to."""
     visits_V: Tensor
-    """Steps taken in each of them."""
 
 
 def batch_of(network: ActorCritic, rollout: Rollout, targets_U: Labels, settings: TrainSettings) -> Batch:
-    """All steps of a rollout, B = T * N, with their advantages and returns."""
+    """Returns all steps of a rollout, B = T * N, with their advantages and returns."""
     advantages_TN = advantages(rollout, settings.gamma, settings.gae_lambda)
     return Batch(
         network.perceive(torch.from_numpy(rollout.states_UK)),
@@ -118,22 +122,23 @@ def batch_of(network: ActorCritic, rollout: Rollout, targets_U: Labels, settings
 
 
 def scaled_advantages(batch: Batch, settings: TrainSettings) -> Tensor:
-    """The advantages [B], zero-mean and unit-variance where the settings ask for it."""
+    """Returns the advantages [B], scaled to mean 0 and variance 1 if the settings ask for it."""
     if not settings.normalise_advantages:
         return batch.advantages_B
     return (batch.advantages_B - batch.advantages_B.mean()) / (batch.advantages_B.std() + 1e-8)
 
 
 def equation_1(
-    policy: Tensor, value: Tensor, judged: Judged, teacher_lambda: float, settings: TrainSettings
+    policy: Tensor, value: Tensor, output: Output, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L_RL + lambda * KL(teacher || student): equation 1 of the paper, and its terms by their figures' names.
+    """Returns L_RL + lambda * KL(teacher || student), equation 1 of the paper, and its terms by figure.
 
-    L_RL is an algorithm's policy loss and value loss, and the entropy bonus. All are means over steps.
+    L_RL is the sum of an algorithm's policy loss, its value loss and the entropy bonus, means over steps; KL
+    is the mean over labelled steps.
     """
-    entropies_V = -(judged.log_probs_VA.exp() * judged.log_probs_VA).sum(1)
-    entropy = (judged.visits_V * entropies_V).sum() / len(judged.values_B)
-    kl = kl_to_teacher(judged.log_probs_VA, judged.targets_V, judged.visits_V)
+    entropies_V = -(output.log_probs_VA.exp() * output.log_probs_VA).sum(1)
+    entropy = (output.visits_V * entropies_V).sum() / len(output.values_B)
+    kl = kl_to_teacher(output.log_probs_VA, output.targets_V, output.visits_V)
     total = (
         policy
         + settings.value_coefficient * value
@@ -145,7 +150,7 @@ def equation_1(
 
 
 def make_optimiser(network: ActorCritic, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimiser that the settings name."""
+    """Returns the optimiser of the settings."""
     parameters, rate, epsilon = network.parameters(), settings.learning_rate, settings.optimiser_epsilon
     if settings.optimiser == "rmsprop":
         return torch.optim.RMSprop(parameters, rate, alpha=0.99, eps=epsilon)
@@ -159,7 +164,7 @@ def descend(
     parts: dict[str, Tensor],
     settings: TrainSettings,
 ) -> dict[str, Tensor]:
-    """One gradient step; returns the terms of the loss and the gradient's norm before it was cut."""
+    """Takes one gradient step; returns the terms of the loss and the norm of the gradient before clipping."""
     optimiser.zero_grad()
     torch.autograd.backward(total)
     norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
@@ -168,5 +173,5 @@ def descend(
 
 
 def means(steps: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """An update's figures: the means over its gradient steps."""
+    """Returns an update's figures: the means over its gradient steps."""
     return {name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]}

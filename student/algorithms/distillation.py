@@ -1,4 +1,4 @@
-"""The teacher's part: the paper's lambda * KL(teacher || student), and replay of stored labels."""
+"""Distillation: lambda * KL(teacher || student) of the paper's equation 1, and replay of stored labels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +12,14 @@ from student.algorithms.networks import ActorCritic
 from student.settings import TrainSettings
 
 REPLAY_BATCH = 128
-"""Stored labels in one gradient step of replay."""
+"""Labels in one gradient step of replay."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The teacher's probabilities [B, A] for a batch of states, and which of them it gave [B].
+    """The teacher's probabilities [B, A] for B states, and whether it gave them [B].
 
-    A row without a label (not asked, or the answer failed) is left out: neither uniform nor zeros.
+    A state without a label (not asked about, or the question failed) has no part in the loss.
     """
 
     probs_BA: Tensor
@@ -30,17 +30,17 @@ class Labels:
 
     @classmethod
     def nothing(cls, size: int, actions: int) -> "Labels":
-        """No label for any of `size` states."""
+        """Returns labels of `size` states, none of them given."""
         return cls(torch.zeros(size, actions), torch.zeros(size, dtype=torch.bool))
 
 
 def kl_to_teacher(log_probs_BA: Tensor, labels: Labels, visits_B: Tensor | None = None) -> Tensor:
-    """The mean of KL(p || pi) = sum_a p(a) (log p(a) - log pi(a)) over the labelled rows; 0 without any.
+    """Returns the mean of KL(p || pi) = sum_a p(a) (log p(a) - log pi(a)) over the labelled states; else 0.
 
     Args:
-        log_probs_BA: the student's log-probabilities.
-        labels: p, the teacher's probabilities; p(a) = 0 adds 0.
-        visits_B: how often each row counts; None: once.
+        log_probs_BA: log pi, the student's log-probabilities.
+        labels: p, the teacher's probabilities; an action with p(a) = 0 adds 0.
+        visits_B: the weight of each state; None: 1.
     """
     kl_B = (torch.xlogy(labels.probs_BA, labels.probs_BA) - labels.probs_BA * log_probs_BA).sum(1)
     counted_B = labels.given_B.long() if visits_B is None else labels.given_B * visits_B
@@ -48,7 +48,7 @@ def kl_to_teacher(log_probs_BA: Tensor, labels: Labels, visits_B: Tensor | None 
 
 
 def agreement(log_probs_BA: Tensor, labels: Labels) -> float:
-    """The share of labelled rows in which the student's most probable action is one of the teacher's."""
+    """Returns the share of labelled states where the student's best action is one of the teacher's best."""
     if not labels.given_B.any():
         return float("nan")
     best_BA = labels.probs_BA >= labels.probs_BA.amax(1, keepdim=True) - 1e-6
@@ -57,21 +57,21 @@ def agreement(log_probs_BA: Tensor, labels: Labels) -> float:
 
 
 def targets(labels: Labels, settings: TrainSettings, doubt: float) -> Labels:
-    """What the student is drawn to: the labels as --targets and --teacher-temperature take them.
+    """Returns the distillation targets that the settings `targets` and `teacher_temperature` make of labels.
 
-    Soft: p(a) ^ (1 / temperature), normalised. Hard: all on the teacher's most probable action, the first
-    of them where several are.
+    Soft: p(a) ^ (1 / temperature), normalised. Hard: probability 1 for the most probable action, the first of
+    several.
 
     Args:
-        doubt: this share of the result is spread evenly over all actions: 0 to 1.
+        doubt: the share of the result that is spread evenly over all actions, 0 to 1.
     """
-    chosen_BA = _chosen(labels.probs_BA, settings)
+    targets_BA = _soft_or_hard(labels.probs_BA, settings)
     if doubt > 0:
-        chosen_BA = torch.lerp(chosen_BA, torch.full_like(chosen_BA, 1 / chosen_BA.shape[1]), doubt)
-    return Labels(chosen_BA, labels.given_B)
+        targets_BA = torch.lerp(targets_BA, torch.full_like(targets_BA, 1 / targets_BA.shape[1]), doubt)
+    return Labels(targets_BA, labels.given_B)
 
 
-def _chosen(probs_BA: Tensor, settings: TrainSettings) -> Tensor:
+def _soft_or_hard(probs_BA: Tensor, settings: TrainSettings) -> Tensor:
     if settings.targets == "hard":
         hard_BA = torch.nn.functional.one_hot(probs_BA.argmax(1), probs_BA.shape[1])
         return hard_BA.to(probs_BA.dtype)
@@ -84,48 +84,48 @@ def _chosen(probs_BA: Tensor, settings: TrainSettings) -> Tensor:
 
 
 def target_entropy(labels: Labels) -> float:
-    """The mean entropy of the labelled rows, in nats: 0 when hard; nan without any."""
+    """Returns the mean entropy of the labelled states in nats, 0 for hard targets; nan without labels."""
     if not labels.given_B.any():
         return float("nan")
     return float(-torch.xlogy(labels.probs_BA, labels.probs_BA).sum(1)[labels.given_B].mean()) + 0.0
 
 
 def lambda_at(frames: float, settings: TrainSettings) -> float:
-    """Lambda of equation 1 for the update that begins after this many frames."""
+    """Returns lambda of equation 1 for the update that begins after so many frames."""
     if settings.lambda_schedule == "constant":
         return settings.teacher_lambda
-    return settings.teacher_lambda * max(1 - frames / taught_frames(settings), 0.0)
+    return settings.teacher_lambda * max(1 - frames / lambda_frames(settings), 0.0)
 
 
 def doubt_at(frames: float, success: float, settings: TrainSettings) -> float:
-    """The share of the targets that is spread over all actions, in the update that begins after these frames.
+    """Returns the share of the targets to spread over all actions in the update that begins after `frames`.
 
-    It grows as the teacher's time runs out, where the student still fails: a good teacher's would not.
+    The share grows with the frames where the student still fails: after a good teacher it would not.
 
     Args:
-        success: the share of the last training episodes that succeeded.
+        success: the share of the recent training episodes that succeeded.
     """
-    time = min(frames / taught_frames(settings), 1.0)
-    return settings.doubt * time * max(1 - 2 * success, 0.0)
+    progress = min(frames / lambda_frames(settings), 1.0)
+    return settings.doubt * progress * max(1 - 2 * success, 0.0)
 
 
-def taught_frames(settings: TrainSettings) -> int:
-    """The frames after which lambda is 0, or all of the run's."""
+def lambda_frames(settings: TrainSettings) -> int:
+    """Returns the frames after which lambda is 0, or all frames of the run."""
     linear = settings.lambda_schedule == "linear"
     return settings.lambda_frames if linear and settings.lambda_frames else settings.frames
 
 
 class Replay:
-    """Supervised passes over all stored labels: they cost no frames and no questions.
+    """Supervised learning from all stored labels, which costs neither frames nor questions.
 
-    They come after an update, so that the log-probabilities of the rollout that it learns from are still
-    those of the policy that acted. Their share falls with lambda.
+    It follows an update, so that the update still finds the log-probabilities of the policy that acted. The
+    number of its steps falls with lambda.
     """
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
         self._network = network
         self._settings = settings
-        # Of its own, whatever the algorithm uses: its steps are of another size
+        # Its own optimiser, whatever the algorithm uses: its steps have another size
         self._optimiser = torch.optim.Adam(network.parameters(), settings.replay_rate, eps=1e-5, fused=True)
         self._due = 0.0
 
@@ -138,10 +138,12 @@ class Replay:
         rng: np.random.Generator,
         doubt: float = 0.0,
     ) -> float:
-        """As many gradient steps as the frames just played call for; the mean KL, nan without a step.
+        """Takes the gradient steps that are due for so many frames; returns the mean KL, nan without steps.
 
         Args:
-            labels: of M states, of which those not given are left out.
+            obs_MK: all M states met.
+            labels: the labels of these states.
+            frames: the frames of the newest rollout.
             doubt: see `targets`.
         """
         share = teacher_lambda / self._settings.teacher_lambda if self._settings.teacher_lambda else 0.0
@@ -163,10 +165,10 @@ class Replay:
         return float(torch.stack(divergences).mean())
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Returns the state for a checkpoint."""
         return {"optimiser": self._optimiser.state_dict(), "due": self._due}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Restores the state of a checkpoint."""
         self._optimiser.load_state_dict(state["optimiser"])
         self._due = state["due"]

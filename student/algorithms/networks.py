@@ -1,4 +1,4 @@
-"""The student's network: cells as the agent sees them, marked where the mission names them."""
+"""The student's network: an egocentric view of the grid, with marks on what the mission names."""
 
 import numpy as np
 import torch
@@ -8,21 +8,21 @@ from gridworld.views import N_CELL_CODES, N_COLOURS, N_KINDS, N_STATES, NAMES, S
 from student.environments import WORDS, Layout
 
 _OUTSIDE = N_CELL_CODES
-"""The code of what lies outside the grid."""
+"""The code of a place outside the grid."""
 _MARKS = 4
-"""The mission names a cell's kind, its colour, both or neither."""
+"""The mission names a cell's kind, its colour, both, or neither."""
 _LOOKS = N_KINDS + N_COLOURS + N_STATES + _MARKS
-"""L, the columns that say what a cell is: its kind, colour, state and mark."""
+"""L, the one-hot columns of a cell: its kind, colour, state and mark."""
 
 
 class ActorCritic(nn.Module):
-    """Logits over the environment's actions and a value, from observations (see `student.environments.Row`).
+    """Logits over the environment's actions and a value, from a `student.environments.Observation`.
 
-    The cells are laid out as the agent sees them, itself in the middle and its heading upwards, so that
-    what it learns in one place holds in all. Each is embedded as the sum of its kind's, colour's and
-    state's embeddings and of a mark's, which tells whether the mission names its kind and its colour:
-    what it learns about the object that is looked for holds whatever that is called. The mission's
-    words as such are added to the first hidden layer; they start at zero.
+    The cells are arranged egocentrically, with the agent in the middle and its heading upwards, so that what
+    is learnt in one place holds in all places. A cell's embedding is the sum of the embeddings of its kind,
+    colour, state and mark. The mark tells whether the mission names the cell's kind and its colour, so that
+    what is learnt about the object of a mission holds for any object. Embeddings of the mission's words are
+    added to the first hidden layer; they start at zero.
     """
 
     def __init__(self, layout: Layout, cell_size: int = 8, hidden_size: int = 64) -> None:
@@ -52,14 +52,14 @@ class ActorCritic(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, obs_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations uint8 [B, K] to logits [B, A] and values [B]."""
+        """Returns logits [B, A] and values [B] for observations, uint8 [B, K]."""
         return self.judge(self.perceive(obs_BK))
 
     def perceive(self, obs_BK: Tensor) -> Tensor:
-        """What `judge` works on, int64 [B, E + WORDS]: nothing in it is learnt, so it is computed once.
+        """Returns the input of `judge`, int64 [B, E + WORDS]; it has no parameters, so it is computed once.
 
-        For each of the E places around the agent the cell there and its mark, as one number; then the
-        mission's words.
+        For each of the E places around the agent, one number for the cell and its mark; then the mission's
+        words.
         """
         cells = self._layout.cells
         obs_BK = obs_BK.long()
@@ -75,12 +75,12 @@ class ActorCritic(nn.Module):
         return torch.cat([cells_BE * _MARKS + marks_BE, words_BW], 1)
 
     def judge(self, seen_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, A] and values [B] from what `perceive` gave."""
+        """Returns logits [B, A] and values [B] for the output of `perceive`."""
         features_BH = self.features(seen_BE)
         return self.actor(features_BH), self.critic(features_BH).squeeze(1)
 
     def features(self, seen_BE: Tensor) -> Tensor:
-        """What both heads work on: [B, H]."""
+        """Returns the input of both heads [B, H]."""
         table_CD: Tensor = self.looks(self._looks_CL).relu()
         # Both are sums of embeddings; their gradients take a third of the time in this form
         cells_BED = table_CD.index_select(0, seen_BE[:, :-WORDS].flatten())
@@ -93,7 +93,7 @@ class ActorCritic(nn.Module):
 
 
 def _looks() -> np.ndarray:
-    """float32 [(cell codes and outside) * marks, L]: what a cell with a mark looks like, as 0s and 1s."""
+    """Returns the one-hot columns of each cell and mark, float32 [(cell codes and outside) * marks, L]."""
     looks_CML = np.zeros((N_CELL_CODES + 1, _MARKS, _LOOKS), np.float32)
     for cell in range(N_CELL_CODES):
         kind, colour, state = uncode(cell)
@@ -104,7 +104,7 @@ def _looks() -> np.ndarray:
 
 
 def _names() -> np.ndarray:
-    """int64 [cell codes and outside, 2]: the ids of the words for a cell's kind and colour; 0 for none."""
+    """Returns the word ids of each cell's kind and colour, int64 [cell codes and outside, 2]; 0: no word."""
     ids = [
         (1 + NAMES.index(kind), 1 + NAMES.index(colour))
         for kind, colour in map(names_of, range(N_CELL_CODES))
@@ -113,12 +113,12 @@ def _names() -> np.ndarray:
 
 
 def _reach(layout: Layout) -> int:
-    """How far the agent has to see in each direction: it never stands in the outermost wall."""
+    """Returns how far the view reaches in each direction: the agent never stands in the outermost wall."""
     return max(layout.height, layout.width) - 2
 
 
 def _egocentric(layout: Layout) -> np.ndarray:
-    """int64 [poses, side * side]: for each pose the cell index seen at each place, `cells` for outside."""
+    """Returns the cell index at each place for each pose, int64 [poses, side * side]; outside: `cells`."""
     reach = _reach(layout)
     offsets = [(ahead, right) for ahead in range(reach, -reach - 1, -1) for right in range(-reach, reach + 1)]
     seen_PE = np.full((layout.cells * 4, len(offsets)), layout.cells, np.int64)

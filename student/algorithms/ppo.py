@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al., arXiv 1707.06347) with a teacher's term beside it."""
+"""Proximal policy optimisation (Schulman et al., arXiv 1707.06347), with distillation."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from student.settings import TrainSettings
 
 
 class PPO(Algorithm):
-    """Several epochs over a rollout in minibatches."""
+    """Takes several epochs over a rollout, in minibatches."""
 
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
@@ -30,15 +30,15 @@ class PPO(Algorithm):
 def loss(
     network: ActorCritic, batch: Batch, teacher_lambda: float, settings: TrainSettings
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Equation 1 of the paper with PPO's clipped L_RL, and its terms."""
-    judged = batch.judged(network)
+    """Returns equation 1 of the paper with PPO's clipped L_RL, and its terms."""
+    output = batch.output_of(network)
     advantages_B = scaled_advantages(batch, settings)
-    ratio_B = (judged.log_probs_B - batch.log_probs_B).exp()
+    ratio_B = (output.log_probs_B - batch.log_probs_B).exp()
     clipped_B = ratio_B.clamp(1 - settings.clip, 1 + settings.clip)
     policy = -torch.minimum(ratio_B * advantages_B, clipped_B * advantages_B).mean()
-    errors_B = (judged.values_B - batch.returns_B).square()
+    errors_B = (output.values_B - batch.returns_B).square()
     if settings.clip_values:
-        near_B = batch.values_B + (judged.values_B - batch.values_B).clamp(-settings.clip, settings.clip)
+        near_B = batch.values_B + (output.values_B - batch.values_B).clamp(-settings.clip, settings.clip)
         errors_B = torch.maximum(errors_B, (near_B - batch.returns_B).square())
     value = 0.5 * errors_B.mean()
-    return equation_1(policy, value, judged, teacher_lambda, settings)
+    return equation_1(policy, value, output, teacher_lambda, settings)

@@ -1,4 +1,4 @@
-"""The algorithms that a run can learn by; another one is a subclass of `Algorithm` and a line here."""
+"""Algorithms by name; a further one is a subclass of `Algorithm` and a line in `settings.ALGORITHMS`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
@@ -10,6 +10,6 @@ from student.settings import ALGORITHMS
 
 
 def algorithm(name: str) -> "type[Algorithm]":
-    """The algorithm with this name."""
+    """Returns the class of an algorithm."""
     module, _, kind = ALGORITHMS[name].partition(":")
     return cast("type[Algorithm]", getattr(import_module(module), kind))

@@ -1,9 +1,9 @@
-"""Soft Q-learning from a buffer of past steps, with a target network and a teacher's term beside it.
+"""Soft Q-learning from a replay buffer, with a target network and distillation.
 
-The network's two heads make a dueling Q-function, Q(s, a) = V(s) + tau log pi(a|s), whose softmax is the
-policy that acts (Haarnoja et al., arXiv 1702.08165, equations 5 to 7; tau is --entropy-coefficient). So
-rollouts, evaluation and distillation are those of every other algorithm. What Q is to be comes from a
-slowly following copy, as in DQN (Mnih et al., Nature 518).
+The network's two heads are a dueling Q-function, Q(s, a) = V(s) + tau log pi(a|s), and the policy is its
+softmax (Haarnoja et al., arXiv 1702.08165, equations 5 to 7; tau is the setting `entropy_coefficient`). So
+rollouts, evaluation and distillation are the same as for the other algorithms. The targets of Q come from a
+copy of the network that follows slowly, as in DQN (Mnih et al., Nature 518).
 """
 
 import copy
@@ -20,8 +20,8 @@ from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
 
-class DQN(Algorithm):
-    """Gradient steps on minibatches of the buffer, as many as --epochs passes over a rollout would be."""
+class SoftQLearning(Algorithm):
+    """Takes as many steps on minibatches of the buffer as `epochs` passes over a rollout would be."""
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
         super().__init__(network, settings)
@@ -53,8 +53,7 @@ class DQN(Algorithm):
         self._buffer = state["buffer"]
 
     def _remember(self, rollout: Rollout, targets_U: Labels) -> None:
-        """Adds a rollout's steps. Those cut off by the time limit are left out: what would have followed is
-        not in the rollout."""
+        """Adds a rollout's steps to the buffer, except truncated ones, whose next state is not in it."""
         obs_TNK = rollout.states_UK[rollout.which_TN]
         next_TNK = np.concatenate([obs_TNK[1:], rollout.last_obs_NK[None]])
         targets = targets_U[torch.from_numpy(rollout.which_TN.ravel())]
@@ -81,9 +80,10 @@ def loss(
     teacher_lambda: float,
     settings: TrainSettings,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(Q(s, a) - r - gamma V'(s'))^2 / (2 tau) + lambda KL(teacher || student), means over a batch.
+    """Returns (Q(s, a) - r - gamma V'(s'))^2 / (2 tau) + lambda KL(teacher || student), and its terms.
 
-    V' is the target network's. Divided by tau, the error weighs on log pi as an advantage does.
+    Both are means over a batch; V' is the target network's value. Dividing by tau gives the error the weight
+    of an advantage in the gradient of log pi.
     """
     tau = max(settings.entropy_coefficient, 1e-6)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from gridworld.tasks import task_key
-from student.settings import AlgorithmName, EnvId, TrainSettings, preset_for
+from student.settings import EnvId, TrainSettings, algorithm_name, preset_for
 from teacher_api.command_line import CannotStart
 from teacher_api.validation import in_words, problems, reason, sentence
 from teacher_api.validation import path as field_path
@@ -90,6 +90,12 @@ def _input_name(key: str) -> str:
         hint = f"did you mean {close[0]!r}?" if close else "`student train --help` lists the settings"
         raise ValueError(f"{key!r} is not a setting of `student train`; {hint}")
     return _SETTINGS[name]
+
+
+def _algorithm(name: str) -> str:
+    """Checks an algorithm's name and keeps it as it is written: the folders of its runs bear it."""
+    algorithm_name(name)
+    return name
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -196,7 +202,7 @@ class SweepPlan(BaseModel):
 
     envs: Annotated[list[Annotated[EnvId, _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)]
     algos: Annotated[
-        list[Annotated[AlgorithmName, _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)
+        list[Annotated[str, AfterValidator(_algorithm), _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)
     ]
     seeds: Annotated[
         list[Annotated[int, Field(ge=0)]],

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from student.experiments.plans import SweepPlan, load_plan
 from student.experiments.statistics import EVALUATIONS_IN_A_ROW, CensoredTimes, samples_to
+from student.settings import FORMER_NAMES
 from teacher_api.command_line import CannotStart
 
 ALONE = "alone"
@@ -255,15 +256,16 @@ def _read_run(run: Path, expected: tuple[str, str, int] | None = None, arm: str 
     rows = list(_evaluations(run / "metrics.jsonl"))
     config, summary = _read_json(run / "config.json"), _read_json(run / "summary.json")
     try:
-        found = tuple(config["settings"][name] for name in ("algo", "env", "seed"))
-        if expected not in (None, found):
+        algo, *others = (config["settings"][name] for name in ("algo", "env", "seed"))
+        found = (FORMER_NAMES.get(algo, algo), *others)
+        if expected and (FORMER_NAMES.get(expected[0], expected[0]), *expected[1:]) != found:
             raise _UnusableRun(f"its config.json belongs to another run: {' '.join(map(str, found))}")
         if rows and rows[-1]["frames"] > summary["frames"]:
             raise _UnusableRun("unfinished: it was resumed after it wrote its summary.json")
         for name in ("success", "return", "frames", "seconds"):
             float(summary[name])
         return FinishedRun(
-            Cell(arm, found[0], found[1]),
+            Cell(arm, expected[0] if expected else found[0], found[1]),
             found[2],
             config,
             summary,

@@ -1,4 +1,4 @@
-"""An animation of held-out episodes: the picture, the mission, the action and every action's probability."""
+"""Animations of held-out episodes: picture, mission, action, and the probabilities of all actions."""
 
 import math
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gridworld.pictures import draw
 from gridworld.tasks import EVALUATION_SEEDS
-from student.environments import Environment, Layout, Vocabulary, stacked
-from student.runs.evaluation import Policy, choose
+from student.environments import Environment, Layout, Observation, Vocabulary, stacked
+from student.runs.policies import Policy, choose
 
 _SIDE = 448
-"""Pixels of a picture's longer side, about; tiles are at least _MIN_TILE pixels wide."""
+"""Approximate pixels of a picture's longer side; a tile has at least _MIN_TILE pixels."""
 _MIN_TILE = 16
 _WIDTH = 300
-"""Pixels of the text beside the picture."""
+"""Width of the text beside the picture, in pixels."""
 _LINE = 22
 _FONT = ImageFont.load_default(16)
 _CHARACTERS = 34
-"""Of a line of the text."""
+"""Characters in a line of the text."""
 _MISSION_LINES = 6
 _BAR = 110
 _INK, _QUIET, _CHOSEN, _OTHER = "#1c1c1a", "#62625c", "#D55E00", "#9db8cc"
@@ -30,7 +30,7 @@ _MILLISECONDS, _AT_THE_END = 400, 1600
 
 
 def animate(policy: Policy, layout: Layout, vocabulary: Vocabulary, episodes: int, file: Path) -> None:
-    """Writes a GIF of the first held-out episodes, played with the most probable actions.
+    """Writes a GIF of the first `episodes` held-out episodes, played with the most probable actions.
 
     Raises:
         OSError: the file cannot be written.
@@ -50,36 +50,36 @@ def animate(policy: Policy, layout: Layout, vocabulary: Vocabulary, episodes: in
 def _episode(
     policy: Policy, layout: Layout, vocabulary: Vocabulary, env: Environment, title: str
 ) -> Iterator[Image.Image]:
-    """An image for each step, with the action about to be taken, and one for what the last action led to."""
-    row, step, ended = env.reset(), 0, False
+    """Yields an image for each step, with the action to be taken, and one for the episode's last state."""
+    obs, step, ended = env.reset(), 0, False
     while not ended:
-        rows_1K = stacked([row])
-        log_probs_A = policy(rows_1K)[0]
+        obs_1K = stacked([obs])
+        log_probs_A = policy(obs_1K)[0]
         action = int(choose(log_probs_A[np.newaxis], None)[0])
-        yield _image(layout, vocabulary, rows_1K[0], f"{title}, step {step}", np.exp(log_probs_A), action)
-        row, _, terminated, truncated = env.step(action)
+        yield _image(layout, vocabulary, obs_1K[0], f"{title}, step {step}", np.exp(log_probs_A), action)
+        obs, _, terminated, truncated = env.step(action)
         step, ended = step + 1, terminated or truncated
     outcome = "success" if env.total > 0 else "failure" if terminated else "out of time"
-    said = f"{title}: {outcome}, return {env.total:.2f}"
-    yield _image(layout, vocabulary, stacked([row])[0], said, None, None)
+    title = f"{title}: {outcome}, return {env.total:.2f}"
+    yield _image(layout, vocabulary, stacked([obs])[0], title, None, None)
 
 
 def _image(
     layout: Layout,
     vocabulary: Vocabulary,
-    row: NDArray[np.uint8],
+    obs_K: Observation,
     title: str,
     probs_A: NDArray[np.float32] | None,
     action: int | None,
 ) -> Image.Image:
-    """A state's picture, with text and bars beside it."""
+    """Returns a state's picture with text and bars beside it."""
     tile = max(_MIN_TILE, _SIDE // max(layout.height, layout.width))
-    picture = Image.fromarray(draw(layout.view(row), tile))
-    mission = vocabulary.decode(layout.words(row)) or "no mission"
+    picture = Image.fromarray(draw(layout.view(obs_K), tile))
+    mission = vocabulary.decode(layout.words(obs_K)) or "no mission"
     lines = [(_QUIET, line) for line in wrap(title, _CHARACTERS)]
     shortened = wrap(mission, _CHARACTERS, max_lines=_MISSION_LINES, placeholder=" ...")
     lines += [(_INK, line) for line in ("", *shortened, "")]
-    # The same for all images: a title of two lines, the mission between empty lines, the actions
+    # The same height for all images: two lines of title, the mission between empty lines, the actions
     height = max(picture.height, _LINE * (2 + 1 + _MISSION_LINES + 1 + len(layout.actions) + 1))
     image = Image.new("RGB", (picture.width + _WIDTH, height), "white")
     image.paste(picture, (0, 0))

@@ -1,11 +1,10 @@
-"""`student export`: a trained student in one file that needs no torch, measured beside its teacher."""
+"""`student export`: writes a trained student as an ONNX file and measures it beside its teacher."""
 
 import logging
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from gridworld.tasks import EVALUATION_SEEDS, UnknownTask, task_key
 from student.environments import Environment, Layout, Vocabulary, stacked
 from student.labels.table import LabelTable
-from student.runs.evaluate import Trained, load_trained
-from student.runs.exported import (
+from student.runs.folder import write_whole
+from student.runs.onnx_student import (
     INPUT,
     LOGITS,
     VALUES,
@@ -27,27 +26,28 @@ from student.runs.exported import (
     load_exported,
     needed,
 )
-from student.runs.folder import write_whole
-from student.settings import ExportSettings
+from student.runs.settings import ExportSettings
+from student.runs.trained import Trained, load_trained
 from teacher_api.client import QuestionRefused, TeacherError, connect
 
 _BATCH = 64
 _TOLERANCE = 1e-4
-"""How far a figure may be from torch's, as a share of the largest (of 1, where all are smaller): rounding
-stays below, and a wrong graph does not."""
+"""Largest difference to torch's output, as a share of its largest value or of 1: above rounding errors, below
+the error of a wrong graph."""
 _WARM_UP, _TIMES = 20, 300
-"""Times that the student is run before and while it is measured."""
+"""Runs of the student before and during a measurement."""
 _STATES_A_QUESTION = 4
-"""States at hand for each question that the teacher's store shall not know."""
+"""States for each question to measure: the teacher's store may know some of them."""
 _FIRST_SEED = EVALUATION_SEEDS + 2**30
-"""Held-out episodes of which `student evaluate` asks nothing."""
+"""First of the held-out episodes that `student evaluate` does not play."""
 
 
 @dataclass(frozen=True)
-class TeacherFigures:
-    """What asking a teacher took, in milliseconds a question, one after another over HTTP.
+class TeacherLatency:
+    """A teacher's latencies in milliseconds, one question at a time over HTTP.
 
-    fresh: the questions that it had to answer; stored: those that its store knew.
+    size: the weights in bytes, None if unknown; fresh: of questions that the teacher answered; stored: of
+    questions that its store answered; failed: questions without an answer.
     """
 
     identity: str
@@ -58,8 +58,11 @@ class TeacherFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """An exported student's size in bytes and latency in milliseconds, and a teacher's on the same states."""
+class ExportReport:
+    """An exported student's size in bytes and latency in milliseconds, and a teacher's for the same states.
+
+    one_ms: latency for one observation; batch_ms: for a batch.
+    """
 
     file: Path
     about: About
@@ -67,7 +70,7 @@ class Figures:
     parameters: int
     one_ms: float
     batch_ms: float
-    teacher: TeacherFigures | None
+    teacher: TeacherLatency | None
 
 
 def main(settings: ExportSettings) -> int:
@@ -76,12 +79,12 @@ def main(settings: ExportSettings) -> int:
     return 0
 
 
-def export(settings: ExportSettings) -> Figures:
-    """Writes a run's student into a file and measures it.
+def export(settings: ExportSettings) -> ExportReport:
+    """Writes a run's student to a file and measures it.
 
     Raises:
         CannotStart: the run or the file cannot be used; nothing was written.
-        TeacherError: the teacher cannot be used (nothing was written), or was lost while it was asked.
+        TeacherError: the teacher cannot be used (nothing was written), or was lost during the measurement.
     """
     file = settings.out or settings.run / "student.onnx"
     trained = load_trained(settings.run)
@@ -92,43 +95,43 @@ def export(settings: ExportSettings) -> Figures:
     student = load_exported(content, str(file))
     states = _states(trained.layout, student.vocabulary, max(_BATCH, settings.questions * _STATES_A_QUESTION))
     _compare(trained, student, states)
-    _write_whole(file, content)
-    asked = list(range(len(states)))
-    teacher_figures = None
+    _write(file, content)
+    measured = list(range(len(states)))
+    latency = None
     if teacher is not None:
         try:
-            teacher_figures, asked = teacher.measure(states, settings.questions)
+            latency, measured = teacher.measure(states, settings.questions)
         except TeacherError as error:
             raise TeacherError(
-                f"{file} is written, but its teacher could not be measured: {error}"
+                f"{file} was written, but its teacher could not be measured: {error}"
             ) from error
     batch_BK = np.resize(states, (_BATCH, trained.layout.length))
-    return Figures(
+    return ExportReport(
         file,
         student.about,
         len(content),
         sum(parameter.numel() for parameter in trained.network.parameters()),
-        _median_ms(student.judge, [states[i : i + 1] for i in asked]),
+        _median_ms(student.judge, [states[i : i + 1] for i in measured]),
         _median_ms(student.judge, [batch_BK]),
-        teacher_figures,
+        latency,
     )
 
 
 def to_onnx(trained: Trained) -> bytes:
-    """The content of a student's file.
+    """Returns a student as the content of an ONNX file.
 
-    torch.export proves that the batch may have any size, where tracing would fix it in silence.
+    torch.export proves that the graph takes batches of any size; tracing would fix the size silently.
 
     Raises:
-        BadExport: the extra is not installed.
+        BadExport: the extra `export` is not installed.
     """
     onnx = needed("onnx")
     needed("onnxscript")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not there
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # a warning that torchvision is not installed
     example_BK = torch.from_numpy(_states(trained.layout, Vocabulary(trained.words), 2))
     network = trained.network.eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch, about itself
+        warnings.simplefilter("ignore", FutureWarning)  # from inside torch
         graph = torch.export.export(
             network, (example_BK,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
         )
@@ -144,7 +147,7 @@ def to_onnx(trained: Trained) -> bytes:
     model = program.model_proto
     nodes = model.graph
     for part in (nodes, *nodes.node, *nodes.input, *nodes.output, *nodes.value_info, *nodes.initializer):
-        part.ClearField("metadata_props")  # paths and source lines of this machine
+        part.ClearField("metadata_props")  # source lines and paths of this machine
     onnx.helper.set_model_props(model, _about(trained).lines())
     content: bytes = model.SerializeToString()
     return content
@@ -165,7 +168,7 @@ def _about(trained: Trained) -> About:
 
 
 def _compare(trained: Trained, student: ExportedStudent, states_SK: NDArray[np.uint8]) -> None:
-    """Raises BadExport where the file does not judge states, alone or together, as the run's network does."""
+    """Raises BadExport if the file's output for states, alone or in a batch, differs from the network's."""
     for size in (1, 3, len(states_SK)):
         with torch.inference_mode():
             expected = trained.network(torch.from_numpy(states_SK[:size]))
@@ -173,41 +176,38 @@ def _compare(trained: Trained, student: ExportedStudent, states_SK: NDArray[np.u
             difference = np.abs(ours - theirs.numpy()).max()
             if not difference <= _TOLERANCE * max(1.0, float(theirs.abs().max())):
                 raise BadExport(
-                    f"what onnxruntime computes differs from the run's network by {difference:.1e};"
-                    " nothing was written"
+                    f"onnxruntime's output is {difference:.1e} away from the network's; nothing was written"
                 )
 
 
 def _check_free(file: Path, overwrite: bool) -> None:
     if file.is_dir():
-        raise BadExport(f"{file} is a folder: choose another --out")
+        raise BadExport(f"{file} is a folder: choose another `out`")
     if file.exists() and not overwrite:
-        raise BadExport(f"{file} is there already: choose another --out, or replace it by --overwrite")
+        raise BadExport(f"{file} exists already: choose another `out`, or replace it with `overwrite`")
 
 
-def _write_whole(file: Path, content: bytes) -> None:
+def _write(file: Path, content: bytes) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
     except OSError as error:
-        with suppress(OSError):
-            file.with_name(f"{file.name}.part").unlink()
         raise BadExport(f"cannot write {file}: {error.strerror}") from error
 
 
 def _states(layout: Layout, vocabulary: Vocabulary, most: int) -> NDArray[np.uint8]:
-    """Up to `most` different states of held-out episodes with random actions, uint8 [S, K]."""
+    """Returns up to `most` different states of held-out episodes with random actions, uint8 [S, K]."""
     rng = np.random.default_rng(0)
     env = Environment(layout, vocabulary, lambda episode: _FIRST_SEED + episode)
-    row = env.reset()
-    met = {row: None}  # a set that keeps its order
-    for _ in range(100 * most):  # small environments have fewer states than may be wanted
+    obs = env.reset()
+    met = {obs: None}  # a set in the order of insertion
+    for _ in range(100 * most):  # a small environment may have fewer states
         if len(met) == most:
             break
-        row, _, terminated, truncated = env.step(int(rng.integers(len(layout.actions))))
-        if terminated or truncated:  # nobody has to act there
-            row = env.reset()
-        met[row] = None
+        obs, _, terminated, truncated = env.step(int(rng.integers(len(layout.actions))))
+        if terminated or truncated:  # no action follows a last state
+            obs = env.reset()
+        met[obs] = None
     return stacked(list(met))
 
 
@@ -222,7 +222,7 @@ def _median_ms(run: Callable[[NDArray[np.uint8]], object], batches: Sequence[NDA
 
 
 class _Teacher:
-    """A teacher whose answers are timed; making one asks who it is and whether it knows the task."""
+    """A teacher whose latency is measured; the constructor asks who it is and whether it knows the task."""
 
     def __init__(self, settings: ExportSettings, trained: Trained) -> None:
         try:
@@ -232,23 +232,24 @@ class _Teacher:
         self._client = connect(
             settings.teacher, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s
         )
-        self._labels = LabelTable(trained.layout, Vocabulary(trained.words), self._client, task=task)
-        self._labels.start()
+        self._table = LabelTable(trained.layout, Vocabulary(trained.words), self._client, task=task)
+        self._table.start()
 
-    def measure(self, states_SK: NDArray[np.uint8], questions: int) -> tuple[TeacherFigures, list[int]]:
-        """Asks about one state after another until it had to answer `questions` times itself.
+    def measure(self, states_SK: NDArray[np.uint8], questions: int) -> tuple[TeacherLatency, list[int]]:
+        """Asks about states, one after another, until the teacher itself answered `questions` of them.
 
         Returns:
-            The figures, and which states they are of: those that it had to answer, else all.
+            The latencies, and the indices of the states that they were measured with: the states that the
+            teacher answered, or else those that its store answered.
 
         Raises:
-            TeacherError: it was lost, or answered nothing.
+            TeacherError: the teacher was lost, or answered no question.
         """
         fresh: dict[int, float] = {}
         stored: dict[int, float] = {}
         refused: list[QuestionRefused] = []
-        for i, row in enumerate(states_SK):
-            question = self._labels.question(row)
+        for i, obs_K in enumerate(states_SK):
+            question = self._table.question(obs_K)
             began = time.perf_counter()
             try:
                 answer = self._client.ask(question)
@@ -260,37 +261,37 @@ class _Teacher:
                 break
         if not fresh and not stored:
             raise TeacherError(f"{self._client.url} answered none of {len(refused)} questions: {refused[0]}")
-        info = self._labels.info
-        figures = TeacherFigures(
+        info = self._table.info
+        latency = TeacherLatency(
             info.identity,
             info.hosting.get("weight_bytes"),
             tuple(fresh.values()),
             tuple(stored.values()),
             len(refused),
         )
-        return figures, list(fresh or stored)
+        return latency, list(fresh or stored)
 
 
-def table(figures: Figures) -> str:
-    """The figures as lines of text, a teacher's beside the student's."""
-    about, teacher = figures.about, figures.teacher
+def table(report: ExportReport) -> str:
+    """Returns the report as lines of text, with the teacher's figures beside the student's."""
+    about, teacher = report.about, report.teacher
     head = (
-        f"{figures.file}: {about.env}, {about.frames} frames of {about.algorithm}, seed {about.seed},"
+        f"{report.file}: {about.env}, {about.frames} frames of {about.algorithm}, seed {about.seed},"
         f" teacher {about.teacher}"
     )
     rows = [
-        ("size", f"{figures.size / 1e6:.3f} MB"),
-        ("parameters", f"{figures.parameters:,}"),
-        ("one observation", f"{figures.one_ms:.3f} ms"),
-        (f"a batch of {_BATCH}", f"{figures.batch_ms:.3f} ms"),
+        ("size", f"{report.size / 1e6:.3f} MB"),
+        ("parameters", f"{report.parameters:,}"),
+        ("one observation", f"{report.one_ms:.3f} ms"),
+        (f"a batch of {_BATCH}", f"{report.batch_ms:.3f} ms"),
     ]
     if teacher is None:
         return "\n".join([head, *(f"{name:18}{ours:>14}" for name, ours in rows)])
     fresh_ms = statistics.median(teacher.fresh) if teacher.fresh else None
     theirs = [
-        ("unknown", "") if teacher.size is None else _beside(teacher.size / 1e6, "MB", figures.size / 1e6),
+        ("unknown", "") if teacher.size is None else _beside(teacher.size / 1e6, "MB", report.size / 1e6),
         ("", ""),
-        ("not measured", "") if fresh_ms is None else _beside(fresh_ms, "ms", figures.one_ms),
+        ("not measured", "") if fresh_ms is None else _beside(fresh_ms, "ms", report.one_ms),
         ("", ""),
     ]
     lines = [head, f"{'':18}{'student':>14}{'teacher':>16}{'ratio':>12}"]
@@ -300,8 +301,8 @@ def table(figures: Figures) -> str:
         lines.append(f"{'... from its store':32}{statistics.median(teacher.stored):>13.3f} ms")
     failed = f", {teacher.failed} without an answer" if teacher.failed else ""
     lines.append(
-        f"{teacher.identity}: medians of {len(teacher.fresh)} questions that it had to answer"
-        f" and {len(teacher.stored)} that its store knew{failed}"
+        f"{teacher.identity}: medians of {len(teacher.fresh)} questions that it answered"
+        f" and {len(teacher.stored)} that its store answered{failed}"
     )
     return "\n".join(lines)
 

@@ -15,26 +15,27 @@ import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from student.runs.metrics import METRICS_FILE, BadMetrics, MetricsRow, read_metrics
 from teacher_api.command_line import CannotStart
 
 FORMAT = 2
-"""Of the checkpoints; raised when older ones can no longer be read."""
+"""The format of checkpoints; raised when older checkpoints can no longer be read."""
 _KEPT = 2
-"""Checkpoints kept; the newest is the one to go on from."""
+"""Checkpoints kept; a run is resumed from the newest."""
 _LOCK = "run.lock"
-"""Locked by the process that writes the run; the file stays."""
+"""Locked by the process that writes the run; the file is never removed."""
 
 
 class BadRun(CannotStart):
-    """A folder that cannot be used as a run, and what to do."""
+    """A folder cannot be used as a run: the message says why and what to do."""
 
 
 class CannotWrite(Exception):
-    """The folder took no more of the run, for instance because the disk is full; what it holds is whole."""
+    """A file cannot be written, for example because the disk is full; the files before it are complete."""
 
 
 class Run:
-    """Writes a run down as it goes; whatever is interrupted, the folder holds a whole checkpoint."""
+    """A run's folder. Files are written as a whole, so an interruption leaves a checkpoint intact."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,17 +45,17 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, config: dict[str, Any]) -> "Run":
-        """A new run, held.
+        """Starts a run in a folder and locks it.
 
         Raises:
-            BadRun: the folder holds a run already, is held by another process, or cannot be written.
+            BadRun: the folder holds a run already, is locked by another process, or cannot be written.
         """
         run = cls(folder)
         run._refuse_another()
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             run.hold()
-            run._refuse_another()  # which another process may have begun in the meantime
+            run._refuse_another()  # another process may have started one in the meantime
             write_json(folder / "config.json", {**config, "versions": _versions()})
         except BaseException as error:
             run.release()
@@ -65,25 +66,25 @@ class Run:
 
     @staticmethod
     def is_in(folder: Path) -> bool:
-        """Whether a run was begun there."""
+        """Returns whether a run was started in a folder."""
         return (folder / "config.json").exists()
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """A run that is there.
+        """Returns the run in a folder.
 
         Raises:
-            BadRun: the folder holds none.
+            BadRun: the folder holds no run.
         """
         if not (folder / "config.json").is_file():
             raise BadRun(f"{folder} is no run: it has no config.json")
         return cls(folder)
 
     def hold(self) -> None:
-        """Keeps other processes from writing this run, until `release` or the end of this one.
+        """Locks the run against other processes, until `release` or the end of this process.
 
         Raises:
-            BadRun: another process holds it, or the folder cannot be written.
+            BadRun: another process holds the lock, or the folder cannot be written.
         """
         try:
             self._lock = (self.folder / _LOCK).open("ab")
@@ -91,23 +92,23 @@ class Run:
         except BlockingIOError:
             self.release()
             raise BadRun(
-                f"another process trains in {self.folder}: wait for its end, stop it, or choose another --out"
+                f"another process trains in {self.folder}: wait for its end, stop it, or choose another `out`"
             ) from None
         except OSError as error:
             raise self._cannot_be_written(error) from error
 
     def release(self) -> None:
-        """Lets other processes write the run; nothing happens where it is not held."""
+        """Releases the lock, if this process holds it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """`hold`, and `release` at the end.
+        """Holds the lock within a `with` block.
 
         Raises:
-            BadRun: another process holds it, or the folder cannot be written.
+            BadRun: another process holds the lock, or the folder cannot be written.
         """
         self.hold()
         try:
@@ -117,36 +118,34 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the run was made with: settings, teacher, versions.
+        """The content of config.json: settings, teacher, versions.
 
         Raises:
             BadRun: config.json cannot be read.
         """
         return self._read("config.json", "settings", needed="settings")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, a dictionary an update, oldest first.
+    def metrics(self) -> list[MetricsRow]:
+        """Returns the logged rows, oldest first; an unfinished last line is left out.
 
         Raises:
-            BadRun: a line cannot be read; the last one alone may be cut off, and is then left out.
+            BadRun: metrics.jsonl cannot be read.
         """
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return []
-        *lines, _ = path.read_bytes().split(b"\n")  # what follows the last line end is half a line
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise BadRun(f"{path} cannot be read: {error}") from error
+            return list(read_metrics(self.folder))
+        except FileNotFoundError:
+            return []
+        except BadMetrics as error:
+            raise BadRun(f"{self.folder / METRICS_FILE} cannot be read: {error}") from error
 
     def start_logging(self, frames: int) -> None:
-        """Opens the logs, without what was logged after `frames`: a resumed run logs that again.
+        """Opens the logs and removes the rows after `frames`: a resumed run logs them again.
 
         Raises:
-            CannotWrite: the disk is full, or something like it.
+            CannotWrite: a log cannot be written.
         """
         kept = [row for row in self.metrics() if row["frames"] <= frames]
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS_FILE
         with self._writing():
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
             self._metrics = path.open("a", buffering=1, encoding="utf-8")
@@ -155,10 +154,10 @@ class Run:
             )
 
     def log(self, row: dict[str, Any]) -> None:
-        """Adds one update's figures to metrics.jsonl and TensorBoard.
+        """Adds an update's figures to metrics.jsonl and TensorBoard.
 
         Raises:
-            CannotWrite: the disk is full, or something like it.
+            CannotWrite: a log cannot be written.
         """
         with self._writing():
             self._log(row)
@@ -166,24 +165,27 @@ class Run:
     def _log(self, row: dict[str, Any]) -> None:
         assert self._board is not None
         self._metrics.write(json.dumps(row) + "\n")
-        told = {name: value for name, value in row.items() if name != "frames" and value is not None}
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in told.items()]
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "frames" and value is not None
+        ]
         # One event for the row: a call of add_scalar for each figure takes as long as an update does
         writer: Any = self._board.file_writer
         writer.add_summary(Summary(value=values), row["frames"])
 
     def stop_logging(self) -> None:
-        """Closes the logs; metrics.jsonl has every row by then, whatever becomes of the rest."""
+        """Closes the logs; metrics.jsonl is complete even where TensorBoard's log cannot be."""
         for log in (self._board, self._metrics):
             if log is not None:
                 with suppress(OSError):
                     log.close()
 
     def save_checkpoint(self, frames: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint as a whole or not at all, and drops those long passed.
+        """Writes a checkpoint and removes all but the newest ones.
 
         Raises:
-            CannotWrite: the disk is full, or something like it.
+            CannotWrite: the checkpoint cannot be written.
         """
         content = io.BytesIO()
         torch.save({"format": FORMAT, **state}, content)
@@ -193,15 +195,15 @@ class Run:
                 old.unlink()
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """The newest checkpoint.
+        """Returns the newest checkpoint.
 
         Raises:
-            BadRun: there is none, or it is none of this program's.
+            BadRun: there is no checkpoint, or it cannot be read.
         """
         paths = self._checkpoints()
         if not paths:
             raise BadRun(
-                f"{self.folder} has no checkpoint yet: it stopped before its first one; start it again"
+                f"{self.folder} has no checkpoint: the run stopped before its first one; start it again"
             )
         try:
             state: dict[str, Any] = torch.load(paths[-1], weights_only=True)
@@ -209,32 +211,32 @@ class Run:
             raise BadRun(f"{paths[-1]} cannot be read as a checkpoint: {error}".splitlines()[0]) from error
         if state.get("format") != FORMAT:
             raise BadRun(
-                f"{paths[-1]} has format {state.get('format')}, and this version reads {FORMAT}:"
+                f"{paths[-1]} has format {state.get('format')}, and this version reads format {FORMAT}:"
                 " use the version that wrote it (see config.json)"
             )
         return state
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether the run can be resumed."""
         return bool(self._checkpoints())
 
     def clear(self) -> None:
-        """Takes away what was begun, so that it can begin anew; config.json goes last.
+        """Removes the files of a run without a checkpoint, so that it can be started again; config.json last.
 
         Raises:
-            BadRun: the folder holds a checkpoint, or something that is no run's; all is left as it is.
+            BadRun: the folder holds a checkpoint or a file that is not the run's; nothing is removed.
         """
         paths = [
             path
             for path in self.folder.rglob("*")
             if (path.is_symlink() or not path.is_dir()) and path != self.folder / _LOCK
         ]
-        others = [path for path in paths if not _is_of_a_start(path.relative_to(self.folder))]
+        others = [path for path in paths if not _is_a_runs_start(path.relative_to(self.folder))]
         if others:
             raise BadRun(
-                f"{self.folder} has no checkpoint yet and cannot begin anew, because {min(others)} is no"
-                " file of a run's start: take it away, or choose another --out"
+                f"{self.folder} has no checkpoint, and the run cannot start again: {min(others)} is not one"
+                " of its files; move that file away, or choose another `out`"
             )
         try:
             for path in sorted(paths, key=lambda path: path.name == "config.json"):
@@ -243,7 +245,7 @@ class Run:
             raise self._cannot_be_written(error) from error
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run came to; None before its end.
+        """Returns the content of summary.json; None before the run's end.
 
         Raises:
             BadRun: summary.json cannot be read.
@@ -253,10 +255,10 @@ class Run:
         return self._read("summary.json", "summary", needed="frames")
 
     def summarise(self, summary: dict[str, Any]) -> None:
-        """Writes down what the run came to.
+        """Writes summary.json.
 
         Raises:
-            CannotWrite: the disk is full, or something like it.
+            CannotWrite: summary.json cannot be written.
         """
         with self._writing():
             write_json(self.folder / "summary.json", summary)
@@ -274,12 +276,12 @@ class Run:
     def _refuse_another(self) -> None:
         if self.is_in(self.folder):
             raise BadRun(
-                f"{self.folder} holds a run already: go on with --resume {self.folder}, or choose another"
-                " --out"
+                f"{self.folder} holds a run already: resume it with `resume` {self.folder}, or choose another"
+                " `out`"
             )
 
     def _read(self, name: str, what: str, needed: str) -> dict[str, Any]:
-        """A JSON file of the run, with at least one key that is needed."""
+        """Returns the content of a JSON file of the run, which has to hold the key `needed`."""
         path = self.folder / name
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -292,11 +294,11 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("*.pt"))
 
 
-def _is_of_a_start(path: Path) -> bool:
-    """Whether a run, or the sweep that began it, writes this file before the first checkpoint."""
+def _is_a_runs_start(path: Path) -> bool:
+    """Whether a run, or its sweep, writes this file before the first checkpoint."""
     match path.parts:
         case [name]:
-            return name.removesuffix(".part") in ("config.json", "metrics.jsonl", "error.txt")
+            return name.removesuffix(".part") in ("config.json", METRICS_FILE, "error.txt")
         case ["checkpoints", name]:
             return name.endswith(".part")
         case ["tensorboard", name]:
@@ -305,15 +307,15 @@ def _is_of_a_start(path: Path) -> bool:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file as a whole or not at all."""
+    """Writes a JSON file as a whole or not at all; see `write_whole`."""
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file as a whole or not at all, even where the disk is full or the power fails.
+    """Writes a file as a whole or not at all, even if the disk is full or the power fails.
 
     Raises:
-        OSError: it cannot be written; nothing of it is left.
+        OSError: the file cannot be written; the file from before is intact.
     """
     part = path.with_name(path.name + ".part")
     try:

@@ -1,60 +1,60 @@
-"""How a run that is there is gone on with: what may be told anew, and what it was made with."""
+"""Settings of a run that is resumed: those of the run, and the few that may change."""
+
+from pydantic import ValidationError
 
 from student.runs.folder import BadRun, Run
 from student.settings import TrainSettings
-from teacher_api.command_line import flag_of
+from teacher_api.validation import in_words
 
-_TOLD_ANEW = {
+CHANGEABLE = {
     *("resume", "go_on", "teacher", "teacher_key_file", "teacher_wait_s", "allow_teacher_change"),
     *("frames", "progress", "threads"),
 }
-"""What may be told anew when a run is resumed; the rest is the run's own."""
+"""Settings that may change when a run is resumed."""
 
 
 def resumed(run: Run, given: TrainSettings) -> TrainSettings:
-    """A run's settings, with those that are told anew.
+    """Returns a run's settings with the changes that are given.
 
     Raises:
-        BadRun: others are told than the run was made with.
+        BadRun: a setting changes that may not.
     """
     settings = load_settings(run)
-    told = {name: getattr(given, name) for name in given.model_fields_set}
+    changes = {name: getattr(given, name) for name in given.model_fields_set}
     if given.go_on:
-        told.pop("out", None)  # it is where the run was found, however it was written before
-    if told.get("algo", settings.algo) != settings.algo:
+        changes.pop("out", None)  # the run was found there, whatever its path was before
+    if changes.get("algo", settings.algo) != settings.algo:
         raise BadRun(
-            f"{run.folder} learns by {settings.algo} and cannot go on by {given.algo}; start a new run with"
-            " another --out"
+            f"{run.folder} learns by {settings.algo} and cannot be resumed with {given.algo}; start a new run"
+            " with another `out`"
         )
-    changed = {name for name, value in told.items() if value != getattr(settings, name)}
-    fixed = sorted(flag_of(TrainSettings, name) for name in changed - _TOLD_ANEW)
+    changed = {name for name, value in changes.items() if value != getattr(settings, name)}
+    fixed = sorted(f"`{name}`" for name in changed - CHANGEABLE)
     if fixed:
         raise BadRun(
-            f"{', '.join(fixed)} cannot be changed when a run is resumed; start a new one with another --out"
+            f"{', '.join(fixed)} cannot be changed when a run is resumed; start a new run with another `out`"
         )
     if settings.lambda_schedule == "linear" and not settings.lambda_frames and "frames" in changed:
         raise BadRun(
-            "--frames cannot be changed when a run with --lambda-schedule linear and no --lambda-frames is"
-            " resumed: its lambda falls"
-            f" to 0 over {settings.frames} frames"
+            "`frames` cannot be changed when a run with `lambda_schedule` linear and no `lambda_frames` is"
+            f" resumed: its lambda falls to 0 over {settings.frames} frames"
         )
-    teacher = told.get("teacher", settings.teacher)
+    teacher = changes.get("teacher", settings.teacher)
     if settings.teacher != "none" and teacher == "none":
-        raise BadRun("the run learns from a teacher; resume it with --teacher ADDRESS")
+        raise BadRun("the run learns from a teacher; resume it with `teacher` ADDRESS")
     if settings.teacher == "none" and teacher != "none":
-        raise BadRun("the run learns without a teacher and cannot take one on when it is resumed")
-    return settings.model_copy(update={**told, "out": run.folder})
+        raise BadRun("the run learns without a teacher and cannot be resumed with one")
+    return settings.model_copy(update={**changes, "out": run.folder})
 
 
 def load_settings(run: Run) -> TrainSettings:
-    """The settings that a run was made with.
+    """Returns the settings that a run was started with.
 
     Raises:
-        BadRun: they are not those of this version.
+        BadRun: config.json holds settings that this version does not know.
     """
     stored = run.config["settings"]
     try:
         return TrainSettings.model_validate(stored)
-    except ValueError as error:
-        lines = " ".join(str(error).split("\n")[1:3])
-        raise BadRun(f"{run.folder}/config.json is not of this version: {lines}") from error
+    except ValidationError as error:
+        raise BadRun(f"{run.folder}/config.json is not of this version: {in_words(error)}") from error

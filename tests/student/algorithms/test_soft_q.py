@@ -9,14 +9,14 @@ import torch
 from student.algorithms.distillation import Labels
 from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import collect
-from student.algorithms.soft_q import DQN, loss
+from student.algorithms.soft_q import SoftQLearning, loss
 from student.environments import Environments, Vocabulary
 from student.settings import TrainSettings
 from tests.student.algorithms.batches import LAYOUT, A, softmax
 
 pytestmark = pytest.mark.unit
 
-_SETTINGS = TrainSettings.model_validate({"algo": "dqn", "entropy_coefficient": 0.1, "gamma": 0.9})
+_SETTINGS = TrainSettings.model_validate({"algo": "soft-q", "entropy_coefficient": 0.1, "gamma": 0.9})
 
 
 def _batch(size: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_the_buffer_holds_the_newest_steps_and_none_that_were_cut_off() -> None:
     settings = _SETTINGS.model_copy(update={"buffer_size": 150, "epochs": 1})
     rng = np.random.default_rng(0)
     network = ActorCritic(LAYOUT)
-    algorithm = DQN(network, settings)
+    algorithm = SoftQLearning(network, settings)
     envs = Environments(LAYOUT, Vocabulary(), 4, 1)
     rollout = collect(network, envs, envs.reset(), 120, rng)
     cut_off = int((rollout.truncated_TN & ~rollout.terminated_TN).sum())

@@ -15,11 +15,11 @@ import torch
 
 from student.cli import main
 from student.environments import Environment, Environments, layout_of
-from student.runs.evaluate import load_student, load_trained
-from student.runs.evaluation import evaluate
 from student.runs.export import Figures, TeacherFigures, export, table
-from student.runs.exported import FORMAT, About, open_exported
-from student.settings import ExportSettings
+from student.runs.onnx_student import FORMAT, About, open_exported
+from student.runs.policies import evaluate
+from student.runs.settings import ExportSettings
+from student.runs.trained import load_policy, load_trained
 from tests.conftest import StartTeacher
 from tests.waiting import LONG_S
 
@@ -87,7 +87,7 @@ def test_it_judges_as_the_runs_network_does(run: Path, file: Path) -> None:
 
 
 def test_it_plays_every_episode_as_the_run_does(run: Path, file: Path) -> None:
-    layout, vocabulary, policy = load_student(run)
+    layout, vocabulary, policy = load_policy(run)
     student = open_exported(file)
     assert student.about.layout == layout
     for seed in (5, None):
@@ -119,7 +119,7 @@ def test_evaluate_reports_the_same_for_the_file(
 def test_it_needs_no_torch(file: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from pathlib import Path; from student.runs.exported import open_exported; import numpy as np\n"
+        "from pathlib import Path; from student.runs.onnx_student import open_exported; import numpy as np\n"
         "student = open_exported(Path(sys.argv[1]))\n"
         "obs_BK = np.ones((2, student.about.layout.length), np.uint8)\n"
         "print(student.policy(obs_BK).shape)"
@@ -166,7 +166,7 @@ def test_the_example_for_strangers_plays_as_written(
     theirs: dict[str, Any] = {}
     exec(blocks[0], theirs)
 
-    layout, vocabulary, policy = load_student(run)
+    layout, vocabulary, policy = load_policy(run)
     env = Environment(layout, vocabulary, lambda _: 7)
     row, ended = env.reset(), False
     while not ended:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gridworld.tasks import ALL_TASKS, TASKS
 from student.runs.evaluate import score as evaluate
-from student.settings import EvaluateSettings
+from student.runs.settings import EvaluateSettings
 from teacher_tools.cli import main
 from teacher_tools.score.results import Score, TaskScore
 from tests.conftest import StartTeacher, TeacherProcess

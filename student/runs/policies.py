@@ -1,4 +1,4 @@
-"""How good a policy is: episodes on held-out seeds, the same ones for every policy."""
+"""Policies, and how they do in held-out episodes: the same episodes for every policy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,15 +20,15 @@ def evaluate(
     """Plays the first `episodes` held-out episodes.
 
     Args:
-        rng: samples the actions; None plays the most probable one.
+        rng: samples the actions; None: the most probable actions are taken.
     """
     return play(
         partial(Environment, layout, vocabulary),
-        lambda rows: choose(policy(stacked(rows)), rng).tolist(),
+        lambda observations: choose(policy(stacked(observations)), rng).tolist(),
         episodes,
     )
 
 
 def choose(log_probs_BA: NDArray[np.float32], rng: np.random.Generator | None) -> NDArray[np.int64]:
-    """An action for each of B states: sampled, or without `rng` the most probable one."""
+    """Returns an action for each of B states [B]: sampled, or the most probable if `rng` is None."""
     return log_probs_BA.argmax(1) if rng is None else sample(log_probs_BA, rng)
