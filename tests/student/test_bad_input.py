@@ -45,8 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--env", "MiniGrid-Nowhere-v0"), "--env (or STUDENT_ENV): unknown environment"),
         (("train", "--lambda", "-1"), "--lambda (or STUDENT_LAMBDA)"),
         (("train", "--lambda", "nan"), "--lambda"),
-        (("train", "--algo", "sac"), "unknown algorithm 'sac': choose one of ppo, a2c, dqn"),
-        (("train", "--algo", "a2c", "--clip", "0.1"), "--clip: of no meaning to --algo a2c"),
+        (("train", "--algo", "sac"), "unknown algorithm 'sac': choose one of ppo, a2c, soft-q"),
+        (("train", "--algo", "a2c", "--clip", "0.1"), "--clip cannot be used with --algo a2c"),
         (("train", "--frames", "many"), "--frames (or STUDENT_FRAMES)"),
         (("train", "--speed", "9"), "--speed"),
         (("train", "--teacher", "localhost:8000"), "localhost:8000"),
@@ -75,7 +75,7 @@ def test_variables_are_named_as_flags_are(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_run_is_never_overwritten(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert f"go on with --resume {run}" in _fails("train", "--out", run, "--frames", "100")
+    assert f"resume it with --resume {run}" in _fails("train", "--out", run, "--frames", "100")
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
@@ -85,14 +85,14 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 
 def test_settings_that_a_resumed_run_cannot_change(run: Path) -> None:
-    assert "--lambda, --seed cannot be changed" in _fails(
+    assert "--seed, --lambda cannot be changed" in _fails(
         "train", "--resume", run, "--seed", 5, "--lambda", 2
     )
 
 
 def test_a_resumed_run_keeps_its_algorithm(run: Path) -> None:
     said = _fails("train", "--resume", run, "--algo", "a2c")
-    assert f"{run} learns by ppo and cannot go on by a2c; start a new run with another --out" in said
+    assert f"{run} learns by ppo and cannot be resumed with a2c; start a new run with another --out" in said
 
 
 def test_the_frames_of_a_schedule_stay(tmp_path: Path, shared_teacher: TeacherProcess) -> None:

@@ -84,7 +84,7 @@ def test_a_run_whose_environment_fails_is_saved_and_says_where(
     assert main(["train", "--env", env, *flags, "--frames", "600", "--out", str(run)]) == 5
     said = capsys.readouterr().err
     assert "failed in step 21 of the episode with seed " in said
-    assert "RecursionError: rejection sampling failed; saved after 128 frames; mend it and go on with" in said
+    assert "RecursionError: rejection sampling failed; saved after 128 frames; repair" in said
     assert "Traceback" not in said
     assert Run.open(run).load_checkpoint()["frames"] == 128
     assert main(["train", "--resume", str(run)]) == 5

@@ -103,7 +103,7 @@ _A2C_SCHEDULED = "--algo a2c --targets hard --lambda 0.3 --lambda-schedule linea
         ("frames", True, "--algo a2c --preset paper"),
         ("SIGTERM", True, _A2C_SCHEDULED),
         ("SIGKILL", True, _A2C_SCHEDULED),
-        ("SIGKILL", True, "--algo dqn"),
+        ("SIGKILL", True, "--algo soft-q"),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(

@@ -97,7 +97,7 @@ def _write(folder: Path, *changes: tuple[str, str], text: str = _PLAN) -> Path:
             "baseline: 'none' is not an arm; the arms are alone, taught",
         ),
         ("LavaGapS5", "LavaGapS50", "envs.0: unknown environment 'MiniGrid-LavaGapS50-v0'"),
-        ('"ppo"', '"sac"', "algos.0: unknown algorithm 'sac': choose one of ppo, a2c, dqn"),
+        ('"ppo"', '"sac"', "algos.0: unknown algorithm 'sac': choose one of ppo, a2c, soft-q"),
         ("[settings]", '[env."MiniGrid-Fetch-5x5-N2-v0"]\nframes = 1\n[settings]', "envs does not list it"),
         ("[settings]", "[algo.ppo]\nepochs = 0\n[settings]", "algo.ppo.epochs: Input should be greater than"),
     ],
@@ -114,7 +114,7 @@ def test_plans_that_cannot_be_used(tmp_path: Path, old: str, new: str, said: str
 @pytest.mark.unit
 def test_settings_of_one_algorithm(tmp_path: Path) -> None:
     both = ('"ppo"', '"ppo", "a2c"')
-    with pytest.raises(BadPlan, match=r"--epochs: of no meaning to --algo a2c; .* \[algo.NAME\]"):
+    with pytest.raises(BadPlan, match=r"`epochs` cannot be used with `algo` a2c; .* \[algo.NAME\]"):
         read_plan(_write(tmp_path, both, ("frames = 1500", "epochs = 2")))
     plan = read_plan(_write(tmp_path, both, ("[settings]", "[algo.ppo]\nepochs = 2\n[settings]")))
     assert plan.settings_of("alone", "ppo", _ENV).epochs == 2

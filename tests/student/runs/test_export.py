@@ -15,7 +15,7 @@ import torch
 
 from student.cli import main
 from student.environments import Environment, Environments, layout_of
-from student.runs.export import Figures, TeacherFigures, export, table
+from student.runs.export import ExportReport, TeacherLatency, export, table
 from student.runs.onnx_student import FORMAT, About, open_exported
 from student.runs.policies import evaluate
 from student.runs.settings import ExportSettings
@@ -211,8 +211,8 @@ def test_the_table_sets_both_side_by_side() -> None:
         frames=9,
         teacher="t",
     )
-    teacher = TeacherFigures("prompted-1", 6_000_000_000, (100.0, 300.0, 200.0), (2.0,), 1)
-    lines = table(Figures(Path("x.onnx"), about, 500_000, 1234, 0.02, 0.25, teacher)).splitlines()
+    teacher = TeacherLatency("prompted-1", 6_000_000_000, (100.0, 300.0, 200.0), (2.0,), 1)
+    lines = table(ExportReport(Path("x.onnx"), about, 500_000, 1234, 0.02, 0.25, teacher)).splitlines()
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
     assert rows == [
         [f"x.onnx: {_ENV}, 9 frames of a2c, seed 2, teacher t"],
@@ -263,7 +263,7 @@ def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path, capsys: pytest.
     (bare / "checkpoints").mkdir(parents=True)
     assert "no config.json" in _fails(capsys, "export", bare, "--out", out)
     (bare / "config.json").write_bytes((run / "config.json").read_bytes())
-    assert "no checkpoint yet" in _fails(capsys, "export", bare, "--out", out)
+    assert "has no checkpoint: the run stopped" in _fails(capsys, "export", bare, "--out", out)
     checkpoint = max((run / "checkpoints").glob("*.pt"))
     for change, said in (
         (lambda state: state["network"].popitem(), "a network that this version does not know"),
@@ -292,11 +292,11 @@ def test_files_that_are_no_exported_student(
     broken.write_bytes(file.read_bytes()[:1000])
     assert "cannot be read as an ONNX file" in _fails(capsys, "evaluate", broken)
     changes: tuple[tuple[dict[str, str], str], ...] = (
-        ({}, "is no exported student"),
-        ({"format": "lvlm2p-student-99"}, "has the format lvlm2p-student-99, and this version reads"),
-        ({"seed": "many"}, "does not say what it plays"),
-        ({"env": "MiniGrid-Nowhere-v0"}, "does not say what it plays"),
-        ({"env": "MiniGrid-GoToDoor-6x6-v0"}, "of another size or with other actions"),
+        ({}, "is not an exported student"),
+        ({"format": "lvlm2p-student-99"}, "has format lvlm2p-student-99, and this version reads"),
+        ({"seed": "many"}, "seed: Input should be"),
+        ({"env": "MiniGrid-Nowhere-v0"}, "has no usable description: unknown environment"),
+        ({"env": "MiniGrid-GoToDoor-6x6-v0"}, "with another size or other actions"),
         ({"env": "MiniGrid-GoToDoor-6x6-v0", "height": "6", "width": "6"}, "a network that does not fit"),
     )
     for change, said in changes:
