@@ -202,7 +202,9 @@ class SweepPlan(BaseModel):
 
     envs: Annotated[list[Annotated[EnvId, _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)]
     algos: Annotated[
-        list[Annotated[str, AfterValidator(_algorithm), _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)
+        list[Annotated[str, AfterValidator(_algorithm), _UnlessReported]],
+        Field(min_length=1),
+        AfterValidator(_distinct),
     ]
     seeds: Annotated[
         list[Annotated[int, Field(ge=0)]],
