@@ -1,4 +1,4 @@
-"""Reads a checkpoint's folder, without loading its weights, and finds all that keeps it from being served."""
+"""Reads a checkpoint's folder without loading its weights, and finds all problems with serving it."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from teacher_api.schemas import TrainedOn
 from teacher_api.validation import problems, sentence
-from teacher_server.checkpoints.dimensions import ITEM_BYTES, Dimensions, config_problems, said_dtype
+from teacher_server.checkpoints.dimensions import ITEM_BYTES, Dimensions, config_dtype, config_problems
 from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, Unusable, unusable
 from teacher_server.checkpoints.memory import (
     Engine,
@@ -41,7 +41,7 @@ from teacher_server.settings import EngineSettings
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 _TURN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-# Fields of config.json with the ids of tokens, and what they are where it leaves them out
+# Fields of config.json with token ids, and their defaults
 _ID_FIELDS = {
     "<|image_pad|>": ("image_token_id", 151655),
     "<|vision_start|>": ("vision_start_token_id", 151652),
@@ -56,7 +56,7 @@ _SIDE_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_c
 
 
 class BadCheckpoint(Exception):
-    """A folder that cannot be served; `problems` says all that is wrong, and what to do."""
+    """The folder cannot be served; `problems` lists what is wrong and what to do."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
@@ -65,18 +65,17 @@ class BadCheckpoint(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A Qwen2.5-VL model in a folder that has been looked over.
+    """A Qwen2.5-VL checkpoint whose folder has been checked.
 
     Attributes:
-        chat_template: how it writes conversations.
-        end_token_id: of <|im_end|>.
+        end_token_id: id of <|im_end|>.
         special_tokens: texts of all special tokens.
-        weights: the safetensors files in use; none if weights were not asked for.
-        tensors: what is in them, by the published names.
-        quantisation: the method by which the weights are quantised, if they are.
-        own_bounds: of pictures, by the picture processor's files; no engine here applies them.
-        trained_on: by `teacher train`, where that made it.
-        files: all that can change an answer.
+        weights: the safetensors files in use; empty if weights were not read.
+        tensors: name, as in the published checkpoints -> tensor in these files.
+        quantisation: the method that quantised the weights; None: they are not quantised.
+        own_bounds: the picture processor's pixel bounds; no engine here applies them.
+        trained_on: the record of `teacher train`, if that command made the checkpoint.
+        files: all files that can change an answer.
     """
 
     folder: Path
@@ -96,19 +95,19 @@ class Checkpoint:
 
     @property
     def chat_format(self) -> ChatFormat:
-        """How the checkpoint writes conversations as token ids."""
+        """Writes conversations as token ids."""
         return ChatFormat(self.chat_template, self.tokenizer, self.special_tokens)
 
     def digest(self) -> str:
-        """SHA-256 in hexadecimal digits over names and bytes of all files that can change an answer.
+        """Returns the SHA-256, in hexadecimal, of the names and bytes of all files that can change an answer.
 
         Raises:
-            BadCheckpoint: a file is not there any more.
+            BadCheckpoint: a file has been removed.
         """
         return self._digest
 
     def differs_in_weights_alone(self, other: "Checkpoint") -> bool:
-        """Whether all other files of the two that can change an answer are the same, byte for byte."""
+        """Returns whether all other files that can change an answer are equal byte for byte."""
         return self._besides_weights() == other._besides_weights()
 
     def _besides_weights(self) -> dict[str, bytes]:
@@ -121,39 +120,42 @@ class Checkpoint:
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 of_files = list(pool.map(_file_digest, self.files))
         except OSError as error:
-            raise BadCheckpoint([f"{error.filename}: cannot be read any more ({error.strerror})"]) from error
+            raise BadCheckpoint([f"{error.filename}: can no longer be read ({error.strerror})"]) from error
         names = [path.name for path in self.files]
         return hashlib.sha256(json.dumps([names, of_files]).encode()).hexdigest()
 
     def dtype(self) -> str:
-        """The weights' own: float32, bfloat16 or float16."""
+        """Returns the dtype of the weights: float32, bfloat16 or float16."""
         kinds = [tensor.kind for tensor in self.tensors.values() if tensor.kind in DTYPES]
         most = max(sorted(set(kinds)), key=kinds.count, default="F32")
-        return said_dtype(self.config) or DTYPES.get(most, "float32")
+        return config_dtype(self.config) or DTYPES.get(most, "float32")
 
     def weight_bytes(self, dtype: str) -> int:
-        """Bytes of all weights, served in a dtype."""
+        """Returns the bytes of all weights when served in a dtype."""
         if not self.tensors:
             return ITEM_BYTES[dtype] * self.dimensions.parameters()
         unread = "lm_head.weight" if self.dimensions.tied else None
         return sum(t.bytes_in(ITEM_BYTES[dtype]) for name, t in self.tensors.items() if name != unread)
 
     def memory_need(self, settings: EngineSettings, engine: Engine, hardware: Hardware) -> MemoryNeed:
-        """What serving it as asked takes."""
+        """Returns the memory that serving with these settings takes."""
         dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
         return memory_need(self.dimensions, self.weight_bytes(dtype), dtype, settings, engine, hardware)
 
     def prefix_cache_bytes(self, settings: EngineSettings) -> int:
-        """Of keys and values that transformers keeps between the stages of conversations, at most."""
+        """Returns the most bytes of keys and values that the transformers engine keeps between stages."""
         dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
         return prefix_cache_bytes(self.dimensions, dtype, settings)
 
 
 def read_checkpoint(folder: Path, *, weights: bool = True) -> Checkpoint:
-    """Reads a folder; `weights` False looks at no weights.
+    """Reads and checks a folder.
+
+    Args:
+        weights: False: neither read nor check the weights.
 
     Raises:
-        BadCheckpoint: with everything that is wrong with it.
+        BadCheckpoint: the folder cannot be served; it lists all problems.
     """
     try:
         opened = Folder(folder)
@@ -166,18 +168,18 @@ def read_checkpoint(folder: Path, *, weights: bool = True) -> Checkpoint:
 
 
 def label_problems(checkpoint: Checkpoint, labels: Mapping[str, str]) -> list[str]:
-    """Labels, of actions, that are not one token each of their own: only those can be read in one step."""
+    """Returns problems with action labels: to be read in one step, each has to be a token of its own."""
     cut = {label: checkpoint.tokenizer.encode(label, add_special_tokens=False) for label in labels.values()}
     pieces = {label: list(zip(tokens.ids, tokens.tokens, strict=True)) for label, tokens in cut.items()}
     found = single_token_problems(labels, pieces, "this checkpoint")
     if found and checkpoint.trained_on is not None:
         prompts = checkpoint.trained_on.prompts
-        found.append(f"this checkpoint was trained with the prompt set {prompts}: take --prompts {prompts}")
+        found.append(f"this checkpoint was trained with the prompt set {prompts}: set `prompts` to {prompts}")
     return found
 
 
 def quantisation_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:
-    """Why an engine does not serve quantised weights here; none where they are not quantised."""
+    """Returns why an engine does not serve the quantised weights on this machine; empty for plain weights."""
     if checkpoint.quantisation is None or settings.load_format == "dummy":
         return []
     dtype = checkpoint.dtype() if settings.dtype == "auto" else settings.dtype
@@ -187,10 +189,10 @@ def quantisation_problems(checkpoint: Checkpoint, settings: EngineSettings, engi
 def memory_problems(
     checkpoint: Checkpoint, settings: EngineSettings, engine: Engine, *, leaving: MemoryNeed | None = None
 ) -> list[str]:
-    """Why it cannot be served on this machine as asked, and what to do.
+    """Returns why the checkpoint does not fit on this machine with these settings, and what to do.
 
     Args:
-        leaving: what takes memory now and is closed before.
+        leaving: memory that is in use now and freed before the checkpoint is loaded.
     """
     hardware = Hardware.here(settings, engine)
     if leaving is not None:
@@ -200,29 +202,31 @@ def memory_problems(
 
 
 def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
-    """Goes on after a problem, so that all of them are told at once."""
+    """Reads all files, and continues after a problem, so that all problems are reported at once."""
     dimensions, tokenizer, template, bounds, record = None, None, None, None, None
     config = folder.json("config.json")
-    said = {name: folder.json(name, needed=name == "tokenizer_config.json") for name in _SIDE_FILES}
-    for name, content in {"config.json": config, **said}.items():
+    configs = {name: folder.json(name, needed=name == "tokenizer_config.json") for name in _SIDE_FILES}
+    for name, content in {"config.json": config, **configs}.items():
         if "auto_map" in content:
             folder.wrong(
-                name, "asks for code of its own (auto_map), which is never run here: take one without"
+                name,
+                "asks for custom code (auto_map), which this service never runs: use a checkpoint without it",
             )
     if folder.has("adapter_config.json"):
         folder.wrong(
-            "adapter_config.json", "belongs to an adapter: merge it into the weights, then remove it"
+            "adapter_config.json",
+            "belongs to an adapter: merge the adapter into the weights, then remove this file",
         )
     with folder.noting():
         dimensions = _dimensions(config) if config else None
     with folder.noting():
         tokenizer = _tokenizer(folder, config, dimensions)
     with folder.noting():
-        template = _chat_template(folder, said["tokenizer_config.json"])
+        template = _chat_template(folder, configs["tokenizer_config.json"])
     with folder.noting():
         record = read_record(folder.path)
     with folder.noting():
-        bounds = own_bounds(folder, said, dimensions)
+        bounds = own_bounds(folder, configs, dimensions)
     method = quantisation_of(config)
     paths, held = read_weights(folder, dimensions, quantisation=method) if weights else ((), {})
     if dimensions is None or tokenizer is None or template is None:
@@ -252,7 +256,7 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
 def _dimensions(config: Mapping[str, Any]) -> Dimensions:
     name = "config.json"
     if (named := config.get("architectures")) != [ARCHITECTURE]:
-        served = f"only [{ARCHITECTURE!r}] is served: take a Qwen2.5-VL checkpoint"
+        served = f"only [{ARCHITECTURE!r}] is served: use a Qwen2.5-VL checkpoint"
         raise unusable(name, f"architectures is {named!r}, and {served}")
     try:
         dimensions = Dimensions.of(config)
@@ -266,27 +270,27 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
 def _tokenizer(folder: Folder, config: Mapping[str, Any], dimensions: Dimensions | None) -> Tokenizer:
     name = "tokenizer.json"
     if not folder.has(name) and (older := [old for old in ("vocab.json", "merges.txt") if folder.has(old)]):
-        of_base = "take tokenizer.json of the Qwen2.5-VL that the checkpoint was trained from"
-        raise unusable(name, f"is missing, and its older form, {' and '.join(older)}, is not read: {of_base}")
+        of_base = "copy tokenizer.json from the Qwen2.5-VL checkpoint that this one was trained from"
+        raise unusable(name, f"is missing, and the older format ({', '.join(older)}) is not read: {of_base}")
     content = folder.read(name)
     try:
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises no narrower one
-        raise unusable(name, f"is no tokenizer ({error}): {COPY_AGAIN}") from None
-    # Left there by a training run; they would cut or pad every prompt
+    except Exception as error:  # the library raises nothing narrower
+        raise unusable(name, f"is not a tokenizer ({error}): {COPY_AGAIN}") from None
+    # A training run may leave these on; they would cut or pad every prompt
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for token in _TURN_TOKENS:
         token_id = tokenizer.token_to_id(token)
         if token_id is None or tokenizer.encode(token, add_special_tokens=False).ids != [token_id]:
             folder.wrong(
-                name, f"lacks the special token {token}: take the tokenizer of a Qwen2.5-VL checkpoint"
+                name, f"lacks the special token {token}: use the tokenizer of a Qwen2.5-VL checkpoint"
             )
         elif config and token in _ID_FIELDS:
             field, usual = _ID_FIELDS[token]
-            if (said := config.get(field, usual)) != token_id:
+            if (own := config.get(field, usual)) != token_id:
                 folder.wrong(
-                    name, f"{token} is {token_id}, and {field} in config.json {said!r}: {ONE_CHECKPOINT}"
+                    name, f"{token} is {token_id}, and {field} in config.json is {own!r}: {ONE_CHECKPOINT}"
                 )
     largest = max(tokenizer.get_vocab().values(), default=0)
     if dimensions is not None and largest >= (size := dimensions.text.vocab_size):
@@ -297,7 +301,7 @@ def _tokenizer(folder: Folder, config: Mapping[str, Any], dimensions: Dimensions
 
 
 def _chat_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> ChatTemplate:
-    # In the order that transformers looks in
+    # In the order of transformers
     if folder.has(name := "chat_template.jinja"):
         source: str | None = folder.read(name).decode(errors="replace")
     elif folder.has(name := "chat_template.json"):
@@ -308,10 +312,10 @@ def _chat_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> ChatT
         raise unusable("chat_template.jinja", f"is missing, and {name} has no chat template: {COPY_AGAIN}")
     try:
         template = ChatTemplate(source, tokenizer_config)
-        # Tried, since one of a text model knows no pictures
+        # Tried out, since the template of a text model has no place for pictures
         stages_of(template, _TRIAL[:-1], "THE-ANSWER", _TRIAL[-1])
     except BadChatTemplate as error:
-        raise unusable(name, f"the chat template {error}: take that of a Qwen2.5-VL checkpoint") from None
+        raise unusable(name, f"the chat template {error}: use that of a Qwen2.5-VL checkpoint") from None
     return template
 
 

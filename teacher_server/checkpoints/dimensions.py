@@ -1,4 +1,4 @@
-"""What a Qwen2.5-VL config says: the model's dimensions, and so the names and shapes of its tensors."""
+"""A Qwen2.5-VL model's dimensions by its config, and the names and shapes of its tensors."""
 
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from teacher_server.checkpoints.folders import COPY_AGAIN
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Pictures are prepared in whole tokens: patches of 14 pixels, merged 2 by 2
+# Pixels a side of a visual token: 2 x 2 patches of 14 x 14 pixels
 _TOKEN_PIXELS = 28
 _TEMPORAL_PATCH = 2
 
@@ -45,7 +45,7 @@ class _Vision(_Part):
 
 
 class Dimensions(_Part):
-    """What a Qwen2.5-VL config says; what it leaves out is what transformers takes then."""
+    """A model's dimensions; fields that the config omits have transformers' defaults."""
 
     text: _Text
     vision: _Vision
@@ -53,10 +53,10 @@ class Dimensions(_Part):
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> "Dimensions":
-        """Reads a config of either layout: published ones have the text model's fields at the top.
+        """Reads a config with the text model's fields at the top, as published, or in text_config.
 
         Raises:
-            pydantic.ValidationError: a field has a value that cannot be.
+            pydantic.ValidationError: a field has an impossible value.
         """
         text = config.get("text_config") or config
         vision = config.get("vision_config") or {}
@@ -74,7 +74,7 @@ class Dimensions(_Part):
         return self.text.hidden_size // self.text.num_attention_heads
 
     def shapes(self) -> Shapes:
-        """Names, as in the published checkpoints, and shapes of all tensors; no lm_head where it is tied."""
+        """Returns published name -> shape of all tensors, without a tied lm_head."""
         text, vision = self.text, self.vision
         wide, queries, keys = (
             text.hidden_size,
@@ -106,11 +106,11 @@ class Dimensions(_Part):
         return shapes | _linear("visual.merger.mlp.2", vision.out_hidden_size, merged, bias=True)
 
     def parameters(self) -> int:
-        """Numbers in all tensors."""
+        """Returns the number of parameters."""
         return sum(prod(shape) for shape in self.shapes().values())
 
     def kv_bytes(self, item_bytes: int, share: int = 1) -> int:
-        """Bytes of one token's keys and values on one of `share` GPUs, which hold at least one head each."""
+        """Returns the bytes of a token's keys and values on one of `share` GPUs, at least one head each."""
         heads = max(1, self.kv_heads // share)
         return 2 * self.text.num_hidden_layers * heads * self.head_dim * item_bytes
 
@@ -131,7 +131,7 @@ def _gated(name: str, width: int, inner: int, *, bias: bool) -> Shapes:
 
 
 def config_problems(config: Mapping[str, Any], dimensions: Dimensions) -> Iterator[str]:
-    """What no Qwen2.5-VL can be, though each number by itself could."""
+    """Yields contradictions between a config's fields."""
     text, vision = dimensions.text, dimensions.vision
     if text.hidden_size % text.num_attention_heads or text.num_attention_heads % dimensions.kv_heads:
         yield (
@@ -139,7 +139,7 @@ def config_problems(config: Mapping[str, Any], dimensions: Dimensions) -> Iterat
             f" num_key_value_heads {dimensions.kv_heads} do not divide each other: {COPY_AGAIN}"
         )
     if (width := vision.hidden_size) % (heads := vision.num_heads):
-        yield f"vision_config: hidden_size {width} is no multiple of num_heads {heads}: {COPY_AGAIN}"
+        yield f"vision_config: hidden_size {width} is not a multiple of num_heads {heads}: {COPY_AGAIN}"
     if (width := vision.out_hidden_size) != text.hidden_size:
         yield f"vision_config: out_hidden_size {width} is not hidden_size {text.hidden_size}: {COPY_AGAIN}"
     for why in patch_problems(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size):
@@ -149,29 +149,29 @@ def config_problems(config: Mapping[str, Any], dimensions: Dimensions) -> Iterat
     sections = rope.get("mrope_section") if isinstance(rope, dict) else None
     half = dimensions.head_dim // 2
     if not isinstance(sections, list) or [type(section) for section in sections] != [int] * 3:
-        yield f"mrope_section, of rope_scaling, is {sections!r} and not three numbers: {COPY_AGAIN}"
+        yield f"mrope_section in rope_scaling is {sections!r}, not three integers: {COPY_AGAIN}"
     elif sum(sections) != half and text.hidden_size % text.num_attention_heads == 0:
-        yield f"mrope_section {sections} does not add up to half of a head, {half}: {COPY_AGAIN}"
+        yield f"mrope_section {sections} does not add up to half of the head dimension, {half}: {COPY_AGAIN}"
     if config.get("tie_word_embeddings") is True and inner.get("tie_word_embeddings") is False:
-        yield "tie_word_embeddings is true, and false in text_config: make both what the weights are"
-    if (dtype := said_dtype(config)) not in (None, *ITEM_BYTES):
+        yield "tie_word_embeddings is true, and false in text_config: set both to what the weights are"
+    if (dtype := config_dtype(config)) not in (None, *ITEM_BYTES):
         yield f"dtype is {dtype!r}, and {', '.join(ITEM_BYTES)} are served: convert the weights"
 
 
 def patch_problems(patch: Any, merge: Any, temporal: Any) -> Iterator[str]:
-    """Why pictures cannot be cut so: into patches of pixels, merged each way, some pictures deep."""
+    """Yields why patches of these sizes do not fit prepared pictures."""
     pixels = patch * merge if type(patch) is int and type(merge) is int else None
     if pixels != _TOKEN_PIXELS:
         yield (
-            f"patch_size {patch!r} times merge_size {merge!r} has to be {_TOKEN_PIXELS} pixels, for which"
-            " pictures are prepared: take a Qwen2.5-VL checkpoint"
+            f"patch_size {patch!r} times merge_size {merge!r} has to be {_TOKEN_PIXELS} pixels, the size of a"
+            " visual token: use a Qwen2.5-VL checkpoint"
         )
     if temporal != _TEMPORAL_PATCH:
-        yield f"temporal_patch_size {temporal!r} has to be {_TEMPORAL_PATCH}: take a Qwen2.5-VL checkpoint"
+        yield f"temporal_patch_size {temporal!r} has to be {_TEMPORAL_PATCH}: use a Qwen2.5-VL checkpoint"
 
 
-def said_dtype(config: Mapping[str, Any]) -> str | None:
-    """The type of the weights that a config names, if it does."""
+def config_dtype(config: Mapping[str, Any]) -> str | None:
+    """Returns the dtype of the weights that a config names, or None."""
     inner = config.get("text_config") or {}
-    said = [part.get(key) for part in (config, inner) for key in ("dtype", "torch_dtype")]
-    return next((str(dtype).removeprefix("torch.") for dtype in said if dtype), None)
+    named = [part.get(key) for part in (config, inner) for key in ("dtype", "torch_dtype")]
+    return next((str(dtype).removeprefix("torch.") for dtype in named if dtype), None)

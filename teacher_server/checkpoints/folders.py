@@ -1,4 +1,4 @@
-"""Reads the files of a folder that may be broken, and notes in plain words all that is wrong with them."""
+"""Reads the files of a checkpoint's folder and records all problems with them."""
 
 import json
 import os
@@ -6,12 +6,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-COPY_AGAIN = "copy it again from where the checkpoint came from"
+COPY_AGAIN = "copy it again from the checkpoint's source"
 ONE_CHECKPOINT = "all files have to come from one checkpoint"
 
 
 class Unusable(Exception):
-    """Files that cannot be used; each of `problems` says which, why, and what to do."""
+    """Files cannot be used; each of `problems` names a file, what is wrong and what to do."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
@@ -19,12 +19,17 @@ class Unusable(Exception):
 
 
 class Folder:
-    """One look over a folder: its problems so far, and the files that were found good to read."""
+    """A folder that is being read.
+
+    Attributes:
+        problems: found so far.
+        used: the files that were read.
+    """
 
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            Unusable: it is no folder that can be read.
+            Unusable: the path is not a readable folder, or has no checkpoint in it.
         """
         self.path = path
         self.problems: list[str] = []
@@ -32,93 +37,90 @@ class Folder:
         try:
             os.listdir(path)
         except FileNotFoundError:
-            # Also what a name on a hub leads to
-            away = "download them elsewhere and copy the folder"
-            why = f"is no folder here; weights come from a local folder: {away}"
+            # A model's name on a hub ends here too
+            why = "is not a folder here; models are not downloaded: give a local folder with the checkpoint"
         except NotADirectoryError:
-            why = "is a file: give the folder that has the checkpoint's config.json in it"
+            why = "is a file: give the folder that holds the checkpoint's config.json"
         except OSError as error:
-            why = f"cannot be read ({error.strerror}): see its permissions"
+            why = f"cannot be read ({error.strerror}): check its permissions"
         else:
             why = self._elsewhere() or ""
         if why:
             raise Unusable(f"{path} {why}")
 
     def _elsewhere(self) -> str | None:
-        """Where the checkpoint is instead, or what is here instead of one."""
+        """Returns where the checkpoint is instead, or what the folder holds; None for a checkpoint."""
         if self.has("config.json"):
             return None
         if self.has("adapter_config.json"):
             return (
-                "is an adapter and no checkpoint: merge it into the one that it was trained on (peft's"
-                " merge_and_unload), save the model that this gives, and name that folder"
+                "is an adapter, not a checkpoint: merge it into its base checkpoint (merge_and_unload),"
+                " save the merged model, and give that folder"
             )
         below = ("*/config.json", "snapshots/*/config.json", "*/snapshots/*/config.json")
         found = sorted({path.parent for pattern in below for path in self.path.glob(pattern)})
         if not found:
             return None
         hub = (
-            "is the root of a hub's cache, and"
-            if "snapshots" in found[0].parts
-            else "has no config.json, and"
+            "is the root of a hub cache, and" if "snapshots" in found[0].parts else "has no config.json, and"
         )
         others = "" if len(found) == 1 else f" (or {', '.join(path.name for path in found[1:4])})"
         return f"{hub} the checkpoint is in a folder below: give {found[0]}{others}"
 
     def noting(self) -> "Noting":
-        """Around what may raise Unusable: its problems are noted, and the look goes on."""
+        """Returns a context that records the problems of an Unusable error and continues after it."""
         return Noting(self.problems)
 
     def wrong(self, name: str, why: str) -> None:
-        """Notes a problem with a file."""
+        """Records a problem with a file."""
         self.problems.append(f"{name}: {why}")
 
     def has(self, name: str) -> bool:
-        # A link to nothing is there, and a problem
+        # True for a broken link, which `read` reports
         return os.path.lexists(self.path / name)
 
     def names(self, *patterns: str) -> list[str]:
         return sorted(path.name for pattern in patterns for path in self.path.glob(pattern))
 
     def read(self, name: str, most: int = -1) -> bytes:
-        """A file's bytes, or its first ones.
+        """Returns a file's bytes, or its first `most`.
 
         Raises:
-            Unusable: it cannot be had.
+            Unusable: the file cannot be read.
         """
         path = self.path / name
         try:
             with path.open("rb") as file:
                 content = file.read(most)
         except FileNotFoundError:
-            linked = "is a link to nothing: copy the files that the links lead to (cp -rL)"
+            linked = "is a broken link: copy the files that the links point to (cp -rL)"
             raise unusable(name, linked if path.is_symlink() else f"is missing: {COPY_AGAIN}") from None
         except OSError as error:
-            raise unusable(name, f"cannot be read ({error.strerror}): see its permissions") from None
+            raise unusable(name, f"cannot be read ({error.strerror}): check its permissions") from None
         if content.startswith(b"version https://git-lfs"):
-            pulling = "run `git lfs pull` where it came from, and copy it again"
-            raise unusable(name, f"is a Git LFS pointer, not the file itself: {pulling}")
+            pulling = "run `git lfs pull` at its source, and copy it again"
+            raise unusable(name, f"is a Git LFS pointer instead of the file: {pulling}")
         self.used.add(path)
         return content
 
     def json(self, name: str, *, needed: bool = True) -> dict[str, Any]:
-        """What a file says; nothing where it is not there or, which is noted, cannot be read."""
+        """Returns a JSON file's object; empty for a missing optional file and for a broken one."""
         if not needed and not self.has(name):
             return {}
         with self.noting():
             content = self.read(name)
             try:
-                said = json.loads(content)
+                parsed = json.loads(content)
             except (ValueError, RecursionError) as error:
-                raise unusable(name, f"is no JSON ({error}): {COPY_AGAIN}") from None
-            if isinstance(said, dict):
-                return said
-            raise unusable(name, f"is no JSON object but {str(said)[:40]!r}: {COPY_AGAIN}")
+                raise unusable(name, f"is not JSON ({error}): {COPY_AGAIN}") from None
+            if isinstance(parsed, dict):
+                return parsed
+            raise unusable(name, f"is not a JSON object but {str(parsed)[:40]!r}: {COPY_AGAIN}")
         return {}
 
 
 class Noting:
-    """Takes down what Unusable says, and lets the rest go on."""
+    """Records the problems of an Unusable error and suppresses it."""
 
     def __init__(self, problems: list[str]) -> None:
         self._problems = problems
@@ -136,5 +138,5 @@ class Noting:
 
 
 def unusable(name: str, *whys: str) -> Unusable:
-    """That a file cannot be used, and why."""
+    """Returns the error that a file cannot be used, for these reasons."""
     return Unusable(*(f"{name}: {why}" for why in whys))

@@ -1,4 +1,4 @@
-"""The memory that serving a checkpoint takes, and what there is of it on this machine."""
+"""The memory that serving a checkpoint needs, and the memory of this machine."""
 
 import json
 import re
@@ -18,20 +18,20 @@ GIB = 2**30
 Engine = Literal["vllm", "transformers"]
 _ALLOWANCE_MACHINE = 1 * GIB
 _ALLOWANCE_GPU = 2 * GIB
-_KEPT, _KEPT_SEQUENCES = GIB // 2, 4
-"""What transformers keeps between two stages, at most: bytes, and sequences of the greatest length."""
+_PREFIX_BYTES, _PREFIX_SEQUENCES = GIB // 2, 4
+"""Most that the transformers engine keeps between stages: bytes, and sequences of the greatest length."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Memory to serve from, of a GPU or of this machine, in bytes; None: it could not be found out."""
+    """The memory of a GPU or of this machine, in bytes; None: unknown."""
 
     name: str
     total: int | None
     free: int | None
 
     def with_free(self, freed: Mapping[str, int]) -> "Place":
-        """With so many more bytes free, by its name; never more than there are in all."""
+        """Returns the place with more free bytes, by its name, up to its total."""
         if self.free is None or self.total is None:
             return self
         return replace(self, free=min(self.total, self.free + freed.get(self.name, 0)))
@@ -39,19 +39,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What is here; `gpus` is None where no torch is installed that could use one."""
+    """The memory of this machine; `gpus` is None if no torch is installed that supports GPUs."""
 
     machine: Place
     gpus: tuple[Place, ...] | None
 
     @staticmethod
     def here(settings: EngineSettings, engine: Engine) -> "Hardware":
-        """Looks for GPUs only where the engine would use one."""
+        """Finds this machine's memory; it looks for GPUs only if the engine can use one."""
         on_cpu = engine == "transformers" and settings.device == "cpu"
         return Hardware(machine_memory(), None if on_cpu else gpu_memory())
 
     def without(self, leaving: "MemoryNeed") -> "Hardware":
-        """As it will be when what takes this memory is closed; an estimate, since none is measured."""
+        """Returns an estimate of the memory after what takes `leaving` is closed."""
         freed = {place.name: leaving.taken(place) for place in leaving.places}
         gpus = None if self.gpus is None else tuple(place.with_free(freed) for place in self.gpus)
         return Hardware(self.machine.with_free(freed), gpus)
@@ -59,17 +59,18 @@ class Hardware:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that serving takes in each place it is served from.
+    """Bytes that serving needs in each place.
+
+    `weights`, `sequence` and `cache` are those of one copy of the checkpoint, or of its share on one GPU.
 
     Attributes:
-        weights: of one copy, or of its share on one GPU; so are the next two.
         sequence: keys and values of one sequence of the greatest length.
-        cache: all keys and values: what was asked for, or one sequence; with transformers one sequence, and
-            what is kept between two stages.
-        allowance: for libraries, intermediate results, and the graphs that a GPU replays.
+        cache: all keys and values: as set, or else of one sequence; the transformers engine adds the
+            prefixes that it keeps between stages.
+        allowance: for libraries, intermediate results and CUDA graphs.
         copies: of the checkpoint in one place; above 1 only on a machine without a GPU.
         places: the GPUs of all shares and copies, or this machine.
-        share: of a place's total that the engine takes, free or not; None: it takes what it needs.
+        share: share of a place's total that the engine takes, free or not; None: it takes what it needs.
     """
 
     weights: int
@@ -86,13 +87,13 @@ class MemoryNeed:
         return self.copies * (self.weights + self.cache) + self.allowance
 
     def there(self, place: Place) -> int | None:
-        """Bytes that may be taken of a place."""
+        """Returns the bytes of a place that serving may take; None: unknown."""
         if self.share is None or place.total is None:
             return place.free
         return int(place.total * self.share)
 
     def taken(self, place: Place) -> int:
-        """Bytes that serving takes of a place."""
+        """Returns the bytes of a place that serving takes."""
         if self.share is None or place.total is None:
             return self.total
         return int(place.total * self.share)
@@ -113,17 +114,17 @@ def memory_need(
     engine: Engine,
     hardware: Hardware,
 ) -> MemoryNeed:
-    """What a checkpoint takes.
+    """Returns the memory that serving a checkpoint needs.
 
     Args:
-        weight_bytes: of all weights, as they are served.
-        dtype: that it is served in: float32, bfloat16 or float16.
+        weight_bytes: bytes of all weights, in the dtype in which they are served.
+        dtype: float32, bfloat16 or float16.
     """
     vllm = engine == "vllm"
     gpus = hardware.gpus or () if vllm else _device(settings.device, hardware)
     split, copies = (settings.tensor_parallel_size, settings.data_parallel_size) if vllm else (1, 1)
     if not gpus:
-        # On a CPU the shares of a copy are processes, whose memory is this machine's
+        # On a CPU the shares of a copy are processes of this machine
         split = 1
     sequence = settings.max_model_len * dimensions.kv_bytes(ITEM_BYTES[dtype], split)
     if vllm:
@@ -143,11 +144,11 @@ def memory_need(
 
 
 def prefix_cache_bytes(dimensions: Dimensions, dtype: str, settings: EngineSettings) -> int:
-    """Of keys and values that transformers keeps between the stages of conversations, at most."""
+    """Returns the most bytes of keys and values that the transformers engine keeps between stages."""
     if settings.kv_cache_gib is not None:
         return int(settings.kv_cache_gib * GIB)
     sequence = settings.max_model_len * dimensions.kv_bytes(ITEM_BYTES[dtype])
-    return min(_KEPT, _KEPT_SEQUENCES * sequence)
+    return min(_PREFIX_BYTES, _PREFIX_SEQUENCES * sequence)
 
 
 def need_problems(
@@ -157,12 +158,12 @@ def need_problems(
     engine: Engine,
     hardware: Hardware,
 ) -> list[str]:
-    """Why a checkpoint cannot be served here as asked, and what to do."""
+    """Returns why a checkpoint cannot be served here with these settings, and what to do."""
     found = []
     most = dimensions.text.max_position_embeddings
     if settings.max_model_len > most:
         found.append(
-            f"--max-model-len {settings.max_model_len} is more than the checkpoint reads: lower it to {most}"
+            f"`max_model_len` {settings.max_model_len} is more than the checkpoint reads: lower it to {most}"
         )
     found += (
         _split_problems(dimensions, settings, hardware)
@@ -171,26 +172,26 @@ def need_problems(
     )
     if need.cache < need.sequence:
         found.append(
-            f"--kv-cache-gib {settings.kv_cache_gib:g} holds no sequence of --max-model-len"
+            f"`kv_cache_gib` {settings.kv_cache_gib:g} is too small for a sequence of `max_model_len`"
             f" {settings.max_model_len}, which takes {gib(need.sequence)}: raise the one or lower the other"
         )
     for place in need.places:
         there = need.there(place)
         if there is not None and need.total > there:
             found.append(
-                f"{place.name}: serving takes {need}, and {gib(there)} are there: free some, lower"
-                " --max-model-len, or take a smaller checkpoint"
+                f"{place.name}: serving takes {need}, and {gib(there)} are available: free some, lower"
+                " `max_model_len`, or use a smaller checkpoint"
             )
         elif there is not None and place.free is not None and there > place.free:
             found.append(
-                f"{place.name}: --gpu-memory-utilization {need.share:g} takes {gib(there)}, and"
-                f" {gib(place.free)} are free: lower it, or end what else uses this GPU"
+                f"{place.name}: `gpu_memory_utilization` {need.share:g} takes {gib(there)}, and"
+                f" {gib(place.free)} are free: lower it, or end other programs on this GPU"
             )
     return found
 
 
 def gib(count: int) -> str:
-    """Bytes, to be read."""
+    """Returns bytes as text, in GiB or MiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
@@ -199,20 +200,20 @@ def _split_problems(dimensions: Dimensions, settings: EngineSettings, hardware: 
     text, keys, vision = dimensions.text.num_attention_heads, dimensions.kv_heads, dimensions.vision.num_heads
     if text % split or vision % split or (keys % split and split % keys):
         found.append(
-            f"--tensor-parallel-size {split} does not divide the checkpoint's heads ({text} of text,"
-            f" {keys} of keys and values, {vision} of vision): take another one"
+            f"`tensor_parallel_size` {split} does not divide the checkpoint's heads ({text} of text,"
+            f" {keys} of keys and values, {vision} of vision): choose another one"
         )
     asked = split * settings.data_parallel_size
     if hardware.gpus is not None and len(hardware.gpus) < asked:
         found.append(
-            f"--tensor-parallel-size {split} times --data-parallel-size {settings.data_parallel_size} GPUs"
-            f" are needed, and torch sees {len(hardware.gpus)}: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+            f"`tensor_parallel_size` {split} times `data_parallel_size` {settings.data_parallel_size} GPUs"
+            f" are needed, and torch sees {len(hardware.gpus)}: check nvidia-smi and CUDA_VISIBLE_DEVICES"
         )
     return found
 
 
 def _device(device: str, hardware: Hardware) -> tuple[Place, ...]:
-    """The GPU that a --device of transformers names, if it is here."""
+    """Returns the GPU that the setting `device` of transformers names, if it exists."""
     kind, _, number = device.partition(":")
     if kind == "cpu" or not (number.isdecimal() or not number):
         return ()
@@ -221,15 +222,15 @@ def _device(device: str, hardware: Hardware) -> tuple[Place, ...]:
 
 def _device_problems(settings: EngineSettings, hardware: Hardware) -> list[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
-        return [f"--device {settings.device!r} is none of auto, cpu, cuda and cuda:N"]
+        return [f"`device` {settings.device!r} is none of auto, cpu, cuda and cuda:N"]
     if settings.device.startswith("cuda") and not _device(settings.device, hardware):
         seen = len(hardware.gpus or ())
-        return [f"--device {settings.device}: torch sees {seen} GPUs here; auto takes one if it is there"]
+        return [f"`device` {settings.device}: torch sees {seen} GPUs here; auto uses one if there is one"]
     return []
 
 
 def machine_memory(root: Path = Path("/")) -> Place:
-    """This machine's memory, or what the control group lets this process have of it."""
+    """Returns this machine's memory, limited to what the control group allows this process."""
     try:
         table = dict(
             line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -243,7 +244,7 @@ def machine_memory(root: Path = Path("/")) -> Place:
 
 
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of each control group of memory that this process is in (version 2 or 1)."""
+    """Yields limit and use, in bytes, of each memory control group of this process (version 2 or 1)."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -258,7 +259,7 @@ def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
         else:
             continue
         group = top / path.lstrip("/")
-        # In a container the path may be the host's, which is not there: its own group is the top then
+        # In a container the path may be the host's and not exist: then its own group is the top
         for folder in (group, *group.parents):
             if folder.is_relative_to(top) and (limit := _group_limit(folder, *names)) is not None:
                 yield limit
@@ -273,14 +274,14 @@ def _group_limit(folder: Path, limit: str, used: str, cache: str) -> tuple[int, 
         stat = dict(
             line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
         )
-        # Files that were read and can be dropped are no use
+        # The cache of files, which the system can drop, does not count
         return most, now - int(stat.get(cache, 0))
     except (OSError, ValueError):
-        # Not there, or "max": no limit
+        # Missing, or "max": no limit
         return None
 
 
-_LOOK = """
+_LIST_GPUS = """
 import json, torch
 places = []
 for i in range(torch.cuda.device_count()):
@@ -291,7 +292,7 @@ print(json.dumps(places))
 
 
 def gpu_memory() -> tuple[Place, ...] | None:
-    """The GPUs that torch sees; None where it is not installed, or built without support for any."""
+    """Returns the GPUs that torch sees; None if torch is not installed, or built without GPU support."""
     if find_spec("torch") is None:
         return None
     try:
@@ -300,8 +301,8 @@ def gpu_memory() -> tuple[Place, ...] | None:
         return None
     if not (torch.version.cuda or torch.version.hip):
         return None
-    # In a process of its own: looking takes memory of each GPU, and an engine cannot fork after it
-    command = [sys.executable, "-c", _LOOK]
+    # In a process of its own: listing takes memory on each GPU, and an engine could not fork after it
+    command = [sys.executable, "-c", _LIST_GPUS]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=120, check=True, encoding="utf-8"

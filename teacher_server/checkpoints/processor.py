@@ -1,4 +1,4 @@
-"""A checkpoint's picture processor: why the model would not see prepared pictures as they are."""
+"""A checkpoint's picture processor: checks that it would not change prepared pictures."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from teacher_server.checkpoints.dimensions import Dimensions, patch_problems
 from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, unusable
 
-# Qwen2.5-VL's, which the engines apply; the vision tower knows no others
+# Qwen2.5-VL's own, which the engines apply; its vision tower was trained with no others
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 _RESCALE = 1 / 255
@@ -21,10 +21,10 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Bounds:
-    """The pixels of a picture that a processor by itself would scale smaller and larger ones to.
+    """The least and most pixels to which a picture processor would scale pictures.
 
     Attributes:
-        kind: the processor's class, as the folder names it.
+        kind: the processor's class, as named in the folder.
     """
 
     least: int
@@ -32,7 +32,7 @@ class Bounds:
     kind: str = _KIND
 
     def cut_into(self, least: int, most: int) -> bool:
-        """Whether pictures of so many pixels may lie outside of these bounds."""
+        """Returns whether pictures of `least` to `most` pixels may lie outside these bounds."""
         return self.least > least or self.most < most
 
     def __str__(self) -> str:
@@ -40,22 +40,22 @@ class Bounds:
 
 
 def own_bounds(
-    folder: Folder, said: Mapping[str, Mapping[str, Any]], dimensions: Dimensions | None
+    folder: Folder, configs: Mapping[str, Mapping[str, Any]], dimensions: Dimensions | None
 ) -> Bounds | None:
-    """The bounds that a folder's picture processor has; no engine here applies them.
+    """Returns the pixel bounds of a folder's picture processor; no engine here applies them.
 
     Args:
-        said: what processor_config.json and preprocessor_config.json say.
+        configs: contents of processor_config.json and preprocessor_config.json, by file.
 
     Raises:
-        Unusable: the processor is missing or broken, or is not that of a Qwen2.5-VL.
+        Unusable: the processor is missing, broken or not Qwen2.5-VL's.
     """
-    # A newer transformers saves it as a part of processor_config.json, and reads it there first
+    # Newer versions of transformers save it in processor_config.json, and read it there first
     name = "processor_config.json"
-    content = said[name].get("image_processor")
+    content = configs[name].get("image_processor")
     if not isinstance(content, dict):
         name = "preprocessor_config.json"
-        content = said[name]
+        content = configs[name]
         if not folder.has(name):
             raise unusable(name, f"is missing: {COPY_AGAIN}")
     if not content:
@@ -72,12 +72,12 @@ def own_bounds(
 
 
 def processor_problems(bounds: Bounds | None, engine: str) -> list[str]:
-    """Why an engine cannot load a picture processor: vLLM goes by its name, and transformers is told ours."""
+    """Returns why vLLM cannot load a picture processor; the transformers engine uses our own class."""
     if engine != "vllm" or bounds is None or bounds.kind in _LOADED:
         return []
     return [
         f"image_processor_type in the picture processor's file is {bounds.kind!r}, which transformers, and so"
-        f" vLLM, does not load: write {_KIND!r} there"
+        f" vLLM, does not know: write {_KIND!r} there"
     ]
 
 
@@ -89,7 +89,7 @@ def _problems(content: Mapping[str, Any], dimensions: Dimensions | None) -> Iter
         model = [vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size]
         if sizes != model:
             yield f"{', '.join(_SIZES)} are {sizes}, and in config.json {model}: {ONE_CHECKPOINT}"
-    of_family = "the processor's files have to be those of a Qwen2.5-VL checkpoint"
+    of_family = "use the processor files of a Qwen2.5-VL checkpoint"
     kind = content.get("image_processor_type", _FAMILY)
     if not (isinstance(kind, str) and kind.startswith(_FAMILY)):
         yield f"image_processor_type is {kind!r}: {of_family}"
@@ -107,14 +107,14 @@ def _problems(content: Mapping[str, Any], dimensions: Dimensions | None) -> Iter
             yield f"{key} is {value!r}, and Qwen2.5-VL needs {wanted}: {of_family}"
     size = content.get("size") or {}
     if not isinstance(size, dict):
-        yield f"size is {size!r}, and not an object with shortest_edge and longest_edge: {of_family}"
+        yield f"size is {size!r}, not an object with shortest_edge and longest_edge: {of_family}"
         return
     bounds = {f"size.{key}": value for key, value in size.items()} | {
         key: content.get(key) for key in _BOUNDS
     }
     for key, value in bounds.items():
         if value is not None and not (type(value) is int and value > 0):
-            yield f"{key} is {value!r}, and not a number of pixels: {COPY_AGAIN}"
+            yield f"{key} is {value!r}, not a number of pixels: {COPY_AGAIN}"
 
 
 def _close(value: Any, needed: float | tuple[float, ...]) -> bool:

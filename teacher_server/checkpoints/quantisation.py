@@ -1,4 +1,4 @@
-"""Quantised checkpoints: the method, whether all weights are there, and which engine serves them."""
+"""Quantised checkpoints: their method, their tensors, and which engine serves them."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -8,33 +8,33 @@ from typing import Any
 from teacher_server.checkpoints.dimensions import Shapes
 
 _MODULE = re.compile(r"model\.layers\.\d+|visual\.[a-z_]+(\.\d+)?|lm_head|model\.embed_tokens")
-# As AWQ, GPTQ, bitsandbytes, FP8, compressed-tensors and ModelOpt name what they store beside or for a matrix
+# How AWQ, GPTQ, bitsandbytes, FP8, compressed-tensors and ModelOpt name the parts of a matrix
 _PART = re.compile(
     r"\.(weight\.)?(qweight|qzeros|g_idx|scb|quant_state.*|weight_(shape|format|g_idx)"
     r"|.*(scales?(_inv|_\d+)?|absmax|quant_map|zero_point|packed|amax))"
 )
-_PLAIN = "take the checkpoint as it was before it was quantised"
+_PLAIN = "use the checkpoint from before quantisation"
 
 
 def quantisation_of(config: Mapping[str, Any]) -> str | None:
-    """The name of the method that a config says the weights are quantised by."""
+    """Returns the quantisation method that a config names, or None."""
     text = config.get("text_config")
     places = [config, text if isinstance(text, dict) else {}]
-    said = [place.get(key) for place in places for key in ("quantization_config", "compression_config")]
-    told = next((each for each in said if each), None)
-    if told is None:
+    entries = [place.get(key) for place in places for key in ("quantization_config", "compression_config")]
+    entry = next((each for each in entries if each), None)
+    if entry is None:
         return None
-    method = told.get("quant_method") if isinstance(told, dict) else None
-    return str(method or "a method that it does not name")
+    method = entry.get("quant_method") if isinstance(entry, dict) else None
+    return str(method or "an unnamed method")
 
 
 def packed(found: Iterable[str], strange: Iterable[str], expected: Shapes) -> list[str]:
-    """Tensors that only a quantised checkpoint has: parts of its matrices, and what their numbers mean.
+    """Returns the tensors that only a quantised checkpoint has: parts of its matrices, scales and the like.
 
     Args:
-        found: the names of all tensors in the files.
-        strange: those of a type that weights do not have.
-        expected: names and shapes of the weights before they were quantised.
+        found: names of all tensors in the files.
+        strange: names of tensors of a type that plain weights do not have.
+        expected: names and shapes of the weights before quantisation.
     """
     modules = {_module(name) for name in expected}
     parts = [name for name in found if name not in expected and _module(name) in modules and _is_part(name)]
@@ -42,7 +42,7 @@ def packed(found: Iterable[str], strange: Iterable[str], expected: Shapes) -> li
 
 
 def absent(expected: Shapes, found: Collection[str]) -> list[str]:
-    """Weights of which neither they themselves nor a quantised form is there."""
+    """Returns the weights that are missing in plain and in quantised form."""
     stems = {_stem(name) for name in found if name not in expected}
     return [
         name
@@ -52,7 +52,7 @@ def absent(expected: Shapes, found: Collection[str]) -> list[str]:
 
 
 def is_plain(name: str, expected: Shapes) -> bool:
-    """Whether a weight is never quantised: a vector, or an embedding."""
+    """Returns whether a weight is never quantised, as vectors and embeddings are."""
     return len(expected[name]) == 1 or "embed" in name
 
 
@@ -62,7 +62,7 @@ def _module(name: str) -> str | None:
 
 
 def _stem(name: str) -> str:
-    """The layer that a tensor, or a part of it, belongs to."""
+    """Returns the layer to which a tensor, or a part of one, belongs."""
     return name.split(".weight.", 1)[0] if ".weight." in name else name.rsplit(".", 1)[0]
 
 
@@ -71,12 +71,14 @@ def _is_part(name: str) -> bool:
 
 
 def engine_problems(method: str, engine: str, dtype: str) -> list[str]:
-    """Why an engine does not serve weights that are quantised by a method, on this machine."""
-    told = f"the weights are quantised by {method} (quantization_config in config.json)"
+    """Returns why an engine does not serve weights of a quantisation method on this machine."""
+    quantised = f"the weights are quantised by {method} (quantization_config in config.json)"
     if engine != "vllm":
-        return [f"{told}, and the engine {engine} serves none that are: take --engine vllm, or {_PLAIN}"]
+        return [
+            f"{quantised}, and the engine {engine} does not serve them: set `engine` to vllm, or {_PLAIN}"
+        ]
     if find_spec("vllm") is None:
-        return []  # that it is not here is told anyway
+        return []  # reported elsewhere
     from vllm.model_executor.layers.quantization import (  # noqa: PLC0415 - seconds
         QUANTIZATION_METHODS,
         get_quantization_config,
@@ -85,22 +87,24 @@ def engine_problems(method: str, engine: str, dtype: str) -> list[str]:
 
     if method not in QUANTIZATION_METHODS:
         known = ", ".join(sorted(QUANTIZATION_METHODS))
-        return [f"{told}, which this vLLM does not know (it knows {known}): {_PLAIN}"]
+        return [f"{quantised}, which this vLLM does not know (it knows {known}): {_PLAIN}"]
     try:
         current_platform.verify_quantization(method)
         needs = get_quantization_config(method)
     except Exception as error:
-        return [f"{told}, and vLLM refuses that here ({error}): {_PLAIN}"]
+        return [f"{quantised}, and vLLM refuses them here ({error}): {_PLAIN}"]
     found, least = [], needs.get_min_capability()
     if current_platform.is_cuda() and not current_platform.has_device_capability(least):
         has = current_platform.get_device_capability()
         lacks = f"needs a GPU of compute capability {least / 10:.1f}, and this one has {has}"
-        found.append(f"{told}, which {lacks}: {_PLAIN}")
+        found.append(f"{quantised}, which {lacks}: {_PLAIN}")
     try:
         served = [str(each).removeprefix("torch.") for each in needs.get_supported_act_dtypes()]
-    except TypeError:  # some of vLLM's classes tell it of an instance alone
+    except TypeError:  # some of vLLM's classes need an instance for this
         served = [dtype]
     if dtype not in served:
         types = " or ".join(served)
-        found.append(f"{told}, which vLLM computes in {types}, not in {dtype}: add --dtype {served[0]}")
+        found.append(
+            f"{quantised}, which vLLM computes in {types}, not in {dtype}: set `dtype` to {served[0]}"
+        )
     return found

@@ -1,4 +1,4 @@
-"""What a checkpoint was trained on, as `teacher train` writes it beside the weights; it changes no answer."""
+"""The record of training that `teacher train` writes beside a checkpoint's weights; it changes no answer."""
 
 from pathlib import Path
 
@@ -11,19 +11,19 @@ RECORD = "trained_on.json"
 
 
 def read_record(folder: Path) -> TrainedOn | None:
-    """What a folder says; None where it says nothing.
+    """Returns a folder's record, or None.
 
     Raises:
-        Unusable: its file is damaged.
+        Unusable: the record is damaged.
     """
     try:
         return TrainedOn.model_validate_json((folder / RECORD).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
-        raise unusable(RECORD, "is no record of what teacher train trained on: take it away") from None
+        raise unusable(RECORD, "is not a training record of `teacher train`: remove it") from None
 
 
 def write_record(folder: Path, record: TrainedOn) -> None:
-    """Writes it down."""
+    """Writes a folder's record."""
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")

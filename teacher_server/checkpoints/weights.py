@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: which are in use, and whether they hold what the config asks for."""
+"""The safetensors files of a checkpoint: which are in use, and whether they match the config."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folde
 from teacher_server.checkpoints.quantisation import absent, is_plain, packed
 
 INDEX = "model.safetensors.index.json"
-# What safetensors calls the types of weights that are not quantised; F64 is rounded as it is loaded
+# safetensors' names for the dtypes of plain weights; F64 is rounded when it is loaded
 DTYPES = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _PIECE = 2**24
 _WRAPPERS = {
@@ -29,14 +29,14 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file: its type as safetensors calls it, such as BF16, its shape, and its bytes there."""
+    """A tensor in a file: safetensors' name of its dtype, such as BF16, its shape, and its stored bytes."""
 
     kind: str
     shape: tuple[int, ...]
     stored: int
 
     def bytes_in(self, item_bytes: int) -> int:
-        """Bytes as it is served: a quantised one as it is, others with so many a number."""
+        """Returns its bytes when served: a quantised tensor as stored, others with `item_bytes` a number."""
         return prod(self.shape) * item_bytes if self.kind in DTYPES else self.stored
 
 
@@ -46,11 +46,11 @@ Tensors = dict[str, Tensor]
 def read_weights(
     folder: Folder, dimensions: Dimensions | None, *, quantisation: str | None
 ) -> tuple[tuple[Path, ...], Tensors]:
-    """The files in use, and what is in them by its published names; problems are noted in the folder.
+    """Returns the files in use and published name -> tensor; records problems in the folder.
 
     Args:
-        dimensions: what the config asks for, if it could be read.
-        quantisation: the method that the config names, if any: each stores large matrices in its own form.
+        dimensions: by the config; None: it could not be read.
+        quantisation: the method that the config names, if any; each stores large matrices in its own form.
     """
     found: Tensors = {}
     places: dict[str, list[tuple[str, str]]] = {}
@@ -66,7 +66,7 @@ def read_weights(
                 places.setdefault(_published(tensor), []).append((name, tensor))
             if lacking := [tensor for tensor in placed if tensor not in held]:
                 folder.wrong(name, f"lacks {_some(lacking)} that {INDEX} places there: {COPY_AGAIN}")
-    # A broken file has been told of; that its tensors are missing too would say nothing new
+    # After a broken file, a report of its missing tensors would add nothing
     if len(folder.problems) == before:
         whys = [*_unplaced(places, files)] or [*_twice(places)]
         if dimensions is not None and not whys:
@@ -78,7 +78,7 @@ def read_weights(
 
 
 def _files(folder: Folder) -> dict[str, list[str]]:
-    """Names of the files in use, each with the tensors that the index places in it."""
+    """Returns the names of the files in use, each with the tensors that the index places in it."""
     stored = folder.names("*.safetensors")
     files: dict[str, list[str]] = {}
     if folder.has(INDEX):
@@ -95,13 +95,11 @@ def _files(folder: Folder) -> dict[str, list[str]]:
     elif stored:
         raise unusable(INDEX, f"is missing beside {stored[0]}: {COPY_AGAIN}")
     elif pickles := folder.names(*_PICKLES):
-        raise unusable(
-            pickles[0], "is a pickle, which can run code and is never read: take safetensors files"
-        )
+        raise unusable(pickles[0], "is a pickle, which can run code and is never read: use safetensors files")
     else:
         raise unusable("model.safetensors", f"is missing, and so is {INDEX}: {COPY_AGAIN}")
     for name in sorted(set(stored) - set(files)):
-        folder.wrong(name, "lies beside the weights in use, and some engines would read it: move it away")
+        folder.wrong(name, "is not among the weights in use, and some engines would read it: move it away")
     return dict(sorted(files.items()))
 
 
@@ -109,14 +107,14 @@ def _header(folder: Folder, name: str) -> Tensors:
     folder.read(name, 64)
     try:
         with safe_open(folder.path / name, "np") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             return {key: _tensor(s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise unusable(name, f"is damaged or cut short ({error}): {COPY_AGAIN}") from None
 
 
 def _tensor(kind: str, shape: tuple[int, ...]) -> Tensor:
-    # Of U8, BF16 and F8_E4M3 the first number is the bits; BOOL has none, and takes a byte
+    # The first number in U8, BF16 and F8_E4M3 is the bits; BOOL has none and takes a byte
     bits = re.search(r"\d+", kind)
     return Tensor(kind, shape, prod(shape) * (int(bits[0]) if bits else 8) // 8)
 
@@ -128,24 +126,24 @@ def _differences(
     strange = [name for name, tensor in found.items() if tensor.kind not in DTYPES]
     if odd := [name for name in strange if name in expected and is_plain(name, expected)]:
         kind = found[odd[0]].kind
-        yield f"hold {_some(odd)} of type {kind}, and {', '.join(DTYPES)} are served: convert the weights"
+        yield f"hold {_some(odd)} of dtype {kind}, and {', '.join(DTYPES)} are served: convert the weights"
     parts = packed(found, strange, expected)
     if quantisation and not parts:
         yield (
-            f"are plain, and config.json says that they are quantised by {quantisation}: take"
-            " quantization_config out of it, or copy the quantised weights"
+            f"are plain, and config.json says that they are quantised by {quantisation}: remove"
+            " quantization_config from it, or copy the quantised weights"
         )
     if parts and not quantisation:
         yield (
-            f"are quantised (such as {parts[0]}), and config.json has no quantization_config, which says how:"
+            f"are quantised (such as {parts[0]}), and config.json has no quantization_config that says how:"
             f" {ONE_CHECKPOINT}"
         )
         return
     missing = absent(expected, found) if quantisation else [name for name in expected if name not in found]
-    # Tables that old versions saved, and that every engine computes
+    # Old versions saved these tables, which every engine computes
     unknown = [name for name in found if name not in expected and not name.endswith("rotary_emb.inv_freq")]
     if dimensions.tied:
-        # Some are saved with the copy
+        # Some checkpoints hold the copy
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
         unknown = [name for name in unknown if name != "lm_head.weight"]
     if why := misnamed(missing, unknown):
@@ -153,11 +151,11 @@ def _differences(
         return
     if missing:
         yield f"lack {_some(missing)} that config.json asks for: {COPY_AGAIN}"
-    if quantisation:  # what else there is follows from the method, which the engine knows
+    if quantisation:  # the engine knows the shapes of the method's parts
         expected = {name: shape for name, shape in expected.items() if len(shape) == 1 or "embed" in name}
         unknown = []
     if other := [name for name, shape in expected.items() if name in found and found[name].shape != shape]:
-        shapes = f"{list(found[other[0]].shape)} and not {list(expected[other[0]])}"
+        shapes = f"{list(found[other[0]].shape)} instead of {list(expected[other[0]])}"
         yield f"hold {_some(other)} of another shape than config.json asks for, {shapes}: {ONE_CHECKPOINT}"
     if unknown:
         yield f"hold {_some(unknown)} that config.json has no place for: {ONE_CHECKPOINT}"
@@ -166,7 +164,7 @@ def _differences(
 def _unplaced(
     places: Mapping[str, Sequence[tuple[str, str]]], files: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """Some engines go by the index, and others read all that is in the files."""
+    """Yields tensors that the index does not place: some engines would read them, and others not."""
     known = {(file, tensor) for file, placed in files.items() for tensor in placed}
     held = [entry for entries in places.values() for entry in entries]
     if known and (unplaced := [entry for entry in held if entry not in known]):
@@ -175,27 +173,27 @@ def _unplaced(
 
 
 def _twice(places: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
-    """Engines differ in which of two tensors of one name they take."""
+    """Yields a tensor that is stored more than once: engines differ in which one they read."""
     for name, held in places.items():
         if len(held) > 1:
-            told = " and ".join(f"{tensor} in {file}" for file, tensor in held)
-            yield f"hold {name} {len(held)} times ({told}): {COPY_AGAIN}"
+            stored = " and ".join(f"{tensor} in {file}" for file, tensor in held)
+            yield f"hold {name} {len(held)} times ({stored}): {COPY_AGAIN}"
             return
 
 
 def _untied(folder: Folder, places: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
-    """transformers takes an output layer that is in the files, and vLLM the embedding, though they differ."""
+    """Yields an output layer that differs from the tied embedding: transformers reads it, vLLM does not."""
     head, embedding = (places.get(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
     if head and embedding and not same_tensor(folder.path, head[0], embedding[0]):
         yield (
-            "hold an lm_head.weight that is not model.embed_tokens.weight, and tie_word_embeddings in"
-            " config.json says that it is: set that to false, in text_config too, if the output layer was"
-            " trained by itself, or else save the weights without lm_head.weight"
+            "hold an lm_head.weight that differs from model.embed_tokens.weight, and tie_word_embeddings in"
+            " config.json says that they are equal: set it to false, in text_config too, if the output layer"
+            " was trained separately, or else save the weights without lm_head.weight"
         )
 
 
 def same_tensor(folder: Path, one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Whether two tensors, each a file's name and its own, have the same type, shape and bytes."""
+    """Returns whether two tensors, each given by file and name, have the same dtype, shape and bytes."""
     with (folder / one[0]).open("rb") as first, (folder / other[0]).open("rb") as second:
         kind, left = _seek(first, one[1])
         if (kind, left) != _seek(second, other[1]):
@@ -209,7 +207,7 @@ def same_tensor(folder: Path, one: tuple[str, str], other: tuple[str, str]) -> b
 
 
 def _seek(file: BinaryIO, tensor: str) -> tuple[tuple[str, list[int]], int]:
-    """Goes to where a tensor's bytes begin in a safetensors file; its type and shape, and their number."""
+    """Seeks the beginning of a tensor's bytes; returns its dtype and shape, and the number of bytes."""
     size = int.from_bytes(file.read(8), "little")
     entry = json.loads(file.read(size))[tensor]
     begin, end = entry["data_offsets"]
@@ -218,33 +216,33 @@ def _seek(file: BinaryIO, tensor: str) -> tuple[tuple[str, list[int]], int]:
 
 
 def misnamed(missing: Sequence[str], unknown: Sequence[str]) -> str | None:
-    """Of tensors that have other names than Qwen2.5-VL's: which tool names them so, and what to do."""
+    """Returns which tool named tensors differently from Qwen2.5-VL, and what to do; None if it is unknown."""
     if adapted := [name for name in unknown if _ADAPTED.search(name)]:
         return (
-            f"are those of a model with adapters, as peft wraps it (such as {adapted[0]}): merge the adapters"
-            " (merge_and_unload), and save the model that this gives by its save_pretrained"
+            f"are those of a model with peft adapters (such as {adapted[0]}): merge the adapters"
+            " (merge_and_unload), and save the merged model with its save_pretrained"
         )
     lost = set(missing)
     for name in unknown:
         wrapper = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), "")
         if wrapper and _published(name.removeprefix(wrapper)) in lost:
             return (
-                f"have names that begin with {wrapper}, as {_WRAPPERS[wrapper]} wraps a model"
-                f" (such as {name}): save the model inside of it, by its save_pretrained"
+                f"have names that begin with {wrapper}, the wrapper of {_WRAPPERS[wrapper]}"
+                f" (such as {name}): save the inner model with its save_pretrained"
             )
     ends = {name.split(".", 2)[-1]: name for name in missing if name.count(".") > 2}
     for name in unknown:
         if end := next((end for end in ends if name.endswith(f".{end}")), None):
             return (
                 f"have other names than transformers gives them ({name} for {ends[end]}; {len(unknown)} in"
-                " all): convert the checkpoint with the tool that made it, or load it there and save it by"
+                " all): convert the checkpoint with the tool that made it, or load it there and save it with"
                 " save_pretrained"
             )
     return None
 
 
 def _published(name: str) -> str:
-    """A tensor's name as in the published checkpoints, from that in one saved by a newer transformers."""
+    """Returns a tensor's name as in the published checkpoints; newer versions of transformers save others."""
     for new, old in {"model.language_model.": "model.", "model.visual.": "visual."}.items():
         if name.startswith(new):
             return old + name.removeprefix(new)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,6 @@ from tests.teacher_server.checkpoints.breaking import (
     split,
     write,
 )
-from tests.waiting import LONG_S
 from tools.random_checkpoint import CHAT_TEMPLATE, SPECIAL_TOKENS, make_checkpoint
 
 pytestmark = pytest.mark.unit
@@ -57,10 +54,10 @@ def _problems(folder: Path, *, weights: bool = True) -> tuple[str, ...]:
 _TEXT_ONLY = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "no config": (remove("config.json"), "config.json", ("missing", "copy it again")),
-    "config cut": (cut("config.json", 100), "config.json", ("no JSON",)),
-    "config in bytes": (write("config.json", b"\xff\xfe\x00"), "config.json", ("no JSON",)),
-    "config deep": (write("config.json", "[" * 100_000), "config.json", ("no JSON",)),
-    "config a list": (write("config.json", "[1]"), "config.json", ("no JSON object", "[1]")),
+    "config cut": (cut("config.json", 100), "config.json", ("not JSON",)),
+    "config in bytes": (write("config.json", b"\xff\xfe\x00"), "config.json", ("not JSON",)),
+    "config deep": (write("config.json", "[" * 100_000), "config.json", ("not JSON",)),
+    "config a list": (write("config.json", "[1]"), "config.json", ("not a JSON object", "[1]")),
     "a folder for a file": (in_place_of("config.json", Path.mkdir), "config.json", ("cannot be read",)),
     "other architecture": (
         set_fields("config.json", architectures=["LlamaForCausalLM"]),
@@ -110,11 +107,11 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "vision heads": (set_vision_fields(num_heads=3), "config.json", ("num_heads 3",)),
     "vision to text": (set_vision_fields(out_hidden_size=64), "config.json", ("out_hidden_size 64", "128")),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json", ("missing",)),
-    "tokenizer cut": (cut("tokenizer.json", 5000), "tokenizer.json", ("no tokenizer",)),
+    "tokenizer cut": (cut("tokenizer.json", 5000), "tokenizer.json", ("not a tokenizer",)),
     "older tokenizer": (
         lambda folder: (folder / "tokenizer.json").rename(folder / "vocab.json"),
         "tokenizer.json",
-        ("its older form, vocab.json, is not read", "take tokenizer.json"),
+        ("the older format (vocab.json) is not read", "copy tokenizer.json"),
     ),
     "ties that disagree": (
         lambda folder: edit(
@@ -203,8 +200,8 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         "preprocessor_config.json",
         ("size.longest_edge is 'large'",),
     ),
-    "record": (write("trained_on.json", "{}"), "trained_on.json", ("no record", "take it away")),
-    "adapter": (write("adapter_config.json", "{}"), "adapter_config.json", ("merge it",)),
+    "record": (write("trained_on.json", "{}"), "trained_on.json", ("not a training record", "remove it")),
+    "adapter": (write("adapter_config.json", "{}"), "adapter_config.json", ("merge the adapter",)),
 }
 
 
@@ -283,13 +280,13 @@ def test_a_smaller_vocabulary_than_the_tokenizers_is_told(folder: Path) -> None:
     of_tokenizer, of_weights = _problems(folder)
     assert of_tokenizer.startswith("tokenizer.json: ")
     assert "1000" in of_tokenizer
-    assert "[1280, 128] and not [1000, 128]" in of_weights
+    assert "[1280, 128] instead of [1000, 128]" in of_weights
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-VL-3B-Instruct", "/nowhere/at all"])
 def test_what_is_no_folder_is_not_looked_for_elsewhere(name: str) -> None:
     (problem,) = _problems(Path(name))
-    assert problem.startswith(f"{name} is no folder here")
+    assert problem.startswith(f"{name} is not a folder here")
     assert "local folder" in problem
 
 
@@ -321,7 +318,7 @@ def test_a_training_runs_folder_is_told_from_its_checkpoints(made: Path, tmp_pat
 def test_an_adapter_alone_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (problem,) = _problems(tmp_path)
-    assert "is an adapter and no checkpoint" in problem
+    assert "is an adapter, not a checkpoint" in problem
 
 
 def test_what_is_read(folder: Path) -> None:
@@ -448,16 +445,6 @@ def test_digest_of_a_file_that_went_away(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(BadCheckpoint, match=WEIGHTS):
         checkpoint.digest()
-
-
-def test_no_model_library_is_loaded_to_read_one(made: Path) -> None:
-    reading = "import sys; from pathlib import Path;"
-    reading += "from teacher_server.checkpoints.checkpoint import read_checkpoint;"
-    reading += "read_checkpoint(Path(sys.argv[1])).digest();"
-    reading += "print([name for name in ('torch', 'transformers', 'vllm') if name in sys.modules])"
-    command = [sys.executable, "-c", reading, str(made)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONG_S)
-    assert done.stdout == "[]\n"
 
 
 def test_labels(made: Path) -> None:

@@ -66,12 +66,12 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "weights a dead link": (
         in_place_of(WEIGHTS, lambda path: path.symlink_to("../blobs/abc")),
         WEIGHTS,
-        ("link to nothing",),
+        ("broken link",),
     ),
     "weights beside": (
         lambda folder: shutil.copy(folder / WEIGHTS, folder / "old.safetensors"),
         "old.safetensors",
-        ("beside",),
+        ("not among the weights in use",),
     ),
     "a tensor missing": (
         change_tensors(lambda tensors: tensors.pop("visual.merger.ln_q.weight")),
@@ -86,7 +86,7 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "another shape": (
         change_tensors(lambda tensors: tensors.update({"model.norm.weight": np.ones(64, np.float32)})),
         "weights",
-        ("model.norm.weight", "[64] and not [128]"),
+        ("model.norm.weight", "[64] instead of [128]"),
     ),
     "one tensor more": (
         change_tensors(lambda tensors: tensors.update({"model.layers.2.x": np.ones(1, np.float32)})),
@@ -111,14 +111,14 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "tied, and another output layer": (
         change_tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
         "weights",
-        ("lm_head.weight that is not model.embed_tokens.weight", "tie_word_embeddings"),
+        ("lm_head.weight that differs from model.embed_tokens.weight", "tie_word_embeddings"),
     ),
     "tied, and its output layer in another type": (
         change_tensors(
             lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].astype(np.float16)})
         ),
         "weights",
-        ("lm_head.weight that is not",),
+        ("lm_head.weight that differs from",),
     ),
     "adapters of peft": (_renamed("base_model.model."), "weights", ("peft", "merge_and_unload")),
     "adapters not merged": (
@@ -134,7 +134,7 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         "weights",
         ("peft", "merge_and_unload"),
     ),
-    "compiled": (_renamed("_orig_mod."), "weights", ("torch.compile", "inside of it")),
+    "compiled": (_renamed("_orig_mod."), "weights", ("torch.compile", "inner model")),
     "compiled, new names": (
         _renamed("_orig_mod.model.language_model.", "model."),
         "weights",
@@ -173,7 +173,7 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "shards, no index": (split_then(remove(INDEX)), INDEX, ("missing", "model-00001-of-00003")),
     "shard missing": (split_then(remove(SHARD)), SHARD, ("missing",)),
     "shard cut": (split_then(cut(SHARD, 5000)), SHARD, ("damaged or cut short",)),
-    "index cut": (split_then(cut(INDEX, 500)), INDEX, ("no JSON",)),
+    "index cut": (split_then(cut(INDEX, 500)), INDEX, ("not JSON",)),
     "index empty": (split_then(write(INDEX, '{"metadata": {}}')), INDEX, ("weight_map",)),
     "index leads away": (
         split_then(write(INDEX, '{"weight_map": {"lm_head.weight": "../other.safetensors"}}')),
@@ -260,7 +260,7 @@ def test_part_of_a_quantised_checkpoint_is_missing(folder: Path) -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "fp8"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
-        ({"quantization_config": {"bits": 4}}, "a method that it does not name"),
+        ({"quantization_config": {"bits": 4}}, "an unnamed method"),
     ],
 )
 def test_the_method_of_quantisation_is_known(config: dict[str, object], method: str | None) -> None:
@@ -272,7 +272,7 @@ def test_the_transformers_engine_serves_no_quantised_checkpoint(folder: Path) ->
     quantise(folder)
     (problem,) = quantisation_problems(read_checkpoint(folder), EngineSettings(), "transformers")
     assert "quantised by awq" in problem
-    assert "--engine vllm" in problem
+    assert "set `engine` to vllm" in problem
 
 
 def test_dummy_weights_need_none(folder: Path) -> None:
