@@ -24,10 +24,11 @@ from gridworld.tasks import EVALUATION_SEEDS
 from student.environments import Environment, Vocabulary, layout_of, stacked
 from student.labels import asking
 from student.labels.table import LabelTable
-from student.runs.folder import Run, write_json
+from student.runs.folder import Run
 from student.settings import TrainSettings
 from student.trainer import train
 from teacher_api.client import TeacherClient
+from teacher_api.files import write_json
 from teacher_api.processes import served_teacher
 
 _ENVS = ("MiniGrid-LavaGapS6-v0", "MiniGrid-GoToDoor-6x6-v0")

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from gridworld.views import EMPTY, N_COLOURS, N_STATES
 from student.algorithms.networks import ActorCritic
 from student.environments import Vocabulary, layout_of
-from student.runs.folder import write_json
 from student.settings import TrainSettings
 from student.trainer import train
+from teacher_api.files import write_json
 from teacher_api.processes import served_teacher
 
 try:

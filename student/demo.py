@@ -17,12 +17,13 @@ from pydantic_settings import BaseSettings
 
 from student.experiments.statistics import samples_to
 from student.runs.animation import animate
-from student.runs.folder import Run, write_json
+from student.runs.folder import Run
 from student.runs.trained import load_policy
 from student.settings import EnvId, TrainSettings
 from student.trainer import Stopped, train
 from teacher_api.client import TeacherError
 from teacher_api.command_line import CannotStart, Folder, fail, flags_and_variables, parse
+from teacher_api.files import write_json
 from teacher_api.processes import COMPACT, COMPACT_FLAGS, served_teacher
 from teacher_api.terminal import speak_as
 

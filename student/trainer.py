@@ -24,7 +24,6 @@ from student.algorithms.networks import ActorCritic
 from student.algorithms.registry import algorithm
 from student.algorithms.rollout import Rollout, act, collect
 from student.environments import EnvironmentFailed, Environments, EpisodeState, Vocabulary, layout_of
-from student.interrupts import Interrupted, Interrupts
 from student.labels.table import LabelTable
 from student.runs.folder import CannotWrite, Run
 from student.runs.policies import evaluate
@@ -32,6 +31,7 @@ from student.runs.resuming import resumed
 from student.settings import TrainSettings
 from teacher_api.client import TeacherError, connect
 from teacher_api.command_line import INTERRUPTED, CommandFailed
+from teacher_api.interrupts import Interrupted, Interrupts
 from teacher_api.terminal import Bar, say
 
 _RECENT = 100

@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 from gridworld.tasks import task_key
 from student.settings import EnvId, TrainSettings, algorithm_name, preset_for
 from teacher_api.command_line import CannotStart
+from teacher_api.files import write_json
 from teacher_api.validation import in_words, problems, reason, sentence
 from teacher_api.validation import path as field_path
 
@@ -326,8 +327,6 @@ def load_plan(sweep: Path, *, to_report: bool = False) -> SweepPlan:
 
 def store_plan(sweep: Path, plan: SweepPlan) -> None:
     """Writes sweep.json, with the name of each arm's teacher."""
-    from student.runs.folder import write_json  # noqa: PLC0415  (loads torch, which reading settings does not need)
-
     write_json(sweep / SWEEP_FILE, as_stored(plan))
 
 

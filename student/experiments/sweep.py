@@ -26,9 +26,9 @@ from student.experiments.plans import (
 from student.experiments.progress import SweepProgress
 from student.experiments.settings import SweepSettings
 from student.experiments.workers import Job, LocalWorkers, Workers, evaluate_teacher, locked, train_run
-from student.runs.folder import write_json
 from teacher_api.client import connect
 from teacher_api.command_line import INTERRUPTED, CannotStart, CommandFailed, fail
+from teacher_api.files import write_json
 from teacher_api.processes import TeacherDidNotStart, served_teacher
 from teacher_api.terminal import say
 

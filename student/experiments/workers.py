@@ -20,12 +20,12 @@ from tqdm import tqdm
 from gridworld.environments import in_a_line
 from student.experiments.plans import ignore_variables
 from student.runs.evaluate import score
-from student.runs.folder import write_json
 from student.runs.settings import EvaluateSettings
 from student.settings import TrainSettings
 from student.trainer import Stopped, train
 from teacher_api.client import TeacherError
 from teacher_api.command_line import INTERRUPTED, CannotStart
+from teacher_api.files import write_json
 from teacher_api.terminal import speak_as
 
 TEACHER_EPISODES = 200

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from student.environments import Layout, Vocabulary, layout_of
 from student.labels.table import LabelTable
 from student.runs.animation import animate
-from student.runs.folder import BadRun, write_json
+from student.runs.folder import BadRun
 from student.runs.onnx_student import open_exported
 from student.runs.policies import Policy, evaluate
 from student.runs.settings import EvaluateSettings, is_address
 from student.runs.trained import load_policy
 from teacher_api.client import TeacherError, connect
+from teacher_api.files import write_json
 
 _EPISODES_SHOWN = 4
 

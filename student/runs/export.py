@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from gridworld.tasks import EVALUATION_SEEDS, UnknownTask, task_key
 from student.environments import Environment, Layout, Vocabulary, stacked
 from student.labels.table import LabelTable
-from student.runs.folder import write_whole
 from student.runs.onnx_student import (
     INPUT,
     LOGITS,
@@ -29,6 +28,7 @@ from student.runs.onnx_student import (
 from student.runs.settings import ExportSettings
 from student.runs.trained import Trained, load_trained
 from teacher_api.client import QuestionRefused, TeacherError, connect
+from teacher_api.files import write_whole
 
 _BATCH = 64
 _TOLERANCE = 1e-4

@@ -3,7 +3,6 @@
 import fcntl
 import io
 import json
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from student.runs.metrics import METRICS_FILE, BadMetrics, MetricsRow, read_metrics
 from teacher_api.command_line import CannotStart
+from teacher_api.files import write_json, write_whole
 
 FORMAT = 2
 """The format of checkpoints; raised when older checkpoints can no longer be read."""
@@ -304,29 +304,6 @@ def _is_a_runs_start(path: Path) -> bool:
         case ["tensorboard", name]:
             return name.startswith("events.out.tfevents.")
     return False
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file as a whole or not at all; see `write_whole`."""
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file as a whole or not at all, even if the disk is full or the power fails.
-
-    Raises:
-        OSError: the file cannot be written; the file from before is intact.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _versions() -> dict[str, str]:

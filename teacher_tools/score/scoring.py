@@ -1,12 +1,12 @@
 """Scores a teacher, environment by environment; the folder keeps each environment as soon as it is done."""
 
-import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from teacher_api.client import TeacherClient, TeacherError, connect
 from teacher_api.command_line import CannotStart
+from teacher_api.files import write_whole
 from teacher_api.terminal import Bar
 from teacher_api.validation import in_words
 from teacher_tools.score import measures
@@ -96,11 +96,9 @@ def _stored(out: Path, score: Score) -> Score:
 
 def _save(out: Path, score: Score) -> None:
     """Writes score.json; replaces the file atomically."""
-    part = out / f".{_FILE}.{os.getpid()}"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        part.write_text(score.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(out / _FILE)
+        write_whole(out / _FILE, f"{score.model_dump_json(indent=1)}\n".encode())
     except OSError as error:
         raise BadScore(f"`out`: cannot write to {out}: {error.strerror}") from error
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from teacher_api.command_line import INTERRUPTED, CannotStart, fail
+from teacher_api.files import write_json
+from teacher_api.interrupts import Interrupted
 from teacher_server.checkpoints.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
 from teacher_server.checkpoints.training_record import write_record
 from teacher_server.engines.offline import set_offline
@@ -49,7 +51,7 @@ def main(given: TrainingSettings) -> int:
     run = _run(settings, base, checkpoint)
     try:
         run.train()
-    except KeyboardInterrupt:
+    except Interrupted:
         _write_card(settings, checkpoint.folder, run.device)
         resume = f"saved; `teacher train --resume --out {settings.out}` resumes the run"
         steps = f"{run.step} of {sum(settings.steps)} steps"
@@ -102,9 +104,7 @@ def _prepare_folder(settings: TrainingSettings, prompts: PromptSet, base: Checkp
             copy_folder(base, folder)
         else:
             write_folder(folder, prompts)
-        (settings.out / _SETTINGS).write_text(
-            json.dumps(settings.stored(), indent=2) + "\n", encoding="utf-8"
-        )
+        write_json(settings.out / _SETTINGS, settings.stored())
     write_record(folder, trained_on(settings.prompts, prompts, settings.env))
     return read_checkpoint(folder, weights=False)
 

@@ -1,17 +1,16 @@
 """A training run: steps over endless samples, kept in a folder, from which the run resumes bit for bit."""
 
 import json
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from teacher_api.interrupts import Interrupts
 from teacher_api.terminal import Bar
 from teacher_server.checkpoints.checkpoint import Checkpoint
 from teacher_tools.train.batches import Batch, Patches, batches_by_length
@@ -75,7 +74,7 @@ class Run:
         """Takes the remaining steps; saves every `save_s` seconds and at the end.
 
         Raises:
-            KeyboardInterrupt: SIGINT or SIGTERM arrived; the run has been saved.
+            Interrupted: SIGINT or SIGTERM came; the run is saved.
         """
         total = sum(self._settings.steps)
         if self.step >= total:
@@ -84,7 +83,8 @@ class Run:
         saved = began = time.monotonic()
         phase, first, of = self._phase()
         bar = Bar(of, "samples", name=phase, done=first, shown=self._settings.progress)
-        with bar, _stop_on_signals() as stop:
+        interrupts = Interrupts()
+        with bar, interrupts.handled():
             for batch in self._batches():
                 result = self._learn(batch)
                 now = time.monotonic()
@@ -104,13 +104,12 @@ class Run:
                     self._report(means)
                     shown = ("tile", "value", "whole", "action")
                     bar.update(figures={name: f"{means[name]:.3f}" for name in shown if name in means})
-                if stop or done or now - saved > self._settings.save_s:
+                if interrupts.signalled or done or now - saved > self._settings.save_s:
                     self.save()
                     saved = time.monotonic()
                 if done:
                     return
-                if stop:
-                    raise KeyboardInterrupt
+                interrupts.check()
 
     def _phase(self) -> tuple[str, int, int]:
         """Returns the phase of the next step, how many of its samples are done, and how many it has."""
@@ -197,27 +196,3 @@ class Run:
 
 def _metrics(result: BatchResult) -> dict[str, float]:
     return {f"{name}_loss": loss.item() for name, loss in result.losses.items()} | result.right
-
-
-class _StopFlag:
-    """Set by a signal handler; the current step is finished first."""
-
-    def __init__(self) -> None:
-        self._is_set = False
-
-    def __bool__(self) -> bool:
-        return self._is_set
-
-    def set(self, *_: object) -> None:
-        self._is_set = True
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_StopFlag]:
-    stop = _StopFlag()
-    before = {number: signal.signal(number, stop.set) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from student.cli import main
-from student.runs.folder import BadRun, CannotWrite, Run, write_whole
+from student.runs.folder import BadRun, CannotWrite, Run
 from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
@@ -122,15 +122,6 @@ def test_the_same_command_started_twice_is_refused_in_one_line(tmp_path: Path) -
         _, said = first.communicate(timeout=LONG_S)
     assert first.returncode == 130
     assert len(said.splitlines()) == 1
-
-
-def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    write_whole(file, b"old")
-    (tmp_path / "file.part").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        write_whole(file, b"new")
-    assert file.read_bytes() == b"old"
 
 
 def test_a_log_on_a_full_device_says_so(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_an_unusable_folder_is_reported_in_one_line(
     assert "--out: cannot write to" in capsys.readouterr().err
     assert _bench(shared_teacher.url, "--vs", str(tmp_path)) == 2
     err = capsys.readouterr().err
-    assert f"--model {tmp_path}: config.json: is missing" in err
+    assert f"{tmp_path}: config.json: is missing" in err
     assert err.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, which stop a run only where no work is half done."""
+"""SIGINT and SIGTERM that stop a run only between two steps of its work."""
 
 import signal
 from collections.abc import Iterator
@@ -45,6 +45,11 @@ class Interrupts:
             yield
         finally:
             self._allowed = False
+
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal came."""
+        return self._signalled
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal came."""
