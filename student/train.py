@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from student.labels.failures import in_words
 from student.runs.evaluate import print_report
 from student.runs.folder import BadRun, Run
 from student.settings import TrainSettings
 from student.trainer import Stopped, train
+from teacher_api.failures import in_words
 from teacher_api.terminal import say
 
 
@@ -61,6 +61,6 @@ def _in_a_line(summary: dict[str, Any]) -> str:
     line += f"; asked {summary['questions']} questions, {summary['store_hits']} more from the store"
     if summary["failed"]:
         # Runs of earlier versions kept no reasons
-        why = in_words(summary.get("failures", []))
+        why = in_words({each["reason"]: each["count"] for each in summary.get("failures", [])}, 3)
         line += f"; {summary['failed']} of these states have no label{f': {why}' if why else ''}"
     return line

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from teacher_api.failures import in_words
 from teacher_api.schemas import ErrorBody
 
 _NO_PROBABILITIES = ErrorBody(status=200, reason="the answer holds no probabilities")
@@ -53,7 +54,7 @@ class Failures:
 
     def __str__(self) -> str:
         """Returns the most frequent kinds, as "1,100 x 422 mission: the mission '…' names no key, ..."."""
-        return in_words(self.report())
+        return in_words({name: kind.count for name, kind in self._kinds.items()}, 3)
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Returns the counts for a checkpoint."""
@@ -69,10 +70,3 @@ class Failures:
         if state is None:
             state = {_EARLIER: {"count": failed, "row": 0, "example": ""}} if failed else {}
         self._kinds = {name: _Kind(**kind) for name, kind in state.items()}
-
-
-def in_words(report: list[dict[str, Any]], most: int = 3) -> str:
-    """Returns the most frequent reasons of a `Failures.report` in a line."""
-    shown = [f"{each['count']:,} x {each['reason']}" for each in report[:most]]
-    others = sum(each["count"] for each in report[most:])
-    return ", ".join([*shown, f"{others:,} x other reasons"] if others else shown)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextvars import Context
 
+from teacher_api.failures import in_words
 from teacher_api.schemas import ErrorBody
 
 _log = logging.getLogger(__name__)
@@ -13,7 +14,6 @@ _log = logging.getLogger(__name__)
 EVERY_S = 60.0
 _OVERLOAD = (429, 503)
 """Not logged: the metrics count these, and clients ask again."""
-_MOST = 5
 
 
 class QuestionFailureLog:
@@ -49,11 +49,5 @@ class QuestionFailureLog:
     def _log_counts(self) -> None:
         if not self._counts:
             return
-        kinds = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-        parts = [f"{count} x {kind}" for kind, count in kinds[:_MOST]]
-        others = sum(count for _, count in kinds[_MOST:])
-        if others:
-            parts.append(f"{others} x other reasons")
-        total = sum(self._counts.values())
-        _log.warning("questions without an answer: %d: %s", total, "; ".join(parts))
+        _log.warning("questions without an answer: %d: %s", self._counts.total(), in_words(self._counts))
         self._counts.clear()

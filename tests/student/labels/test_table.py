@@ -76,7 +76,7 @@ def test_failed_labels_are_counted_by_reason_whatever_comes_first() -> None:
         "count": 2,
         "example": "the mission 'a' names no key",
     }
-    assert str(one).startswith("2 x 422 mission: the mission '…' names no key, 1 x ")
+    assert str(one).startswith("2 x 422 mission: the mission '…' names no key; 1 x ")
     again = Failures()
     again.restore(one.state(), 4)
     again.add(0, error("c"))
