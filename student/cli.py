@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from teacher_api.command_line import Command, Group, dispatch
+from teacher_api.commands import Command, Group, dispatch
 
 COMMANDS = Group(
     "train students, alone or with a teacher, and compare them",

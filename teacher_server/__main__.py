@@ -2,7 +2,7 @@
 
 import sys
 
-from teacher_api.command_line import Command, Group, dispatch
+from teacher_api.commands import Command, Group, dispatch
 
 _SERVE = Command(
     "answer questions over HTTP", "teacher_server.settings:Settings", "teacher_server.serve:main"

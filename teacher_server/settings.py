@@ -1,4 +1,4 @@
-"""Every setting of `teacher serve`, once: its flag, TEACHER_* variable, default and meaning."""
+"""Declares every setting of `teacher serve`: its flag, TEACHER_* variable, default and meaning."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,65 +17,72 @@ Targets = Literal["soft", "hard"]
 LogRequests = Annotated[
     Literal["all", "failed", "none"], BeforeValidator(lambda value: "none" if value is None else value)
 ]
-"""On a command line `none` is read as no value."""
+"""The command line reads `none` as no value."""
 
 
 class EngineSettings(BaseModel):
-    """Of the engine that runs a checkpoint."""
+    """The settings of the engine that runs a checkpoint."""
 
     model: Folder | None = Field(
-        default=None, description="prompted: the checkpoint, a local folder; `teacher check DIR` examines one"
+        default=None, description="prompted: the checkpoint, a local folder; `teacher check DIR` examines it"
     )
-    dtype: Dtype = Field(default="auto", description="prompted: of the weights; auto: the checkpoint's own")
+    dtype: Dtype = Field(
+        default="auto", description="prompted: data type of the weights; auto: the checkpoint's"
+    )
     load_format: LoadFormat = Field(
-        default="auto", description="prompted: dummy: random weights from the config alone, to measure speed"
+        default="auto",
+        description="prompted: auto: the checkpoint's weights; dummy: random weights, to measure speed",
     )
     seed: int = Field(
         default=0,
-        description="planner: decides which questions --noise answers wrongly;"
-        " prompted: of sampling, where a prompt set samples, and of dummy weights",
+        description="planner: selects the questions that --noise answers wrongly;"
+        " prompted: seed of sampling, if the prompt set samples, and of dummy weights",
     )
     max_model_len: int = Field(
-        default=8192, ge=256, description="prompted: tokens of prompt and answer together, pictures included"
+        default=8192,
+        ge=256,
+        description="prompted: the most tokens of prompt and answer together, pictures included",
     )
-    max_num_seqs: int = Field(default=64, ge=1, description="prompted: requests in one batch of the engine")
+    max_num_seqs: int = Field(
+        default=64, ge=1, description="prompted: the most requests in one batch of the engine"
+    )
     gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="prompted, vllm: share of the GPU's memory to take"
+        default=0.9, gt=0, le=1, description="prompted, vllm: share of the GPU's memory that the engine uses"
     )
     kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="prompted: GiB for keys and values; vllm: of all; without it, what the share of memory"
-        " leaves; transformers: kept of stage 1 for stage 2, at most; without it, 0.5",
+        description="prompted: GiB of the key-value cache; vllm: of the whole cache, default: what"
+        " --gpu-memory-utilization leaves; transformers: of stage 1's cache for stage 2, default: 0.5",
     )
     tensor_parallel_size: int = Field(
-        default=1, ge=1, description="prompted, vllm: GPUs a copy is split over"
+        default=1, ge=1, description="prompted, vllm: GPUs that one copy of the checkpoint is split over"
     )
     data_parallel_size: int = Field(default=1, ge=1, description="prompted, vllm: copies of the checkpoint")
     eager: bool = Field(
-        default=False, description="prompted, vllm: no compilation: starts sooner, answers slower"
+        default=False, description="prompted, vllm: no compilation: faster start, slower answers"
     )
     device: str = Field(
         default="auto",
-        description="prompted, transformers: auto, cpu, cuda or cuda:N; auto: cuda if it is there",
+        description="prompted, transformers: auto, cpu, cuda or cuda:N; auto: cuda if there is a GPU",
     )
     threads: int | None = Field(
         default=None,
         ge=1,
         description="prompted, transformers: threads of the arithmetic on a CPU; default: OMP_NUM_THREADS, or"
-        " a thread a core",
+        " one per core",
     )
 
 
 class Settings(EngineSettings, BaseSettings):
-    """Serves a teacher over HTTP. Each flag is a variable too: --delay-ms is TEACHER_DELAY_MS."""
+    """Serves a teacher over HTTP. Each flag is also a variable: --delay-ms is TEACHER_DELAY_MS."""
 
     model_config = flags_and_variables("teacher serve", "TEACHER_")
     help_groups: ClassVar[Mapping[str, str]] = {
         "teacher": "the teacher",
-        "engine": "what runs the model (--teacher prompted)",
-        "model": "the checkpoint and its engine (--teacher prompted)",
+        "engine": "the engine (--teacher prompted)",
+        "model": "the checkpoint (--teacher prompted)",
         "prompts": "prompts and read-out (--teacher prompted)",
         "store": "the answer store",
         "host": "address and keys",
@@ -87,166 +94,169 @@ class Settings(EngineSettings, BaseSettings):
 
     teacher: Literal["planner", "uniform", "prompted"] = Field(
         default="planner",
-        description="who answers; planner: an optimal planner that reads the picture;"
-        " uniform: one that knows nothing, all actions alike, as a control;"
+        description="the kind of teacher; planner: an optimal planner that reads the picture;"
+        " uniform: all actions equally probable, as a control;"
         " prompted: a vision-language model, asked in two stages",
     )
     noise: float = Field(
-        default=0.0, ge=0, le=1, description="planner: share of questions answered wrongly, 0 to 1"
+        default=0.0, ge=0, le=1, description="planner: share of questions that get a wrong answer, 0 to 1"
     )
     delay_ms: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each question takes"
+        default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each answer takes"
     )
     engine: Literal["vllm", "transformers", "openai"] = Field(
         default="vllm",
-        description="prompted: what runs the checkpoint; openai: a chat server that is there already",
+        description="prompted: what runs the model; openai: a running server with OpenAI's chat API",
     )
     openai_url: str | None = Field(
         default=None, description="prompted, openai: the server's address, http://HOST:PORT/v1"
     )
     openai_model: str | None = Field(
-        default=None, description="prompted, openai: the name that the server serves the model by"
+        default=None, description="prompted, openai: the model's name on the server"
     )
     openai_key_file: File | None = Field(
-        default=None, description="prompted, openai: a file with the key that the server asks for"
+        default=None, description="prompted, openai: a file with the server's API key"
     )
     allow_host: str | None = Field(
         default=None,
-        description="prompted, openai: a host that pictures and missions may be sent to though it is not on"
-        " the local network",
+        description="prompted, openai: a host outside the local network that pictures and missions may be"
+        " sent to",
     )
     prompts: PromptSetName | None = Field(
         default=None,
-        description="prompted: a prompt set, by name (`teacher prompts list`) or folder; default: the one"
-        " that teacher train trained the checkpoint with, or else minigrid",
+        description="prompted: the prompt set, by name (`teacher prompts list`) or folder; default: the one"
+        " that the checkpoint was trained with by `teacher train`, else minigrid",
     )
     readout: Readout | None = Field(
         default=None,
-        description="prompted: labels: the log-probabilities of the actions' labels, in one step;"
-        " numbers: probabilities that the model writes down; default: the prompt set's",
+        description="prompted: labels: probabilities of the actions' labels as the next token;"
+        " numbers: probabilities that the model writes; default: the prompt set's",
     )
     targets: Targets = Field(
-        default="soft", description="prompted: soft: the probabilities; hard: 1 for the most probable action"
+        default="soft",
+        description="prompted: soft: the probabilities; hard: 1 for the most probable action, 0 for others",
     )
     label_temperature: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="prompted, labels: of the softmax over the labels; default: the prompt set's",
+        description="prompted, labels: temperature of the softmax over the labels; default: the prompt set's",
     )
     min_label_mass: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="prompted, labels: probability that all labels together must have, or the answer is"
+        description="prompted, labels: the least probability of all labels together; an answer with less is"
         " unreadable; default: the prompt set's",
     )
     sum_tolerance: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="prompted, numbers: how far from 1 the sum may be; default: the prompt set's",
+        description="prompted, numbers: allowed distance of the sum from 1; default: the prompt set's",
     )
     store: File | None = Field(
         default=Path("answers.sqlite3"),
-        description="the answer store, an SQLite file on a local disk, made if it is not there;"
-        " none: remember nothing",
+        description="the answer store, an SQLite file on a local disk, created if missing; none: answers are"
+        " not stored",
     )
     store_max_mib: float = Field(
         default=4096.0,
         ge=1,
         allow_inf_nan=False,
-        description="MiB that the answer store may use; beyond, the oldest answers go, other teachers' first",
+        description="MiB that the answer store may use; a full store deletes the oldest answers, those of"
+        " other teachers first",
     )
     keep_pictures: bool = Field(
         default=False,
-        description="keep each question's picture beside its answer in the store, within --store-max-mib;"
-        " `teacher answers export --csv --pictures DIR` writes them out",
+        description="store each question's picture beside its answer, within --store-max-mib;"
+        " `teacher answers export --csv --pictures DIR` writes the pictures into a folder",
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on; 0: any free one")
     api_key_file: File | None = Field(
         default=None,
-        description="a file of keys, one a line, one of which requests to /policy, /policy/batch and"
-        " /teacher have to bear, as Authorization: Bearer KEY; read again when it changes; an empty file asks"
-        " for none",
+        description="a file of API keys, one per line; requests to /policy, /policy/batch and /teacher need"
+        " one, as Authorization: Bearer KEY; the file is read again when it changes; without a file, or with"
+        " an empty one, no key is needed",
     )
     admin_key_file: File | None = Field(
         default=None,
-        description="a file of keys of which requests to /admin have to bear one, as `teacher swap` does;"
-        " without it, or where it is empty, there is no /admin",
+        description="a file of API keys, one per line; requests to /admin need one, as `teacher swap` sends;"
+        " without a file, or with an empty one, /admin is disabled",
     )
     allow_keyless: bool = Field(
         default=False,
-        description="listen to others than this machine (--host) though no key is asked for, as where the"
-        " network keeps them out",
+        description="allow a non-loopback --host without API keys, for networks that restrict access"
+        " themselves",
     )
-    concurrency: int = Field(default=64, ge=1, description="questions that the teacher works on at once")
+    concurrency: int = Field(
+        default=64, ge=1, description="the most questions that the teacher answers at once"
+    )
     max_pending: int = Field(
         default=4096,
         ge=1,
-        description="questions in the service at once; further ones get 503, and 429 where one client has"
-        " as many of them as are free for all",
+        description="the most questions in the service at once; more get 503; a client with more than its"
+        " share of them gets 429",
     )
     max_pending_mib: float = Field(
         default=256.0,
         gt=0,
         allow_inf_nan=False,
-        description="MiB of all bodies in the service at once, shared as questions are",
+        description="the most MiB of all request bodies in the service at once; clients have shares of it",
     )
     timeout_s: float = Field(
         default=120.0,
         gt=0,
         allow_inf_nan=False,
-        description="seconds after which a question gets 504; its client may"
-        " ask for less by the header X-Timeout-S",
+        description="seconds after which a question gets 504; the header X-Timeout-S asks for less",
     )
     stall_s: float = Field(
         default=90.0,
         gt=0,
         allow_inf_nan=False,
-        description="prompted: seconds without any answer after which an engine that is asked is taken to be"
-        " stuck and is replaced; choose more than the slowest answer takes with --concurrency questions at"
-        " once (teacher_seconds of GET /metrics), and less than --timeout-s",
+        description="prompted: seconds without any answer after which a busy engine counts as unresponsive"
+        " and is replaced; choose more than the slowest answer with --concurrency questions at once"
+        " (teacher_seconds of GET /metrics), and less than --timeout-s",
     )
     watch_s: float = Field(
         default=30.0,
         gt=0,
         allow_inf_nan=False,
-        description="prompted: seconds without any answer after which a question is asked to see whether the"
-        " engine lives",
+        description="prompted: seconds without any answer after which a test question checks the engine",
     )
     replacements: int = Field(
         default=3,
         ge=0,
-        description="prompted: how often within an hour a dead or stuck engine is replaced; after that the"
-        " service ends with exit code 1",
+        description="prompted: the most replacements of a dead or unresponsive engine in an hour; after"
+        " these the service ends with exit code 1",
     )
-    max_batch: int = Field(default=1024, ge=1, description="questions in one batch")
+    max_batch: int = Field(default=1024, ge=1, description="the most questions in one batch")
     max_body_mib: float = Field(
-        default=64.0, gt=0, allow_inf_nan=False, description="MiB of one request's body; more gets 413"
+        default=64.0, gt=0, allow_inf_nan=False, description="the most MiB of a request's body; more gets 413"
     )
     max_pixels: int = Field(
-        default=3200 * 3200, ge=1, description="pixels of one picture; more gets 413 before it is decoded"
+        default=3200 * 3200, ge=1, description="the most pixels of a picture; more gets 413 before decoding"
     )
     max_connections: int = Field(
-        default=4096, ge=1, description="connections at once; further ones get 503 and are closed"
+        default=4096, ge=1, description="the most connections at once; more get 503 and are closed"
     )
     receive_s: float = Field(
         default=30.0,
         gt=0,
         allow_inf_nan=False,
-        description="seconds in which a request has to come, and its answer to be taken, or its connection"
+        description="seconds for a client to send a request, and to receive the reply; then the connection"
         " is closed",
     )
     drain_s: int = Field(
         default=5,
         ge=0,
-        description="seconds for the questions in hand when the service is told to stop; `docker stop` kills"
+        description="seconds to finish questions in progress when the service stops; `docker stop` kills it"
         " after 10",
     )
-    log_format: LogFormat = Field(default="text", description="of the lines on stderr: text or json")
+    log_format: LogFormat = Field(default="text", description="format of the log on stderr")
     log_requests: LogRequests = Field(
         default="failed",
-        description="requests that get a line: failed: with a status of 400 or more, but for 429 and 503",
+        description="the requests that are logged; failed: those with a status of 400 or more, except 429"
+        " and 503",
     )

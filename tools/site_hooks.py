@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
-from teacher_api.command_line import Command, Group
+from teacher_api.commands import Command, Group
 
 _ROOT = Path(__file__).parents[1]
 _log = logging.getLogger("mkdocs.site")  # a warning fails `mkdocs build --strict`

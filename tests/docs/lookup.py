@@ -12,8 +12,9 @@ from pydantic_settings import BaseSettings
 
 import student.cli
 import teacher_tools.cli
-from teacher_api.command_line import CannotStart, Group, load_settings, parse
-from teacher_api.command_line import Command as Entry
+from teacher_api.command_line import CannotStart, parse
+from teacher_api.commands import Command as Entry
+from teacher_api.commands import Group, load_settings
 from tests.docs.exceptions import as_typed
 from tests.docs.pages import ROOT, Command
 

@@ -14,7 +14,8 @@ import student.cli
 import teacher_tools.cli
 from student.demo import DemoSettings
 from student.settings import TrainSettings
-from teacher_api.command_line import BadSetting, groups_of, load_settings, parse, settings_of
+from teacher_api.command_line import BadSetting, groups_of, parse
+from teacher_api.commands import load_settings, settings_of
 from teacher_server.settings import Settings
 from teacher_tools.train.train import serve_command
 
@@ -67,7 +68,7 @@ def test_long_helps_are_in_groups(kind: type[BaseSettings], capsys: pytest.Captu
         ("--rollout_steps", "unknown flag --rollout_steps: did you mean --rollout-steps?"),
         ("-seed", "unknown flag -seed: did you mean --seed?"),
         ("--zzz", "unknown flag --zzz; `student train --help` lists them"),
-        ("runs/x", "'runs/x' is one argument too many; `student train --help` shows what it takes"),
+        ("runs/x", "'runs/x' is one argument too many; `student train --help` shows the usage"),
     ],
 )
 def test_unknown_flags_are_told_from_those_like_them(flag: str, said: str) -> None:

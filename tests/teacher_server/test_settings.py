@@ -72,9 +72,9 @@ def test_a_variable_of_a_kubernetes_service_is_no_port(monkeypatch: pytest.Monke
     monkeypatch.setenv("TEACHER_PORT", "tcp://10.0.0.1:80")
     with pytest.raises(BadSetting) as caught:
         parse(Settings, [])
-    told = "TEACHER_PORT is 'tcp://10.0.0.1:80', which is no setting: Kubernetes sets it for a Service named"
     assert str(caught.value) == (
-        f"{told} teacher; write enableServiceLinks: false into the pod's spec, or give --port a value"
+        "TEACHER_PORT is 'tcp://10.0.0.1:80', which Kubernetes sets for a Service named teacher: add"
+        " enableServiceLinks: false to the pod's spec, or set --port"
     )
     assert parse(Settings, ["--port", "9"]).port == 9
     with pytest.raises(BadSetting, match=r"--port .* not 'udp://10.0.0.1:80'"):

@@ -10,10 +10,11 @@ pytest.importorskip("torch")
 
 pytestmark = pytest.mark.integration
 
-_COMMAND = (
-    "import sys; from teacher_api.command_line import dispatch;"
-    "dispatch('some', '', {'command': lambda rest: len(rest) * bool(__import__('torch'))}, ['command'])"
-)
+_COMMAND = """
+from teacher_api.commands import Command, Group, dispatch
+command = Command("", "teacher_tools.prompts:ListSettings", "torch:is_tensor")
+dispatch("some", Group("", {"command": command}), ["command"])
+"""
 
 
 def _openmp(**variables: str) -> str:
