@@ -102,7 +102,7 @@ def evaluate_teacher(folder: Path, settings: dict[str, Any]) -> None:
 
     Args:
         folder: the teacher's folder.
-        settings: address, key_file, env, job, identity, wait_s.
+        settings: address, key_file, env, task, identity, wait_s.
     """
     report = score(
         EvaluateSettings(
@@ -247,9 +247,7 @@ def _new_worker() -> tuple[Connection, BaseProcess]:
 def _work(connection: Connection) -> None:
     """Runs jobs until the sweep closes the connection; ends at once when the sweep's process ends."""
     os.setsid()  # a signal to the sweep's process group must not reach the workers
-    tqdm.set_lock(
-        threading.RLock()
-    )  # tqdm's default is a semaphore, which a killed worker would leave behind
+    tqdm.set_lock(threading.RLock())  # a killed worker would leave tqdm's default, a semaphore, behind
     threading.Thread(target=_end_with_sweep, daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
@@ -268,6 +266,5 @@ def _cause(exit_code: int | None) -> str:
     if exit_code is None or exit_code >= 0:
         return f"its process ended with exit code {exit_code}"
     name = signal.Signals(-exit_code).name
-    return f"its process was ended by {name}" + (
-        ", possibly because memory ran out" if name == "SIGKILL" else ""
-    )
+    guess = ", possibly because memory ran out" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{guess}"
