@@ -3,16 +3,17 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from student.experiments.plans import PlannedRun
+from student.runs.metrics import read_metrics
 from teacher_api.terminal import duration
 
 _TAIL = 2**16
@@ -55,7 +56,7 @@ class SweepProgress:
             if (folder / name / "summary.json").exists():
                 self._finish(name)
             else:
-                _follow(run, last_rows(folder / name / "metrics.jsonl"))
+                _follow(run, folder / name)
         self._began, self._frames_before = time.monotonic(), self._frames_done()
         self._refreshed = self._began
         self._live: Live | None = None
@@ -105,7 +106,7 @@ class SweepProgress:
             return
         for name, run in self._runs.items():
             if run.state == "running":
-                _follow(run, last_rows(self._folder / name / "metrics.jsonl"))
+                _follow(run, self._folder / name)
         self._refreshed = time.monotonic()
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
@@ -173,22 +174,12 @@ class SweepProgress:
         return table
 
 
-def last_rows(log: Path) -> list[dict[str, Any]]:
-    """Returns the last complete rows of a metrics.jsonl; none if the file does not exist yet."""
-    try:
-        with log.open("rb") as file:
-            start = max(0, file.seek(0, 2) - _TAIL)
-            file.seek(start)
-            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is being written
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in (lines[1:] if start else lines)]
-
-
-def _follow(run: _RunProgress, rows: Iterable[dict[str, Any]]) -> None:
-    for row in rows:
-        run.frames, run.frames_per_second = row["frames"], row["frames_per_second"]
-        run.success = row.get("evaluation_success", run.success)
+def _follow(run: _RunProgress, folder: Path) -> None:
+    """Updates the progress of a run from its metrics.jsonl, if the file exists yet."""
+    with suppress(FileNotFoundError):
+        for row in read_metrics(folder, last_bytes=_TAIL):
+            run.frames, run.frames_per_second = row["frames"], row["frames_per_second"]
+            run.success = row.get("evaluation_success", run.success)
 
 
 def _mean(values: Iterable[float | None], decimals: int) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from student.experiments.plans import SweepPlan, load_plan
 from student.experiments.statistics import EVALUATIONS_IN_A_ROW, CensoredTimes, samples_to
+from student.runs.metrics import BadMetrics, MetricsRow, read_metrics
 from student.settings import FORMER_NAMES
 from teacher_api.command_line import CannotStart
 
@@ -253,7 +254,7 @@ def _read_run(run: Path, expected: tuple[str, str, int] | None = None, arm: str 
         raise _UnusableRun("missing: it has not been started")
     if not (run / "summary.json").is_file():
         raise _UnusableRun(f"unfinished: it has no summary.json, and {_last_evaluation(run)}")
-    rows = list(_evaluations(run / "metrics.jsonl"))
+    rows = _evaluations(run)
     config, summary = _read_json(run / "config.json"), _read_json(run / "summary.json")
     try:
         algo, *others = (config["settings"][name] for name in ("algo", "env", "seed"))
@@ -279,29 +280,20 @@ def _read_run(run: Path, expected: tuple[str, str, int] | None = None, arm: str 
 
 def _last_evaluation(run: Path) -> str:
     try:
-        rows = list(_evaluations(run / "metrics.jsonl"))
+        rows = _evaluations(run)
     except _UnusableRun as why:
         return str(why)
     return f"its last evaluation is at {rows[-1]['frames']:,} frames" if rows else "it was never evaluated"
 
 
-def _evaluations(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows that hold an evaluation; other lines are not parsed: a run has thousands of them."""
+def _evaluations(run: Path) -> list[MetricsRow]:
+    """Returns the rows of metrics.jsonl that hold an evaluation, oldest first."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return list(read_metrics(run, figure="evaluation_success", complete=True))
+    except OSError as error:
         raise _UnusableRun(f"its metrics.jsonl cannot be read: {type(error).__name__}") from error
-    *lines, rest = text.split("\n")
-    if rest:
-        lines.append(rest)
-    for number, line in enumerate(lines, 1):
-        if '"evaluation_success"' in line or number == len(lines):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise _UnusableRun(f"its metrics.jsonl is cut off in line {number}") from error
-            if isinstance(row, dict) and row.get("evaluation_success") is not None:
-                yield row
+    except BadMetrics as error:
+        raise _UnusableRun(f"its metrics.jsonl is cut off in line {error.line}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
