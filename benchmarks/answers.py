@@ -1,6 +1,6 @@
-"""How fast stored and fresh answers come through the service: its own teacher, pinned to one core.
+"""Measures how fast the service gives stored and fresh answers: a planner pinned to one core.
 
-Run it as `python benchmarks/answers.py`; with --out FILE it writes the figures as JSON too.
+Run `python benchmarks/answers.py`; with --out FILE it writes the results as JSON too.
 """
 
 import argparse
@@ -34,14 +34,14 @@ ENV_IDS = (
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--questions", type=int, default=2000, help="distinct ones (default: 2000)")
+    parser.add_argument("--questions", type=int, default=2000, help="distinct questions (default: 2000)")
     parser.add_argument("--batch", type=int, default=64, help="questions in a batch (default: 64)")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="passes over them; the median counts (default: 5)"
+        "--rounds", type=int, default=5, help="passes over the questions; the median counts (default: 5)"
     )
-    parser.add_argument("--out", type=Path, help="a JSON file to write the figures to")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
     arguments = parser.parse_args()
 
     server_core, client_core = _cores()
@@ -54,7 +54,7 @@ def main() -> None:
     ):
         if client_core is not None:
             os.sched_setaffinity(0, {client_core})
-        client.ask(questions[0])  # the first picture of a size costs the planner a second or three
+        client.ask(questions[0])  # the first picture of a size takes the planner 1 to 3 seconds
         fresh_s = _seconds(lambda: _all_answered(client, questions[1:], stored=False))
         rounds_s = [
             _seconds(lambda: _all_answered(client, questions, stored=True)) for _ in range(arguments.rounds)
@@ -62,7 +62,7 @@ def main() -> None:
         stored_ms = _milliseconds(client.ask, questions)
         floor_ms = _milliseconds(lambda _: http.get("/livez").raise_for_status(), questions)
     n = len(questions)
-    figures = {
+    results = {
         "stored, questions/s in batches": n / statistics.median(rounds_s),
         "fresh, questions/s in batches": (n - 1) / fresh_s,
         "stored, median ms of a single one": statistics.median(stored_ms),
@@ -72,20 +72,20 @@ def main() -> None:
     pictures_kb = sum(len(question.image) for question in questions) / n / 1000
     print(f"{n} questions, {pictures_kb:.1f} kB of base64 each, batches of {arguments.batch}")
     print(f"teacher on core {server_core}, client on core {client_core}")
-    for name, value in figures.items():
+    for name, value in results.items():
         print(f"{name:36} {value:10.2f}")
     if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def _questions() -> Iterator[Question]:
-    """Distinct questions about real pictures, the four families in turn."""
+    """Yields distinct questions about real pictures, from the four tasks in turn."""
     seen = set()
     environments = [(gymnasium.make(env_id), task_of(env_id)) for env_id in ENV_IDS]
     for seed in count():
         for env, task in environments:
             env.reset(seed=seed)
-            for _ in range(4):  # LavaGap has few first states: go on at random
+            for _ in range(4):  # LavaGap has few first states: look in each direction
                 picture = encode_png(draw(view_of(env)))
                 mission: str = env.unwrapped.mission  # type: ignore[attr-defined]
                 if (picture, mission) not in seen:
@@ -95,7 +95,7 @@ def _questions() -> Iterator[Question]:
 
 
 def _cores() -> tuple[int | None, int | None]:
-    """A core for the teacher and another for the client, where the system lets us choose."""
+    """Returns a core for the teacher and one for the client; None where the system cannot pin processes."""
     if not hasattr(os, "sched_getaffinity"):
         return None, None
     cores = sorted(os.sched_getaffinity(0))

@@ -15,6 +15,10 @@ COPY teacher_tools teacher_tools
 RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
     && python3 -m pip install --no-cache-dir --no-deps --target /opt/lvlm2p wheels/*.whl
 
+FROM ${VLLM_IMAGE} AS sqlite
+COPY docker/sqlite3.sh .
+RUN sh sqlite3.sh /opt/sqlite
+
 FROM ${VLLM_IMAGE}
 ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /tmp/requirements
@@ -28,6 +32,8 @@ RUN python3 requirements.py --constraints > here.txt \
 RUN getent passwd 2000 || useradd --uid 2000 --gid 0 --no-create-home --home-dir /tmp teacher; \
     install -d -o 2000 -g 0 /var/lib/teacher /var/cache/teacher
 COPY --from=code /opt/lvlm2p /opt/lvlm2p
+# teacher answers recover
+COPY --from=sqlite /opt/sqlite/sqlite3 /usr/local/bin/
 ENV PATH=/opt/lvlm2p/bin:${PATH} \
     PYTHONPATH=/opt/lvlm2p \
     PYTHONUNBUFFERED=1 \

@@ -1,4 +1,4 @@
-"""What an answer store holds, compared with what a fresh planner says and with what it held before."""
+"""Compares an answer store with a fresh planner's answers and with the store's earlier content."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ _ROWS = "SELECT identity, picture, mission, task, actions, answer FROM answers"
 
 
 class Ledger:
-    """The pictures that were asked about, by digest, and every answer that was ever seen in the store."""
+    """The pictures of all questions by digest, and every answer seen in the store."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
@@ -31,24 +31,24 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def know(self, picture: bytes) -> bytes:
-        """Keeps a picture's file; returns its digest."""
+    def add_picture(self, picture: bytes) -> bytes:
+        """Records a picture's file; returns its digest."""
         digest = hashlib.sha256(picture).digest()
         self._pictures[digest] = picture
         return digest
 
-    def know_run(self, run: Path) -> None:
-        """Keeps the pictures of all states that a run has labels of."""
+    def add_run(self, run: Path) -> None:
+        """Records the pictures of all states that a run has labels for."""
         state = checkpoint(run)
         layout = layout_of(state["env"])
         for row in state["labels"]["keys"].numpy():
-            self.know(encode_png(draw(layout.view(row))))
+            self.add_picture(encode_png(draw(layout.view(row))))
 
     def check(self, acknowledged: set[bytes]) -> None:
-        """The file is whole, nothing is lost or changed, and each answer is the planner's.
+        """Checks that the file is sound, no answer is lost or changed, and each is the planner's.
 
         Args:
-            acknowledged: digests of pictures whose answers were given while the store could be written.
+            acknowledged: digests of the pictures of answers given while the store was writable.
         """
         with closing(sqlite3.connect(f"file:{self._store}?mode=ro", uri=True, timeout=60)) as reader:
             assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

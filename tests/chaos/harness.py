@@ -1,4 +1,4 @@
-"""A teacher and a student whose folders may be full and whose clocks may jump; what dies is started again."""
+"""A teacher and a student with small disks and a clock that can jump; processes that end are restarted."""
 
 import base64
 import shutil
@@ -21,7 +21,7 @@ from tests.student.ends import assert_same_end
 from tests.waiting import LONG_S, wait_for, without_waiting
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
-_LESSON = (
+_TRAINING = (
     *("--env", "MiniGrid-Fetch-6x6-N2-v0", "--frames", "2500"),
     *("--environments", "4", "--rollout-steps", "32"),
     *("--evaluate-every", "1024", "--evaluation-episodes", "5", "--checkpoint-every", "256"),
@@ -32,7 +32,7 @@ _DISK_MIB = 256
 
 
 class Disk:
-    """A folder of its own that can be filled, where that is permitted."""
+    """A small disk of its own that can be filled; a plain folder where nothing can be mounted."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -40,13 +40,13 @@ class Disk:
         command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m", "chaos", str(folder)]
         try:
             subprocess.run(command, check=True, capture_output=True)
-            self.why_not = ""
+            self.unavailable = ""
         except (OSError, subprocess.CalledProcessError):
-            self.why_not = "no small disk can be mounted here: that takes root"
+            self.unavailable = "a small disk cannot be mounted here: mounting needs root"
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """No byte fits."""
+        """Fills the disk for the time of the block."""
         filler = self.folder / "filler"
         try:
             with filler.open("wb", buffering=0) as file, suppress(OSError):
@@ -57,19 +57,21 @@ class Disk:
             filler.unlink()
 
     def close(self) -> None:
-        """Gives the disk back."""
-        if not self.why_not:
+        """Unmounts the disk."""
+        if not self.unavailable:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
 
 class Clock:
-    """What the processes take for the time of day, as far as it is faked."""
+    """The processes' time of day, with an offset."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "offset"
-        self.why_not = "" if _FAKE_TIME.exists() else "libfaketime is not installed: apt-get install faketime"
+        self.unavailable = (
+            "" if _FAKE_TIME.exists() else "libfaketime is not installed: apt-get install faketime"
+        )
         self.env: dict[str, str] = {}
-        if not self.why_not:
+        if not self.unavailable:
             self.set(0)
             self.env = {
                 "LD_PRELOAD": str(_FAKE_TIME),
@@ -80,54 +82,54 @@ class Clock:
             }
 
     def set(self, offset_s: int) -> None:
-        """Seconds that the clock is off."""
+        """Sets the offset in seconds."""
         part = self._file.with_suffix(".part")
         part.write_text(f"{offset_s:+d}")
         part.replace(self._file)
 
 
 class Prober(threading.Thread):
-    """A client of its own that asks new questions all the time, and remembers which were answered."""
+    """A client that asks new questions all the time and records which were answered."""
 
     def __init__(self, url: str, bodies: Bodies, ledger: Ledger) -> None:
         super().__init__(daemon=True)
         self._url, self._bodies, self._ledger = url, bodies, ledger
         self._ended = threading.Event()
-        self.store_is_well = True
+        self.store_writable = True
         self.acknowledged: set[bytes] = set()
         self.statuses: dict[int, int] = {}
 
     def run(self) -> None:
         while not self._ended.wait(0.05):
             question = self._bodies.question()
-            digest = self._ledger.know(base64.b64decode(question["image"]))
-            well = self.store_is_well
+            digest = self._ledger.add_picture(base64.b64decode(question["image"]))
+            writable = self.store_writable
             try:
                 status = httpx.post(f"{self._url}/policy", json=question, timeout=LONG_S).status_code
             except httpx.TransportError:
                 status = 0
             self.statuses[status] = self.statuses.get(status, 0) + 1
-            if status == 200 and well and self.store_is_well:
+            if status == 200 and writable and self.store_writable:
                 self.acknowledged.add(digest)
 
     def end(self) -> None:
-        """Ends after the question in hand."""
+        """Ends the thread after the current question."""
         self._ended.set()
         self.join(LONG_S)
 
 
-class School:
-    """The teacher, the student, and all that is known of what they did.
+class Harness:
+    """A teacher, its student, and a record of what they did.
 
-    Whatever ends is started again with the same command by `tend`; nothing else helps them.
+    `restart_ended` restarts a process that ended with the same command; nothing else helps them.
     """
 
     def __init__(self, folder: Path, bodies: Bodies) -> None:
         self.store_disk, self.run_disk = Disk(folder / "store"), Disk(folder / "runs")
         self.clock = Clock(folder)
-        self._untroubled = folder / "untroubled"
-        self._untroubled.mkdir()
-        self._planner = TeacherProcess(self._untroubled, (), {"TEACHER_STORE": "none"})
+        self._undisturbed = folder / "undisturbed"
+        self._undisturbed.mkdir()
+        self._planner = TeacherProcess(self._undisturbed, (), {"TEACHER_STORE": "none"})
         self.store = self.store_disk.folder / "answers.sqlite3"
         self.ledger = Ledger(self.store)
         flags = ("--delay-ms", "10", "--concurrency", "4")
@@ -137,27 +139,27 @@ class School:
         self.half_open: list[socket.socket] = []
         self._seed = 0
         self._killed = False
-        self.lessons = 0
-        self.said: list[str] = []
-        self._begin_lesson()
+        self.completed_runs = 0
+        self.errors: list[str] = []
+        self._begin_run()
         self.prober.start()
 
     @property
     def run(self) -> Path:
-        """The folder of the student's run."""
+        """The folder of the student's current run."""
         return self.run_disk.folder / f"seed-{self._seed}"
 
     def kill_student(self) -> None:
-        """kill -9; does nothing to one that has ended."""
+        """Kills the student with SIGKILL, unless it has ended."""
         if self.student.poll() is None:
             self._killed = True
             self.student.kill()
 
-    def tend(self) -> None:
-        """Starts what has ended, and begins the next lesson where one is over.
+    def restart_ended(self) -> None:
+        """Restarts a process that ended, and begins the next run after a completed one.
 
         Raises:
-            AssertionError: something ended without a word, or with more than a line.
+            AssertionError: a process ended without an error message, or with more than one line.
         """
         if self.teacher.process.poll() is not None:
             wait_for(self._teacher_starts, "the teacher's start")
@@ -165,36 +167,36 @@ class School:
             return
         _, err = self.student.communicate(timeout=LONG_S)
         if self.student.returncode == 0:
-            self._end_lesson()
-            self._begin_lesson()
+            self._complete_run()
+            self._begin_run()
             return
         if not self._killed:
             *_, line = without_waiting(err)
             assert line.startswith("student train: error: "), line
-            self.said.append(f"{self.student.returncode}: {line}")
+            self.errors.append(f"{self.student.returncode}: {line}")
         self._start_student()
 
     def check(self) -> None:
-        """All are back, and nothing was lost.
+        """Checks that the teacher answers again and that no answer was lost.
 
         Raises:
-            AssertionError: something was.
+            AssertionError: an answer was lost or changed.
         """
         wait_for(self._answers, "an answer")
         self.ledger.check(set(self.prober.acknowledged))
 
     def finish(self) -> None:
-        """Lets the student come to the end of its lesson."""
-        lessons = self.lessons
+        """Waits until the student completes its run."""
+        before = self.completed_runs
 
-        def over() -> bool:
-            self.tend()
-            return self.lessons > lessons
+        def completed() -> bool:
+            self.restart_ended()
+            return self.completed_runs > before
 
-        wait_for(over, "the end of the lesson", 2 * LONG_S)
+        wait_for(completed, "the end of the run", 2 * LONG_S)
 
     def close(self) -> None:
-        """Ends all."""
+        """Ends all processes and unmounts the disks."""
         self.prober.end()
         for connection in self.half_open:
             connection.close()
@@ -212,13 +214,13 @@ class School:
         except TeacherDidNotStart:
             lines = self.teacher.stderr[before:].splitlines()
             assert len(lines) == 1, lines
-            self.said.append(lines[0])
+            self.errors.append(lines[0])
             time.sleep(0.5)
             return False
         return True
 
     def _answers(self) -> bool:
-        self.tend()
+        self.restart_ended()
         before = len(self.prober.acknowledged)
         end = time.monotonic() + 5
         while time.monotonic() < end:
@@ -227,33 +229,33 @@ class School:
             time.sleep(0.05)
         return False
 
-    def _begin_lesson(self) -> None:
+    def _begin_run(self) -> None:
         self._seed += 1
-        # What an untroubled student comes to, and the pictures that it asks about
+        # The result of an undisturbed student, and the pictures that it asks about
         reference = self._reference(self._seed)
-        told = ["train", *_LESSON, "--seed", str(self._seed), "--out", str(reference)]
+        command = ["train", *_TRAINING, "--seed", str(self._seed), "--out", str(reference)]
         subprocess.run(
-            [_STUDENT, *told, "--teacher", self._planner.url],
+            [_STUDENT, *command, "--teacher", self._planner.url],
             check=True,
             stdout=subprocess.DEVNULL,
             env=environment_without("STUDENT_"),
         )
-        self.ledger.know_run(reference)
+        self.ledger.add_run(reference)
         self._start_student()
 
-    def _end_lesson(self) -> None:
+    def _complete_run(self) -> None:
         assert_same_end(self._reference(self._seed), self.run)
-        self.lessons += 1
+        self.completed_runs += 1
         shutil.rmtree(self.run)
 
     def _reference(self, seed: int) -> Path:
-        return self._untroubled / f"seed-{seed}"
+        return self._undisturbed / f"seed-{seed}"
 
     def _start_student(self) -> None:
         self._killed = False
         self.student = subprocess.Popen(
             [
-                *(_STUDENT, "train", "--go-on", *_LESSON, "--seed", str(self._seed)),
+                *(_STUDENT, "train", "--go-on", *_TRAINING, "--seed", str(self._seed)),
                 *("--out", str(self.run), "--teacher", self.teacher.url),
             ],
             stdout=subprocess.DEVNULL,
