@@ -81,6 +81,11 @@ def test_up_trains_a_student_and_publishes_the_teacher_and_tensorboard(cpu: Stac
     wait_for(lambda: "first/tensorboard" in httpx.get(runs).json(), "the run's charts", 30)
 
 
+def test_the_teachers_image_can_recover_damaged_stores(cpu: Stack) -> None:
+    code = "from teacher_tools.answers.recover import program; print(program())"
+    assert cpu.python("teacher", code) == "/usr/local/bin/sqlite3"
+
+
 @pytest.mark.parametrize("service", ["teacher", "tensorboard"])  # the second is the student's image
 def test_nothing_gets_out_and_nothing_can_be_changed(cpu: Stack, service: str) -> None:
     said = cpu.python(service, _OUTSIDE).splitlines()
