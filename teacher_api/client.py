@@ -1,4 +1,4 @@
-"""The typed client that students, tools and tests ask a teacher with."""
+"""The typed client of a teacher's HTTP API, with retries."""
 
 import re
 import secrets
@@ -15,6 +15,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from teacher_api import validation
 from teacher_api.command_line import CommandFailed
 from teacher_api.keys import is_key, read_key
 from teacher_api.schemas import (
@@ -31,7 +32,7 @@ from teacher_api.terminal import Waiting, say
 
 _RETRYABLE = frozenset({429, 503, 504})
 _READ_TIMEOUT_S = 300.0
-"""Above the service's own deadline for a question, which answers 504."""
+"""Longer than the service's own deadline, after which it answers 504."""
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.25, max=15)
 _BATCH = TypeAdapter(list[Question])
 
@@ -42,21 +43,25 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class TeacherError(CommandFailed):
-    """A teacher could not be asked."""
+    """A teacher cannot be used."""
 
     exit_code = 3
 
 
 class TeacherUnavailable(TeacherError):
-    """The teacher did not answer for as long as the deadline allows; the message says why not."""
+    """The teacher did not answer before the deadline; the message has the last reason."""
 
 
 class Interrupted(TeacherError):
-    """The `stop` event was set while waiting for the teacher."""
+    """The `stop` event was set while the client waited for the teacher."""
 
 
 class QuestionRefused(TeacherError):
-    """The teacher will not answer this question, however often it is asked; `error` says why."""
+    """The teacher refused the question, and would refuse it again.
+
+    Attributes:
+        error: the error in place of the answer.
+    """
 
     def __init__(self, error: ErrorBody) -> None:
         super().__init__(f"{error.status}: {error.reason}")
@@ -64,7 +69,7 @@ class QuestionRefused(TeacherError):
 
 
 class _TryAgain(Exception):
-    """What failed may succeed later, at the earliest after `retry_after` seconds."""
+    """A failure that may pass, at the earliest after `retry_after` seconds."""
 
     def __init__(self, reason: str, retry_after: float = 0.0) -> None:
         super().__init__(reason)
@@ -72,11 +77,11 @@ class _TryAgain(Exception):
 
 
 class TeacherClient:
-    """Asks a teacher over one pool of connections, trying again until a deadline.
+    """Sends questions to a teacher, and retries until a deadline.
 
-    Tried again, with exponential backoff and full jitter, on top of the time that the teacher asks
-    for: no connection, a lost one, time-outs, 429, 503 and 504. All else fails at once. The deadline
-    counts for each request on its own. Threads may share a client.
+    Connection errors, time-outs and the statuses 429, 503 and 504 are retried, with exponential backoff and
+    full jitter, added to the Retry-After of the teacher. Other errors are raised at once. Each request has
+    a deadline of its own. Threads may share a client.
     """
 
     def __init__(
@@ -89,29 +94,29 @@ class TeacherClient:
         key: str | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Connects to nothing yet.
+        """Opens no connection yet.
 
         Args:
             url: the teacher's address, such as http://127.0.0.1:8000.
-            deadline_s: seconds that one request is tried for.
-            batch_size: questions in one request.
-            stop: when it is set, waiting ends with `Interrupted`; `close` sets it.
-            key: what the teacher's --api-key-file holds; None: it asks for none.
-            say: writes a line where the teacher is waited for; None: it is waited for in silence.
+            deadline_s: seconds after which the retries of a request end.
+            batch_size: the most questions in one request.
+            stop: an event that ends waiting with `Interrupted`; `close` sets it.
+            key: an API key of the teacher; None: the teacher needs none.
+            say: prints a line about waiting for the teacher; None: nothing is printed.
 
         Raises:
-            ValueError: the url is no http or https address, or the key cannot be one.
+            ValueError: the url is no http or https address, or the key is not printable ASCII.
         """
         if key is not None and not is_key(key):
-            raise ValueError("the teacher's key is no line of printable ASCII characters")
+            raise ValueError("the teacher's key has to be one line of printable ASCII characters")
         self.url = checked_url(url)
         self._deadline_s, self._batch_size = deadline_s, batch_size
         self._stop = stop or threading.Event()
         self._waiting = Waiting(f"the teacher at {self.url}", say=say)
-        # trust_env: a teacher is asked directly, whatever proxy the shell is set to
+        # Without the proxies of the environment: the teacher is local
         self._http = httpx.Client(base_url=self.url, trust_env=False)
         self._keyed = key is not None
-        # Its own name, so that a service that is short of room tells it from others on this machine
+        # An id of its own: an overloaded service shares its limits among clients, several on one machine too
         self._headers = _HEADERS | {"X-Client": f"client-{secrets.token_hex(4)}"}
         if self._keyed:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -131,42 +136,42 @@ class TeacherClient:
         self._stop.set()
         with self._lock:
             for connection in self._sockets:
-                with suppress(OSError):  # it is closed already
+                with suppress(OSError):  # closed already
                     connection.shutdown(socket.SHUT_RDWR)
         self._http.close()
 
     def teacher(self) -> TeacherInfo:
-        """Who answers.
+        """Returns the identity of the teacher, its description and its tasks.
 
         Raises:
-            TeacherUnavailable: not within the deadline.
+            TeacherUnavailable: there was no answer before the deadline.
             Interrupted: `stop` was set.
-            TeacherError: what answers is not a teacher, or wants another key.
+            TeacherError: the server is no teacher, or needs another key.
         """
         return self._retried(lambda left_s: self._request(TeacherInfo, "GET", "/teacher", left_s), slow=False)
 
     def ask(self, question: Question) -> Answer:
-        """What the teacher would do.
+        """Returns the teacher's answer.
 
         Raises:
-            QuestionRefused: the question is wrong, or its answer could not be read.
-            TeacherUnavailable: not within the deadline.
+            QuestionRefused: the question is wrong, or the teacher's output could not be read.
+            TeacherUnavailable: there was no answer before the deadline.
             Interrupted: `stop` was set.
-            TeacherError: what answers is not a teacher.
+            TeacherError: the server is no teacher, or needs another key.
         """
         body = question.model_dump_json().encode()
         return self._retried(lambda left_s: self._request(Answer, "POST", "/policy", left_s, body))
 
     def ask_batch(self, questions: Sequence[Question]) -> list[Answer | ErrorBody]:
-        """What the teacher would do in each, in order, or why this one has no answer.
+        """Returns an answer or an error for each question, in order.
 
-        Only what failed for the moment is asked again. Questions that still fail at the deadline
-        come back as their errors if others of the same request were answered.
+        Only questions with an error that may pass are retried. Those that still fail at the deadline get
+        their error if another question of the same request has an answer.
 
         Raises:
-            TeacherUnavailable: no question of a request was answered within the deadline.
+            TeacherUnavailable: no question of a request was answered before the deadline.
             Interrupted: `stop` was set.
-            TeacherError: what answers is not a teacher.
+            TeacherError: the server is no teacher, or needs another key.
         """
         outcomes: list[Answer | ErrorBody] = []
         for start in range(0, len(questions), self._batch_size):
@@ -199,10 +204,11 @@ class TeacherClient:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _retried(self, attempt: Callable[[float], _T], *, slow: bool = True) -> _T:
-        """The attempt's result; it is told how many seconds are left each time.
+        """Returns the attempt's result, after retries.
 
         Args:
-            slow: an answer may take its time.
+            attempt: called with the seconds that are left.
+            slow: an answer may take long, so that waiting for it is reported later.
         """
         began = time.monotonic()
 
@@ -239,38 +245,40 @@ class TeacherClient:
         self, model: type[_Model], method: str, path: str, left_s: float, body: bytes | None = None
     ) -> _Model:
         timeout = httpx.Timeout(min(max(left_s, 1.0), _READ_TIMEOUT_S), connect=10.0)
-        told: dict[str, Any] = {"trace": self._on_event}
+        extensions: dict[str, Any] = {"trace": self._on_event}
         headers = self._headers | {"X-Request-ID": secrets.token_hex(8), "X-Timeout-S": f"{timeout.read:.3f}"}
         try:
             reply = self._http.request(
-                method, path, content=body, headers=headers, timeout=timeout, extensions=told
+                method, path, content=body, headers=headers, timeout=timeout, extensions=extensions
             )
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             raise _TryAgain(in_words(error)) from error
         except httpx.HTTPError as error:
-            raise TeacherError(f"{self.url} cannot be asked: {error}") from error
+            raise TeacherError(f"the request to {self.url} failed: {error}") from error
         if reply.status_code == httpx.codes.OK:
             try:
                 return model.model_validate_json(reply.content)
             except ValidationError as error:
-                raise TeacherError(f"{self.url} does not answer as a teacher does: {error}") from error
+                raise TeacherError(
+                    f"{self.url} does not reply as a teacher: {validation.in_words(error)}"
+                ) from error
         if reply.status_code == httpx.codes.UNAUTHORIZED:
-            wants = "another key than the one it was given" if self._keyed else "a key"
-            raise TeacherError(f"{self.url} wants {wants}: give a file that holds it with --teacher-key-file")
+            needs = "another key than the one sent" if self._keyed else "a key"
+            raise TeacherError(f"{self.url} needs {needs}: name a file that holds it in `teacher_key_file`")
         try:
             refusal = ErrorAnswer.model_validate_json(reply.content).error
         except ValidationError:
             refusal = None
         reason = f"{reply.status_code}: {refusal.reason if refusal else reply.reason_phrase}"
-        # A 502 without a teacher's error in it is a gateway's, which has lost its teacher for now
+        # A 502 without a teacher's error comes from a gateway that has no teacher at the moment
         if reply.status_code in _RETRYABLE or (reply.status_code == httpx.codes.BAD_GATEWAY and not refusal):
             raise _TryAgain(reason, _seconds(reply.headers.get("Retry-After", "")))
         if refusal:
             raise QuestionRefused(refusal)
-        raise TeacherError(f"{self.url} does not answer as a teacher does: {reason}")
+        raise TeacherError(f"{self.url} does not reply as a teacher: {reason}")
 
     def _on_event(self, event: str, info: dict[str, Any]) -> None:
-        """Keeps the sockets in use: closing one does not wake the thread that reads from it."""
+        """Notes the sockets: only their shutdown wakes a thread that reads from one."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             with self._lock:
                 self._sockets = [each for each in self._sockets if each.fileno() >= 0]
@@ -278,17 +286,20 @@ class TeacherClient:
 
 
 def connect(url: str, *, key_file: Path | None, wait_s: float, batch_size: int = 64) -> TeacherClient:
-    """The client of a command: it says on stderr when it waits for the teacher, and how long at most.
+    """Returns a client for a command, which reports on stderr when it waits for the teacher.
+
+    Args:
+        wait_s: the client's deadline_s.
 
     Raises:
-        BadKeyFile: the file of the teacher's key holds none.
+        BadKeyFile: the file of the teacher's key cannot be used.
         ValueError: the url is no http or https address.
     """
     return TeacherClient(url, deadline_s=wait_s, batch_size=batch_size, key=read_key(key_file), say=say)
 
 
 def in_words(error: Exception) -> str:
-    """What a connection met: "connection refused", or httpx's name for it."""
+    """Returns an error of a connection in words: "Connection refused", or httpx's name of the error."""
     said = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
     kind = type(error).__name__
     return said if said and isinstance(error, httpx.ConnectError) else f"{kind}: {said}".removesuffix(": ")
@@ -299,15 +310,15 @@ def _may_pass(outcome: Answer | ErrorBody) -> bool:
 
 
 def _seconds(retry_after: str) -> float:
-    """0 for a date, which HTTP allows too."""
+    """Returns the seconds of a Retry-After header; 0 for a date."""
     return float(retry_after) if retry_after.isdecimal() else 0.0
 
 
 def checked_url(url: str) -> str:
-    """A teacher's address, without a slash at its end.
+    """Returns a teacher's address without a slash at its end.
 
     Raises:
-        ValueError: it is no http or https address.
+        ValueError: the address is no http or https address.
     """
     try:
         parsed = httpx.URL(url)

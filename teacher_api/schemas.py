@@ -1,4 +1,4 @@
-"""The wire: what a question and an answer look like, shared by the service and its clients."""
+"""The requests and replies of the HTTP API, shared by the service and its clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 """MiniGrid's seven actions, in the order of its action numbers."""
 
 MAX_MISSION = 512
-"""Characters."""
+"""The longest mission, in characters."""
 
 Stage = Literal["both", "analysis"]
 
@@ -40,7 +40,7 @@ HostState = Literal[
     "waiting",
     "gone",
 ]
-"""What goes on behind the service: questions are answered while it is ready, or checks a new checkpoint."""
+"""The state of the teacher behind the service; it answers questions while ready or checking a checkpoint."""
 
 
 def _known_actions(actions: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,59 +48,63 @@ def _known_actions(actions: tuple[str, ...]) -> tuple[str, ...]:
         if action not in ACTIONS:
             raise ValueError(f"{reprlib.repr(action)} is none of MiniGrid's actions: {', '.join(ACTIONS)}")
     if len(set(actions)) < len(actions):
-        raise ValueError(f"each action may be named once, not {', '.join(actions)}")
+        raise ValueError(f"each action may appear once, not {', '.join(actions)}")
     return actions
 
 
 class Question(BaseModel):
-    """What to do in a picture?"""
+    """A picture and a mission: what is the next action?"""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image: str = Field(description="a PNG or JPEG file in base64: the full view of a grid, opaque")
+    image: str = Field(
+        description="a PNG or JPEG file in base64: the full view of a grid, without transparency"
+    )
     mission: Annotated[str, StringConstraints(max_length=MAX_MISSION)] = Field(
         description="the mission's text, as the environment gives it"
     )
     task: Annotated[str, StringConstraints(max_length=64)] = Field(
-        description="a task's key; GET /teacher lists them"
+        description="the task's key; GET /teacher lists the keys"
     )
     actions: Annotated[
         tuple[str, ...], Field(min_length=1, max_length=len(ACTIONS)), AfterValidator(_known_actions)
     ] = Field(
-        description=f"the actions to choose from, each once, out of: {', '.join(ACTIONS)}",
+        description=f"the actions to choose from, each once: some of {', '.join(ACTIONS)}",
         json_schema_extra={"items": {"type": "string", "enum": list(ACTIONS)}, "uniqueItems": True},
     )
-    stage: Stage = Field(default="both", description="'analysis' leaves the second stage, the action, out")
+    stage: Stage = Field(default="both", description="both stages, or the analysis alone")
 
     @classmethod
     def about(
         cls, picture: bytes, *, mission: str, task: str, actions: Sequence[str], stage: Stage = "both"
     ) -> Self:
-        """A question about a picture, given as the bytes of a PNG or JPEG file.
+        """Returns a question about the bytes of a PNG or JPEG file.
 
         Raises:
-            pydantic.ValidationError: a value that the wire does not allow (it is a ValueError).
+            pydantic.ValidationError: a value is not allowed. (It is a ValueError.)
         """
         image = base64.b64encode(picture).decode("ascii")
         return cls(image=image, mission=mission, task=task, actions=tuple(actions), stage=stage)
 
 
 class StageReport(BaseModel):
-    """What one stage said, and what it took."""
+    """The output of a stage and its cost."""
 
     model_config = ConfigDict(frozen=True)
 
-    text: str = Field(description="raw, as the teacher wrote it")
-    tokens: int = Field(default=0, ge=0, description="generated; 0 for a teacher that generates none")
+    text: str = Field(description="the teacher's text, unchanged")
+    tokens: int = Field(
+        default=0, ge=0, description="tokens that the model generated; 0 for a teacher without a model"
+    )
     milliseconds: float = Field(ge=0)
     label_mass: float | None = Field(
         default=None,
-        description="probability of all action labels together before it was made 1; None if not read",
+        description="probability of all labels together, before normalisation; None for other read-outs",
     )
 
 
 class Stages(BaseModel):
-    """Both stages; `action` is None where only the analysis was asked for."""
+    """Both stages; `action` is None if the question asks for the analysis alone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -109,19 +113,22 @@ class Stages(BaseModel):
 
 
 class Answer(BaseModel):
-    """What a teacher would do, and why."""
+    """A teacher's probabilities over the actions, with its analysis."""
 
     model_config = ConfigDict(frozen=True)
 
     probabilities: dict[str, float] | None = Field(
-        description="sums to 1, in the order asked; None where only the analysis was asked for"
+        description="by action, in the order of the question, with the sum 1; None if only the analysis is"
+        " asked for"
     )
-    action: str | None = Field(description="the most probable; the first asked among equals")
-    analysis: str
+    action: str | None = Field(description="the most probable action; among equals the first of the question")
+    analysis: str = Field(description="the text of the first stage")
     stages: Stages
-    teacher: str = Field(description="the identity of the teacher that gave this answer")
-    stored: bool = Field(description="whether it was given before and is now repeated")
-    milliseconds: dict[str, float] = Field(description="where the time of this reply went")
+    teacher: str = Field(description="the identity of the teacher that gave the answer")
+    stored: bool = Field(description="whether the answer comes from the answer store")
+    milliseconds: dict[str, float] = Field(
+        description="the milliseconds of each part of the work on this reply"
+    )
 
     @model_validator(mode="after")
     def _is_a_distribution(self) -> Self:
@@ -131,7 +138,7 @@ class Answer(BaseModel):
             if not (all(p >= 0 for p in values) and math.isclose(sum(values), 1, abs_tol=1e-3)):
                 raise ValueError(f"not a probability distribution: {self.probabilities}")
             if self.action not in self.probabilities:
-                raise ValueError(f"{self.action!r} is none of {', '.join(self.probabilities)}")
+                raise ValueError(f"{self.action!r} is none of the actions {', '.join(self.probabilities)}")
         return self
 
 
@@ -141,84 +148,80 @@ _LONGEST_KIND = 160
 
 
 class ErrorBody(BaseModel):
-    """Why a question has no answer."""
+    """The error in place of an answer."""
 
     model_config = ConfigDict(frozen=True)
 
     status: int = Field(description="the HTTP status of this question")
-    field: str | None = Field(default=None, description="what in the question was wrong, if something was")
-    reason: str
-    raw: str | None = Field(
-        default=None, description="what the teacher wrote, where it could not be read (502)"
-    )
+    field: str | None = Field(default=None, description="the field of the question that is wrong, if any")
+    reason: str = Field(description="what is wrong, and what to do")
+    raw: str | None = Field(default=None, description="the teacher's text that could not be read (502)")
     stage: Literal["analysis", "action"] | None = Field(
-        default=None, description="the stage whose answer could not be read (502), or did not come (503)"
+        default=None, description="the stage whose output could not be read (502), or did not come (503)"
     )
-    fault: str | None = Field(
-        default=None, description="in a word, why it could not be read (502), or did not come (503)"
-    )
+    fault: str | None = Field(default=None, description="the cause in a word, where `stage` is given")
     retry_after: float | None = Field(
-        default=None, description="seconds to wait before asking again (429, 503)"
+        default=None, description="seconds to wait before the next try (429, 503)"
     )
 
     @property
     def headers(self) -> dict[str, str]:
-        """The HTTP headers that go with it."""
+        """The HTTP headers of the error: Retry-After, or none."""
         return {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:.0f}"}
 
     @property
     def kind(self) -> str:
-        """What it has in common with errors of its kind, to count them by; with nothing of what was asked.
+        """The error without the parts that differ from question to question, to count errors by.
 
-        The reason without what stands in quotes and without numbers; for an answer that could not be read,
-        which the reason may repeat, the fault alone.
+        The reason without quoted words and numbers; where there is a fault, the fault in its place, because
+        the reason may repeat the teacher's text.
         """
         if self.fault is not None:
             return f"{self.status} {self.stage}: {self.fault}"
         if self.field is not None and self.field not in Question.model_fields:
-            return f"{self.status}: a field that a question does not have"  # the client named it
+            return f"{self.status}: a field that a question does not have"  # the client chose the name
         reason = _QUOTED.sub("'…'", self.reason)
         reason = _NUMBER.sub("N", reason).removeprefix(f"{self.field}: ")
         return f"{self.status}{f' {self.field}' if self.field else ''}: {reason[:_LONGEST_KIND]}"
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every reply that is not a success."""
+    """The body of every reply without success."""
 
     error: ErrorBody
 
 
 class Answered(BaseModel):
-    """A question of a batch that was answered."""
+    """The answer to a question of a batch."""
 
     status: Literal[200] = 200
     answer: Answer
 
 
 class Failed(BaseModel):
-    """A question of a batch that was not answered, with its own status."""
+    """The error of a question of a batch, with the question's own status."""
 
     status: int
     error: ErrorBody
 
 
 class BatchAnswer(BaseModel):
-    """The outcomes of a batch, in the order of its questions."""
+    """An answer or an error for each question of a batch, in order."""
 
     answers: list[Answered | Failed]
 
 
 class TrainedGrids(BaseModel):
-    """Of one environment that a checkpoint was trained on."""
+    """The grids of an environment that a checkpoint was trained on."""
 
     model_config = ConfigDict(frozen=True)
 
     task: str
-    sizes: tuple[tuple[int, int], ...] = Field(description="columns and rows of its grids")
+    sizes: tuple[tuple[int, int], ...] = Field(description="columns and rows of the grids")
 
 
 class TrainedOn(BaseModel):
-    """What a checkpoint was trained on, as `teacher train` writes it down beside the weights."""
+    """The record of training that `teacher train` writes beside the weights."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -228,10 +231,10 @@ class TrainedOn(BaseModel):
     environments: dict[str, TrainedGrids]
 
     def lacks(self, env_id: str, task: str, size: tuple[int, int]) -> str | None:
-        """Why the checkpoint may know nothing of an environment; None where training had grids like its own.
+        """Returns why an environment is outside the training; None if training had it or grids of its size.
 
         Args:
-            size: columns and rows.
+            size: columns and rows of the environment's grid.
         """
         if env_id in self.environments:
             return None
@@ -240,10 +243,10 @@ class TrainedOn(BaseModel):
         )
         if not sizes:
             tasks = dict.fromkeys(grids.task for grids in self.environments.values())
-            return f"it was trained on the tasks {', '.join(tasks)}, and never on {task}"
+            return f"it was trained on the tasks {', '.join(tasks)}, and not on {task}"
         if size not in sizes:
             known = ", ".join(f"{columns} x {rows}" for columns, rows in sizes)
-            return f"it was trained on grids of {known} for {task}, and never of {size[0]} x {size[1]}"
+            return f"it was trained on grids of {known} for {task}, and not of {size[0]} x {size[1]}"
         return None
 
     def __str__(self) -> str:
@@ -251,86 +254,91 @@ class TrainedOn(BaseModel):
 
 
 class TeacherInfo(BaseModel):
-    """Who answers: the identity and everything in it."""
+    """A teacher: its identity, all that the identity covers, and its tasks."""
 
     model_config = ConfigDict(frozen=True)
 
-    identity: str = Field(description="a digest of the description; answers of two identities never mix")
-    kind: str
-    description: dict[str, Any] = Field(description="all that can change an answer, and nothing else")
-    hosting: dict[str, Any] = Field(
-        default={}, description="where and by what it runs, which changes no answer"
+    identity: str = Field(description="a digest of the description; stored answers belong to one identity")
+    kind: str = Field(description="planner, uniform or prompted, or the name of a teacher of yours")
+    description: dict[str, Any] = Field(description="everything that can change an answer, and nothing else")
+    hosting: dict[str, Any] = Field(default={}, description="the machine and the engine; changes no answer")
+    tasks: dict[str, tuple[str, ...]] = Field(
+        description="the tasks that the teacher knows, with their useful actions"
     )
-    tasks: dict[str, tuple[str, ...]] = Field(description="the tasks it knows and their useful actions")
     state: HostState = Field(
-        default="ready", description="ready; what goes on while it starts, is exchanged or does not answer"
+        default="ready",
+        description="ready, or what happens while the teacher starts, is swapped or does not answer",
     )
 
     @property
     def trained_on(self) -> TrainedOn | None:
-        """What the checkpoint was trained on; None where that is not known."""
-        told = self.hosting.get("trained_on")
-        return None if told is None else TrainedOn.model_validate(told)
+        """The record of training of the checkpoint; None if there is none."""
+        record = self.hosting.get("trained_on")
+        return None if record is None else TrainedOn.model_validate(record)
 
 
 class Swap(BaseModel):
-    """Which checkpoint is to be served from now on."""
+    """A request to serve another checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Path = Field(description="its folder on the teacher's machine, from the root: /models/NAME")
+    model: Path = Field(
+        description="the checkpoint's folder on the teacher's machine, an absolute path such as /models/NAME"
+    )
     digest: str | None = Field(
-        default=None, description="the digest that it has to have; `teacher check` prints it"
+        default=None, description="refuse a checkpoint with another digest; `teacher check` prints the digest"
     )
     in_place: bool = Field(
         default=False,
-        description="vllm: load weights of the same shapes into the running engine, where that can be",
+        description="vllm: load the weights into the running engine, if their shapes are the same",
     )
     allow_unreadable: bool = Field(
-        default=False, description="serve it though no answer of those that are tried can be read"
+        default=False, description="serve the checkpoint even if no answer of the vision check can be read"
     )
 
     @field_validator("model")
     @classmethod
     def _is_absolute(cls, model: Path) -> Path:
         if not model.is_absolute() or "\0" in str(model):
-            raise ValueError(f"a folder on the teacher's machine, from the root, not {str(model)!r}")
+            raise ValueError(f"write an absolute path on the teacher's machine, not {str(model)!r}")
         return model
 
 
 class Sight(BaseModel):
-    """How a checkpoint told two pictures apart that differ in one tile."""
+    """The vision check of a checkpoint: two pictures that differ in one tile."""
 
     model_config = ConfigDict(frozen=True)
 
-    apart: float = Field(description="largest difference of a label's log-probability, in nats")
-    repeat: float = Field(description="the same between two askings about one picture")
-    readable: int = Field(description="of the two pictures, those with a whole answer that could be read")
+    apart: float = Field(
+        description="the largest difference of a label's log-probability between the pictures, in nats"
+    )
+    repeat: float = Field(description="the same between two questions about one picture")
+    readable: int = Field(description="the number of the two pictures with a readable answer")
 
 
 class Swapped(BaseModel):
-    """A swap that came about."""
+    """A swap that was made."""
 
     model_config = ConfigDict(frozen=True)
 
     old: str = Field(description="the identity that answered before")
     new: str = Field(description="the identity that answers now")
     how: Literal["new engine", "in place", "served already"]
-    seconds: dict[str, float] = Field(description="of each step, in order")
-    sight: Sight | None = Field(default=None, description="None where nothing was loaded")
+    seconds: dict[str, float] = Field(description="the seconds of each step, in order")
+    sight: Sight | None = Field(default=None, description="the vision check; None if nothing was loaded")
 
 
 class Hosted(BaseModel):
-    """What goes on, and which checkpoint answers, or answered last."""
+    """The state of the teacher, and the checkpoint that answers or answered last."""
 
     model_config = ConfigDict(frozen=True)
 
     state: HostState
     identity: str
-    model: Path | None = Field(description="None for a teacher without a checkpoint")
+    model: Path | None = Field(description="the checkpoint's folder; None for a teacher without a checkpoint")
 
 
 class Health(BaseModel):
-    """Whether the service lives, or is ready."""
+    """Whether the service is alive, or ready."""
 
     status: str

@@ -1,4 +1,4 @@
-"""What a command writes to stderr while it works: how far it is, what it waits for, and lines between."""
+"""Writes to stderr while a command works: its progress, what it waits for, and notes."""
 
 import os
 import re
@@ -12,36 +12,36 @@ from types import TracebackType
 from typing import Any, Self
 
 _LINE_EVERY_S = 10.0
-"""Without a terminal, between two lines on how far a command is."""
+"""Seconds between two lines of progress without a terminal."""
 _DRAW_EVERY_S = 0.1
 _LEAST_BAR = 8
-"""Columns of a bar; figures that would leave it fewer are not shown."""
+"""The least columns of a bar; figures that would leave fewer are not shown."""
 _LOOK_EVERY_S = 0.2
 _AGAIN_S = 5.0
-"""Between two lines on why something is not there."""
+"""Seconds between two lines about waiting."""
 _SLOW_S = 10.0
-"""An answer that may take long is waited for in silence for so long at first, then twice as long."""
+"""Seconds before a line about a slow answer; doubled after each line."""
 
 _speaker = ""
 _flags: Mapping[str, str] = {}
 _bar: "Bar | None" = None
-"""The one that is drawn on the terminal."""
+"""The bar that is drawn on the terminal."""
 
 
 def speak_as(command: str, flags: Mapping[str, str] | None = None) -> None:
-    """Has every line of `say` begin with a command's name, and name settings by their flags.
+    """Sets the command's name, which begins each line of `say`, and the flags of its settings.
 
     Args:
-        flags: by the names of the settings' fields.
+        flags: each field's flag.
     """
     global _speaker, _flags
     _speaker, _flags = f"{command}: ", flags or {}
 
 
 def say(line: str) -> None:
-    """Writes a line to stderr, above a bar that is drawn there.
+    """Prints a line on stderr, above the bar.
 
-    A setting's name in backticks becomes its flag: `max_batch` is printed as --max-batch.
+    A setting's field in backticks is printed as its flag: `max_batch` as --max-batch.
     """
     line = re.sub(r"`(\w+)`", lambda found: _flags.get(found[1], found[0]), _speaker + line)
     if _bar is not None:
@@ -51,14 +51,14 @@ def say(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """In words, as 47 s, 12 min or 3.4 h."""
+    """Returns a duration in words, as 47 s, 12 min or 3.4 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def columns() -> int:
-    """Of the terminal that stderr is; 80 where it does not tell."""
+    """Returns the width of the terminal on stderr; 80 if unknown."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
@@ -66,17 +66,17 @@ def columns() -> int:
 
 
 class Bar:
-    """How far a command is: a bar on a terminal, elsewhere a line every ten seconds."""
+    """Shows progress: a bar on a terminal, elsewhere a line every ten seconds."""
 
     def __init__(
         self, total: int | None, unit: str, *, name: str = "", done: int = 0, shown: bool = True
     ) -> None:
         """Args:
-        total: of the units; None: not known.
-        unit: what is counted, as "frames".
-        name: of what is done, before all else.
-        done: where it begins.
-        shown: False: nothing is written at all.
+        total: the number of units; None: unknown.
+        unit: the name of a unit in the plural, as "frames".
+        name: the name of the work, printed first.
+        done: the units that are done already.
+        shown: False: nothing is printed.
         """
         self._total, self._unit, self._name = total, unit, f"{name}: " if name else ""
         self._first = self._done = done
@@ -102,7 +102,7 @@ class Bar:
             _bar = None
 
     def begin(self, total: int, *, name: str, done: int = 0) -> None:
-        """Turns to the next part of the work; the bar of the one before stays where it is."""
+        """Begins the next part of the work below the bar of the last part."""
         if self._tqdm is not None:
             self._draw()
             self._tqdm.close()
@@ -112,17 +112,17 @@ class Bar:
             self._open()
 
     def _open(self) -> None:
-        from tqdm import tqdm  # noqa: PLC0415  (the client needs no bar)
+        from tqdm import tqdm  # noqa: PLC0415  (the client needs no tqdm)
 
         self._tqdm = tqdm(
             total=self._total, initial=self._done, bar_format=self._format(), ncols=columns() - 1
         )
 
     def update(self, done: int | None = None, figures: Mapping[str, str] | None = None) -> None:
-        """Shows how much is done; whatever is not given stays as it was.
+        """Shows new values; values that are not given stay.
 
         Args:
-            figures: the most important first: those that find no room on the terminal are left out.
+            figures: values by name, the most important first; those that do not fit the terminal are omitted.
         """
         if done is not None:
             self._done = done
@@ -137,7 +137,7 @@ class Bar:
             self._written = now
 
     def write(self, line: str) -> None:
-        """Writes a line above the bar."""
+        """Prints a line above the bar."""
         self._tqdm.write(line, file=sys.stderr)
 
     def _draw(self) -> None:
@@ -146,7 +146,7 @@ class Bar:
         self._tqdm.refresh()
 
     def _format(self) -> str:
-        """What tqdm draws: the figures that find room beside a bar, the most important first."""
+        """Returns tqdm's format of the bar, with the figures that fit beside the bar."""
         width = columns() - 1
         counted = f"{self._done:,}" if self._total is None else f"{self._done:,}/{self._total:,}"
         unit = f" {self._unit}" if width >= 70 or self._total is None else ""
@@ -166,22 +166,22 @@ class Bar:
         return f"{name}{before}{counted}{unit}{after}{shown}"
 
     def _line(self, now: float) -> str:
-        told = f"{self._name}{self._done:,}"
+        line = f"{self._name}{self._done:,}"
         if self._total is not None:
-            told += f" of {self._total:,} {self._unit} ({self._done / max(self._total, 1):.0%})"
+            line += f" of {self._total:,} {self._unit} ({self._done / max(self._total, 1):.0%})"
             made = self._done - self._first
             if made > 0:
                 left_s = (self._total - self._done) * (now - self._began) / made
-                told += f", about {duration(left_s)} left"
+                line += f", about {duration(left_s)} left"
         else:
-            told += f" {self._unit}"
+            line += f" {self._unit}"
         figures = ", ".join(f"{name} {value}".strip() for name, value in self._figures.items())
-        return f"{told}; {figures}" if figures else told
+        return f"{line}; {figures}" if figures else line
 
 
 @dataclass(eq=False)
 class _Wait:
-    """Of one thread."""
+    """The wait of a thread."""
 
     at_most_s: float | None
     silent_s: float
@@ -189,15 +189,15 @@ class _Wait:
 
 
 class Waiting:
-    """Says in a line what a command waits for, after a second, and again when the reason is another one.
+    """Prints what a command waits for: after a second, and when the reason changes.
 
-    Threads that wait for the same share it: one line is enough for all of them.
+    Threads that wait for the same thing share an instance, and print one line together.
     """
 
     def __init__(self, what: str, *, say: Callable[[str], None] | None = say) -> None:
         """Args:
-        what: is waited for, as "the teacher at http://127.0.0.1:8000".
-        say: writes a line; None: nothing is said.
+        what: the thing that is waited for, as "the teacher at http://127.0.0.1:8000".
+        say: prints a line; None: nothing is printed.
         """
         self._what, self._say = what, say
         self._waits: set[_Wait] = set()
@@ -209,11 +209,11 @@ class Waiting:
 
     @contextmanager
     def for_it(self, at_most_s: float | None = None, *, slow: bool = False) -> Iterator[None]:
-        """While this thread waits.
+        """Reports while this thread waits, for the time of the block.
 
         Args:
-            at_most_s: seconds after which it gives up.
-            slow: it may well take long, so that silence alone is not told of after a second.
+            at_most_s: seconds after which the thread stops waiting.
+            slow: the wait may be long, so that the first line without a reason comes later.
         """
         if self._say is None:
             yield
@@ -231,12 +231,12 @@ class Waiting:
                 self._waits.discard(wait)
 
     def failed(self, reason: str) -> None:
-        """It is not there now, for this reason."""
+        """Notes the reason for waiting."""
         with self._lock:
             self._reason = reason
 
     def came(self) -> None:
-        """It is there."""
+        """Notes that waiting is over, and reports that if a line about waiting was printed."""
         with self._lock:
             said, self._reason, self._said = self._said, "", ""
             self._came_at = time.monotonic()
@@ -244,7 +244,7 @@ class Waiting:
             self._say(f"{self._what} answers after {self._came_at - self._away_since:.0f} s")
 
     def _watch(self) -> None:
-        """A thread's life: it ends when nobody waits."""
+        """Prints lines until no thread waits."""
         while True:
             time.sleep(_LOOK_EVERY_S)
             with self._lock:
@@ -256,7 +256,7 @@ class Waiting:
                 return
 
     def _due(self) -> str | None:
-        """What is to be said now, if anything."""
+        """Returns the line to print now, or None."""
         oldest = min(self._waits, key=lambda wait: wait.began)
         silent_s = 1.0 if self._reason else min(wait.silent_s for wait in self._waits)
         now, since = time.monotonic(), max(oldest.began, self._came_at)

@@ -79,9 +79,9 @@ def test_a_student_learns_with_the_key_and_cannot_begin_without(
     run, wrong = tmp_path / "run", tmp_path / "wrong.txt"
     wrong.write_text("another")
     train = ("train", *_SMALL, "--teacher", teacher.url, "--no-progress", "--out", run)
-    told = "give a file that holds it with --teacher-key-file"
-    assert _student_process(*train) == (3, [f"student train: error: {teacher.url} wants a key: {told}"])
-    assert f"wants another key than the one it was given: {told}" in _refused(
+    told = "name a file that holds it in --teacher-key-file"
+    assert _student_process(*train) == (3, [f"student train: error: {teacher.url} needs a key: {told}"])
+    assert f"needs another key than the one sent: {told}" in _refused(
         *train, "--teacher-key-file", wrong, code=3
     )
     assert "cannot read the key in" in _refused(*train, "--teacher-key-file", tmp_path / "no", code=2)
@@ -106,7 +106,7 @@ def test_a_key_that_changes_on_the_way_stops_the_run_which_can_be_resumed(
     _student(*train, "--lambda-frames", "640")
     keyed = teacher_process("--api-key-file", str(key_file))
     resume = ("train", "--resume", run, "--frames", "640", "--teacher", keyed.url, "--no-progress")
-    assert "wants a key" in _refused(*resume, code=3)
+    assert "needs a key" in _refused(*resume, code=3)
     _student(*resume, "--teacher-key-file", key_file)
 
 
@@ -114,12 +114,12 @@ def test_a_teacher_with_a_key_is_played_and_measured(
     teacher: TeacherProcess, key_file: Path, tmp_path: Path
 ) -> None:
     play = ("evaluate", teacher.url, "--env", _ENV, "--episodes", "2")
-    assert "wants a key" in _refused(*play, code=3)
+    assert "needs a key" in _refused(*play, code=3)
     _student(*play, "--teacher-key-file", key_file)
     pytest.importorskip("onnxruntime")
     _student("train", *_SMALL, "--no-progress", "--out", tmp_path / "run")
     export = ("export", tmp_path / "run", "--teacher", teacher.url, "--questions", "2")
-    assert "wants a key" in _refused(*export, code=3)
+    assert "needs a key" in _refused(*export, code=3)
     _student(*export, "--teacher-key-file", key_file)
 
 
@@ -127,7 +127,7 @@ def test_a_sweep_takes_the_key_to_its_runs(teacher: TeacherProcess, key_file: Pa
     plan, out = tmp_path / "plan.toml", tmp_path / "out"
     plan.write_text(_PLAN)
     sweep = ("sweep", plan, "--out", out, "--jobs", "1", "--no-progress", "--teacher", teacher.url)
-    assert "wants a key" in _refused(*sweep, code=3)
+    assert "needs a key" in _refused(*sweep, code=3)
     _student(*sweep, "--teacher-key-file", key_file)
     runs = {arm: out / "runs" / arm / "ppo" / _ENV / "seed-1" for arm in ("given", "own")}
     told = {arm: json.loads((run / "config.json").read_text())["settings"] for arm, run in runs.items()}

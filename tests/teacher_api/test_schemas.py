@@ -43,8 +43,8 @@ def _answer(probabilities: dict[str, float], action: str) -> Answer:
         ("A-v0", "fetch", (6, 6), None),
         ("A-v0", "fetch", (9, 9), None),  # by its name
         ("B-v0", "fetch", (8, 6), None),
-        ("B-v0", "fetch", (6, 8), "grids of 6 x 6, 8 x 6 for fetch, and never of 6 x 8"),
-        ("B-v0", "door_key", (6, 6), "the tasks fetch, and never on door_key"),
+        ("B-v0", "fetch", (6, 8), "grids of 6 x 6, 8 x 6 for fetch, and not of 6 x 8"),
+        ("B-v0", "door_key", (6, 6), "the tasks fetch, and not on door_key"),
     ],
 )
 def test_what_a_checkpoint_was_not_trained_on(

@@ -95,12 +95,12 @@ def test_the_client_sends_the_key_and_says_what_to_do_without_one(
     teacher: TeacherProcess, key_file: Path, ask_about: AskAbout
 ) -> None:
     question = ask_about("MiniGrid-LavaGapS5-v0")
-    for key, wants in ((None, "wants a key"), ("wrong", "wants another key than the one it was given")):
+    for key, wants in ((None, "needs a key"), ("wrong", "needs another key than the one sent")):
         with TeacherClient(teacher.url, deadline_s=30, key=key) as client:
             for ask in (client.teacher, lambda: client.ask(question), lambda: client.ask_batch([question])):
                 with pytest.raises(TeacherError) as refused:
                     ask()
-                told = f"{teacher.url} {wants}: give a file that holds it with --teacher-key-file"
+                told = f"{teacher.url} {wants}: name a file that holds it in `teacher_key_file`"
                 assert str(refused.value) == told
     with TeacherClient(teacher.url, deadline_s=30, key=read_key(key_file)) as client:
         assert client.teacher().kind == "planner"
@@ -124,8 +124,8 @@ def test_a_file_without_a_key_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"one\ntw\xc3\xb6 of it")
     store = tmp_path / "answers.sqlite3"
     for file, said in (
-        (tmp_path / "bad", "bad holds no key in line 2: write printable ASCII characters, one key a line"),
-        (tmp_path / "nowhere", "nowhere: No such file or directory; give a file that holds it"),
+        (tmp_path / "bad", "bad has no key in line 2: write printable ASCII characters, one key per line"),
+        (tmp_path / "nowhere", "nowhere: No such file or directory; give a file with the key"),
         (tmp_path, "Is a directory"),
     ):
         command = [_TEACHER, "serve", "--port", "0", "--store", str(store), "--api-key-file", str(file)]
@@ -193,7 +193,7 @@ def test_a_key_file_names_the_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# comment\n one two # alice \r\nthree\n\n#four\n")
     assert read_keys(file) == {"one two": "alice", "three": "key-8b5b9db0"}
-    with pytest.raises(BadKeyFile, match="holds 2 keys: give a file that holds the one to bear"):
+    with pytest.raises(BadKeyFile, match="holds 2 keys: give a file with one key"):
         read_key(file)
 
 

@@ -177,9 +177,9 @@ def test_what_is_served_already_is_left_alone(teacher: TeacherProcess, models: P
     ("wanted", "field", "reason"),
     [
         ({"model": "/no/such/folder"}, "model", "/no/such/folder is no folder here"),
-        ({"model": "models/two"}, "model", "from the root, not 'models/two'"),
-        ({"model": ""}, "model", "from the root"),
-        ({"model": "/a\0b"}, "model", "from the root"),
+        ({"model": "models/two"}, "model", "an absolute path on the teacher's machine, not 'models/two'"),
+        ({"model": ""}, "model", "write an absolute path"),
+        ({"model": "/a\0b"}, "model", "write an absolute path"),
         ({"model": 7}, "model", "path"),
         ({}, "model", "required"),
         ({"model": "/m", "folder": "/m"}, "folder", "not permitted"),

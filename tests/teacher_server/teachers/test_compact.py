@@ -77,7 +77,7 @@ def test_it_knows_its_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             for env_id, note in (
                 ("MiniGrid-GoToDoor-6x6-v0", None),
                 ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", None),
-                ("MiniGrid-GoToDoor-8x8-v0", "trained on grids of 6 x 6 for go_to_door, and never of 8 x 8"),
+                ("MiniGrid-GoToDoor-8x8-v0", "trained on grids of 6 x 6 for go_to_door, and not of 8 x 8"),
             ):
                 LabelTable(layout_of(env_id), Vocabulary(), client).start()
                 said = capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_failures_are_counted_by_status_and_a_key_is_required(
     key.write_text("sesame")
     teacher = teacher_process("--delay-ms", "500", "--timeout-s", "0.02", "--api-key-file", str(key))
     assert _bench(teacher.url, *_FAST) == 2
-    assert "wants a key" in capsys.readouterr().err
+    assert "needs a key" in capsys.readouterr().err
     flags = ("--teacher-key-file", str(key), "--out", str(tmp_path / "out"))
     assert _bench(teacher.url, *_FAST, *flags) == 1
     out, err = capsys.readouterr()
