@@ -1,9 +1,9 @@
-"""The main job in one go: a served teacher teaches a student, beside the same student alone.
+"""Trains a student with a served teacher, and the same student alone, and compares them.
 
     python -m student.demo [--teacher compact|planner] [--out runs/demo]
 
-Starts a teacher as a process of its own, trains LavaGap with PPO alone and with the teacher, draws
-both learning curves and the taught student, prints a table, and stops the teacher.
+Starts a teacher as a process of its own, trains PPO on LavaGap alone and with the teacher, draws both
+learning curves and an animation of the taught student, prints a table and stops the teacher.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from student.runs.trained import load_policy
 from student.settings import EnvId, TrainSettings
 from student.trainer import Stopped, train
 from teacher_api.client import TeacherError
-from teacher_api.command_line import CannotStart, Folder, fail, flags_and_variables, parse
+from teacher_api.command_line import CannotStart, Folder, fail, flags_and_variables, flags_of, parse
 from teacher_api.files import write_json
 from teacher_api.processes import COMPACT, COMPACT_FLAGS, served_teacher
 from teacher_api.terminal import speak_as
@@ -35,7 +35,7 @@ _TEACHERS: dict[str, tuple[str, dict[str, str]]] = {
     "compact": ("A Qwen2.5-VL of 2.8 million parameters", COMPACT_FLAGS),
     "planner": ("The planner", {}),
 }
-"""What each is called, and its flags of `teacher serve`."""
+"""Each teacher's name in the output, and its flags of `teacher serve`."""
 _THRESHOLD = 0.9
 
 
@@ -46,20 +46,21 @@ class DemoSettings(BaseSettings):
 
     teacher: Literal["compact", "planner"] = Field(
         default="compact",
-        description="who teaches; compact: a small Qwen2.5-VL, from checkpoints/compact;"
-        " planner: an optimal planner that reads the picture",
+        description="the teacher; compact: a small Qwen2.5-VL, from checkpoints/compact; planner: an optimal"
+        " planner that reads the picture",
     )
-    env: EnvId = Field(default="MiniGrid-LavaGapS6-v0", description="a registered MiniGrid id")
-    frames: int = Field(default=81_920, ge=1, description="steps that each student trains for")
-    seed: int = Field(default=1, ge=0, description="of everything random")
+    env: EnvId = Field(default="MiniGrid-LavaGapS6-v0", description="the id of a MiniGrid environment")
+    frames: int = Field(default=81_920, ge=1, description="training steps of each student")
+    seed: int = Field(default=1, ge=0, description="the seed of all random numbers")
     out: Folder = Field(
-        default=Path("runs/demo"), description="where all results go; answers there are re-used"
+        default=Path("runs/demo"),
+        description="the folder of all results; stored answers in the folder are used again",
     )
 
 
 def main() -> int:
-    """Runs the demo; returns the exit code."""
-    speak_as("demo")
+    """Runs the demo; returns the exit code: 0, or 1 if the demo failed."""
+    speak_as("demo", flags_of(DemoSettings))
     try:
         demo(parse(DemoSettings, sys.argv[1:]))
     except (CannotStart, TeacherError, Stopped) as error:
@@ -68,15 +69,17 @@ def main() -> int:
 
 
 def demo(settings: DemoSettings) -> None:
-    """Trains both arms and leaves summary.json, curve.png and student.gif in `settings.out`.
+    """Trains both arms and writes summary.json, curve.png and student.gif into `settings.out`.
 
     Raises:
-        CannotStart: there is no checkpoint to serve.
-        TeacherError: the teacher did not start, or is lost.
+        CannotStart: the checkpoint is missing.
+        TeacherError: the teacher did not start, or stopped answering.
         Stopped: a run was interrupted.
     """
     if settings.teacher == "compact" and not COMPACT.is_dir():
-        raise CannotStart(f"no checkpoint in {COMPACT}: the repository has it; --teacher planner needs none")
+        raise CannotStart(
+            f"no checkpoint in {COMPACT}: run in a clone of the repository, or set `teacher` to planner"
+        )
     settings.out.mkdir(parents=True, exist_ok=True)
     summaries: dict[str, dict[str, Any]] = {}
     name, flags = _TEACHERS[settings.teacher]
@@ -110,7 +113,7 @@ def demo(settings: DemoSettings) -> None:
 
 
 def _fresh(out: Path, arm: str) -> Path:
-    """The arm's folder, without what an earlier demo left in it."""
+    """Returns the arm's folder, without the results of an earlier demo."""
     folder = out / arm
     if folder.exists():
         shutil.rmtree(folder)

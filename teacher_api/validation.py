@@ -35,7 +35,7 @@ def sentence(problem: ErrorDetails, field: str | None = None) -> str:
     """
     name = path(problem["loc"]) if field is None else field
     if problem["type"] == "missing":
-        return f"{name} is missing: give it a value"
+        return f"{name} is missing"
     if problem["type"] == "extra_forbidden":
         return f"{name}: no such key; correct its name or leave it out"
     value = "" if problem["type"] in _WITH_VALUE else f", not {_values.repr(problem['input'])}"

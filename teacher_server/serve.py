@@ -23,12 +23,12 @@ from teacher_server.settings import Settings
 from teacher_server.teachers.registry import CannotTeach
 
 _SWITCH_S = 0.0005
-"""How long a thread may keep the others from running, ten times less than Python's own choice: planning and
-decoding must not hold up requests that are only to be refused."""
+"""Seconds that a thread may run before others get their turn, a tenth of Python's default: planning and
+decoding must not delay requests that are refused."""
 
 
 class CannotListen(CannotStart):
-    """The address cannot be listened on; the message says what to do."""
+    """The service cannot listen on the address; the message says what to do."""
 
 
 def main(settings: Settings) -> int:
@@ -40,15 +40,15 @@ def main(settings: Settings) -> int:
 
 
 def serve(settings: Settings) -> int:
-    """Answers until SIGTERM or SIGINT, then lets requests in hand finish.
+    """Serves until SIGTERM or SIGINT, then finishes the requests in progress.
 
     Returns:
-        The exit code: 0, or 1 if the teacher could not start or is gone.
+        The exit code: 0, or 1 if the teacher could not start or has failed.
 
     Raises:
-        BadKeyFile: the file of the key holds none.
-        CannotListen: the address is taken or is not ours, or others could ask there without a key.
-        CannotTeach: there cannot be a teacher as the settings ask for it.
+        BadKeyFile: a file of keys cannot be used.
+        CannotListen: the address is in use or not of this machine, or needs API keys that are not set.
+        CannotTeach: the settings of the teacher cannot be used.
         StoreError: the answer store cannot be used.
     """
     write_logs(settings.log_format)
@@ -59,10 +59,10 @@ def serve(settings: Settings) -> int:
         state: ServiceState = app.state.service
         if state.keyless and not settings.allow_keyless and not _is_loopback(listener):
             raise CannotListen(
-                f"--host {settings.host} lets others than this machine ask, and no key is asked for: give"
-                " --api-key-file FILE, or --allow-keyless where the network keeps them out"
+                f"`host` {settings.host} is not a loopback address, so the service requires API keys: set"
+                " `api_key_file`, or `allow_keyless` if the network restricts access"
             )
-        # uvicorn raises the signal that stopped it once more when it is done: then it is no error
+        # uvicorn raises the signal again after its shutdown; by then the signal is no error
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         http: Any = partial(BoundedHttp, within_s=settings.receive_s, most=settings.max_connections)
@@ -79,13 +79,13 @@ def serve(settings: Settings) -> int:
     if state.host.failure is not None:
         fail(f"the teacher {state.host.failure}", 1)
         if state.host.hangs:
-            os._exit(1)  # a thread in a driver could keep the process from ending otherwise
+            os._exit(1)  # a thread that hangs in a driver would keep the process alive
         return 1
     return 0
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens as soon as it answers."""
+    """Prints the address when the server answers."""
 
     def __init__(self, config: uvicorn.Config, greeting: str) -> None:
         super().__init__(config)
@@ -103,7 +103,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise CannotListen(f"port {port} on {host} is in use; choose another with --port") from error
+            raise CannotListen(f"port {port} on {host} is in use: choose another `port`") from error
         raise CannotListen(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
 
 
@@ -112,7 +112,7 @@ def _is_loopback(listener: socket.socket) -> bool:
 
 
 def _allow_connections() -> None:
-    """Has the system allow as many open files as it will; connections are bounded by the settings."""
+    """Raises the limit of open files to the system's maximum; the settings limit connections."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

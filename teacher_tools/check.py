@@ -1,4 +1,4 @@
-"""`teacher check`: can a checkpoint be served on this machine, offline? Says all that is in the way."""
+"""`teacher check`: reports whether a checkpoint can be served on this machine, and every problem."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -34,30 +34,28 @@ _LIBRARIES: dict[Engine, tuple[str, ...]] = {
 
 
 class CheckSettings(EngineSettings, BaseSettings):
-    """Examines a checkpoint as `teacher serve` with the same flags would use it; loads no model."""
+    """Examines a checkpoint as `teacher serve` would with the same flags; loads no model."""
 
     model_config = flags_and_variables("teacher check", "TEACHER_")
 
     model: CliPositionalArg[Path | None] = Field(default=None, description="the checkpoint, a local folder")
-    engine: Engine = Field(default="vllm", description="what will run the checkpoint")
+    engine: Engine = Field(default="vllm", description="the engine that runs the checkpoint")
     prompts: PromptSetName | None = Field(
         default=None,
-        description="a prompt set, by name or folder, whose conversations the checkpoint has to take;"
-        " default: the one that teacher train trained it with, or else minigrid",
+        description="a prompt set, by name or folder, whose conversations the checkpoint has to fit;"
+        " default: the one that the checkpoint was trained with by `teacher train`, else minigrid",
     )
-    readout: Readout | None = Field(
-        default=None, description="labels or numbers: how it will be read out; default: the prompt set's"
-    )
+    readout: Readout | None = Field(default=None, description="the read-out; default: the prompt set's")
 
 
 def main(settings: CheckSettings) -> int:
-    """Runs the command; returns 0 if the checkpoint can be served, and 1 if not.
+    """Runs the command; returns 0 if the checkpoint can be served, else 1.
 
     Raises:
         BadSetting: no checkpoint is named.
     """
     if settings.model is None:
-        raise BadSetting("which checkpoint? Name its folder: teacher check DIR")
+        raise BadSetting("`model` is missing: name the checkpoint's folder")
     set_offline()
     problems = _library_problems(settings.engine)
     prompts, of_prompts = _prompts(settings)
@@ -73,7 +71,7 @@ def main(settings: CheckSettings) -> int:
 
 
 def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet | None") -> list[str]:
-    """Prints what a checkpoint is and takes; returns what keeps it from being served here."""
+    """Prints a checkpoint's properties and the memory it needs; returns the problems."""
     hardware = Hardware.here(settings, settings.engine)
     need = checkpoint.memory_need(settings, settings.engine, hardware)
     for name, value in _facts(checkpoint, prompts, settings.readout):
@@ -83,7 +81,7 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet
         there, total = need.there(place), place.total
         known = "unknown" if there is None or total is None else f"{gib(there)} of {gib(total)}"
         print(_row("memory there", f"{known}, {place.name}"))
-    # Last, since it reads all weights
+    # Last, because the digest reads all weights
     print(_row("digest", checkpoint.digest()))
     found = processor_problems(checkpoint.own_bounds, settings.engine)
     found += quantisation_problems(checkpoint, settings, settings.engine)
@@ -109,17 +107,20 @@ def _facts(
     yield "architecture", f"{ARCHITECTURE}, {dimensions.parameters():,} parameters, {layers}"
     stored = gib(sum(tensor.stored for tensor in checkpoint.tensors.values()))
     files = len(checkpoint.weights)
-    on_disk = f"{stored} in {files} file{'s' if files > 1 else ''}" if files else "none looked at"
+    on_disk = f"{stored} in {files} file{'s' if files > 1 else ''}" if files else "not examined"
     quantised = f", quantised by {checkpoint.quantisation}" if checkpoint.quantisation else ""
     yield "weights", f"{checkpoint.dtype()}{quantised}, {on_disk}"
-    yield "vocabulary", f"{tokenizer.get_vocab_size():,} tokens, room for {dimensions.text.vocab_size:,}"
+    yield (
+        "vocabulary",
+        f"{tokenizer.get_vocab_size():,} tokens, embeddings for {dimensions.text.vocab_size:,}",
+    )
     if checkpoint.trained_on is not None:
         yield "trained on", str(checkpoint.trained_on)
     if prompts is None:
         return
     yield "prompts", prompts.name
     if checkpoint.chat_template.dated:
-        yield "chat template", f"asks for the date, and is always told {TODAY:%d %B %Y}"
+        yield "chat template", f"includes the date, which is always {TODAY:%d %B %Y}"
     preparation, bounds = prompts.preparation, checkpoint.own_bounds
     if bounds is not None and bounds.cut_into(preparation.min_pixels, preparation.max_pixels):
         yield (
@@ -142,8 +143,8 @@ def _row(name: str, value: str) -> str:
 
 
 def _prompts(settings: CheckSettings) -> "tuple[PromptSet | None, list[str]]":
-    """The prompt set that is asked with; none, and why, where it cannot be used."""
-    # A wrong flag answers at once
+    """Returns the prompt set, or None with the reason if the prompt set cannot be used."""
+    # Imported late, because their imports take a second
     from teacher_server.prompting.prompt_set import BadPromptSet, load_prompt_set  # noqa: PLC0415
     from teacher_server.teachers.registry import prompts_of  # noqa: PLC0415
 
@@ -151,7 +152,7 @@ def _prompts(settings: CheckSettings) -> "tuple[PromptSet | None, list[str]]":
         return load_prompt_set(prompts_of(settings)), []
     except BadPromptSet as error:
         return None, [str(error)]
-    except BadCheckpoint:  # which is told of the checkpoint
+    except BadCheckpoint:  # reported with the checkpoint
         return None, []
 
 

@@ -1,4 +1,4 @@
-"""The `teacher prompts` command: which prompt sets there are, and what a model gets to see with one."""
+"""`teacher prompts`: lists the prompt sets, and shows the conversation that a model gets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,28 +24,27 @@ from teacher_server.settings import Readout
 
 
 class ListSettings(BaseSettings):
-    """Lists the prompt sets: name, digest, what it is, tasks."""
+    """Lists the prompt sets: name, digest, description, tasks."""
 
     model_config = flags_and_variables("teacher prompts list", "TEACHER_")
 
 
 class ShowSettings(BaseSettings):
-    """Shows what a model gets to see: the conversation about an environment's first picture."""
+    """Shows the conversation about an environment's first picture, as a model gets it."""
 
     model_config = flags_and_variables("teacher prompts show", "TEACHER_")
 
-    prompts: CliPositionalArg[str] = Field(description="a prompt set, by name or folder")
-    task: str = Field(description="one of the set's tasks")
+    prompts: CliPositionalArg[str] = Field(description="the prompt set, by name or folder")
+    task: str = Field(description="a task of the prompt set")
     env: Annotated[str, ValueName("ID")] | None = Field(
         default=None,
-        description=f"a registered id of MiniGrid's kind; the smallest of {', '.join(ALL_TASKS)} by default",
+        description=f"the id of a MiniGrid environment; default for {', '.join(ALL_TASKS)}: the smallest one",
     )
-    seed: int = Field(default=0, ge=0, description="of the environment")
-    readout: Readout | None = Field(
-        default=None, description="labels or numbers; by default, what the prompt set says"
-    )
+    seed: int = Field(default=0, ge=0, description="the environment's seed")
+    readout: Readout | None = Field(default=None, description="the read-out; default: the prompt set's")
     out: File | None = Field(
-        default=None, description="write the picture, as the model sees it, here; default: SET-TASK-SEED.png"
+        default=None,
+        description="write the picture, as the model gets it, into this file; default: SET-TASK-SEED.png",
     )
 
 
@@ -64,7 +63,7 @@ def show(settings: ShowSettings) -> int:
     prompts = _load(settings.prompts)
     if settings.task not in prompts.tasks:
         raise CannotStart(
-            f"--task: {prompts.name} has no {settings.task!r}; it has {', '.join(prompts.tasks)}"
+            f"`task`: {prompts.name} has no {settings.task!r}; choose one of {', '.join(prompts.tasks)}"
         )
     env_id = settings.env or _smallest(settings.task)
     try:
@@ -73,15 +72,15 @@ def show(settings: ShowSettings) -> int:
     except UnknownTask as error:
         raise CannotStart(str(error)) from error
     except UnknownEnvironment as error:
-        raise CannotStart(f"--env: {error}") from error
+        raise CannotStart(f"`env`: {error}") from error
     out = settings.out or Path(f"{prompts.name}-{settings.task}-{settings.seed}.png")
     try:
         picture.image.save(out, "PNG")
     except OSError as error:
-        raise CannotStart(f"--out: cannot write {out}: {error.strerror or error}") from error
+        raise CannotStart(f"`out`: cannot write {out}: {error.strerror or error}") from error
     readout = settings.readout or prompts.readout
     print("\n".join(_lines(prompts, settings.task, mission, readout, (str(out), picture))))
-    print(f"\n{out}: picture of {env_id}, seed {settings.seed}, as the model sees it")
+    print(f"\n{out}: picture of {env_id}, seed {settings.seed}, as the model gets it")
     return 0
 
 
@@ -93,18 +92,18 @@ def _load(name: str) -> PromptSet:
 
 
 def _smallest(task: str) -> str:
-    """The environment to show a task of a known family in.
+    """Returns the smallest environment of a family.
 
     Raises:
-        CannotStart: it is another task.
+        CannotStart: the task belongs to no known family.
     """
     if task not in ALL_TASKS:
-        raise CannotStart(f"--env is missing: say in which environment to show the task {task}")
+        raise CannotStart(f"`env` is missing: name an environment of the task {task}")
     return ALL_TASKS[task].env_ids[0]
 
 
 def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:
-    """The mission and the prepared picture of an environment's first state."""
+    """Returns the mission and the prepared picture of an environment's first state."""
     env = make(env_id)
     try:
         env.reset(seed=seed)
@@ -117,7 +116,7 @@ def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedP
 def _lines(
     prompts: PromptSet, task: str, mission: str, readout: Readout, observed: tuple[str, PreparedPicture]
 ) -> Iterator[str]:
-    """The conversation turn by turn; what the model is to say is told in brackets."""
+    """Yields the conversation turn by turn, with the model's turns described in brackets."""
     actions = prompts.tasks[task]
     conversation = prompts.conversation(task=task, mission=mission, actions=actions, readout=readout)
     examples = [(e.name, e.picture) for e in prompts.examples[task] if e.picture in conversation.pictures]

@@ -1,4 +1,4 @@
-"""`teacher swap`: has a running teacher serve another checkpoint, and shows how far it is."""
+"""`teacher swap`: makes a running teacher serve another checkpoint, and shows the progress."""
 
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -21,7 +21,7 @@ _NOTHING_TOUCHED = frozenset({401, 403, 404, 409, 422, 503})
 
 
 class SwapSettings(BaseSettings):
-    """Has a running teacher serve another checkpoint, without a restart."""
+    """Makes a running teacher serve another checkpoint, without a restart."""
 
     model_config = flags_and_variables("teacher swap", "TEACHER_")
 
@@ -30,32 +30,33 @@ class SwapSettings(BaseSettings):
     )
     url: str = Field(default="http://127.0.0.1:8000", description="the teacher's address")
     admin_key_file: File | None = Field(
-        default=None, description="a file that holds what the teacher's --admin-key-file holds"
+        default=None, description="a file with a key from the teacher's --admin-key-file"
     )
     digest: str | None = Field(
-        default=None, description="swap only if the checkpoint has this digest; `teacher check` prints it"
+        default=None, description="refuse a checkpoint with another digest; `teacher check` prints the digest"
     )
     in_place: bool = Field(
         default=False,
-        description="vllm: load weights of the same shapes into the running engine, where that can be",
+        description="vllm: load the weights into the running engine, if their shapes are the same",
     )
     allow_unreadable: bool = Field(
-        default=False, description="serve it though no answer of those that are tried can be read"
+        default=False, description="serve the checkpoint even if no answer of the vision check can be read"
     )
 
 
 def main(settings: SwapSettings) -> int:
-    """Runs the command; returns 0 when the checkpoint answers, and 1 if the swap failed on the way.
+    """Runs the command; returns 0 if the checkpoint is served, and 1 if the swap failed after its start.
 
     Raises:
-        CannotStart: it was refused, and nothing was touched; BadSetting, BadKeyFile: by this command itself.
+        BadSetting, BadKeyFile: a setting cannot be used.
+        CannotStart: the teacher refused the swap and is unchanged.
     """
     if settings.folder is None:
-        raise BadSetting("which checkpoint? Name its folder: teacher swap DIR")
+        raise BadSetting("`folder` is missing: name the checkpoint's folder")
     try:
         url = checked_url(settings.url)
     except ValueError as error:
-        raise BadSetting(f"--url (or TEACHER_URL): {error}") from error
+        raise BadSetting(f"`url`: {error}") from error
     wanted = Swap(
         model=settings.folder.absolute(),
         digest=settings.digest,
@@ -72,13 +73,13 @@ def _swap(http: httpx.Client, wanted: Swap) -> int:
     before = _hosted(http)
     print(f"now       {before.identity}  {before.model or ''}".rstrip())
     asked: Future[httpx.Response] = Future()
-    # A daemon: who interrupts this does not wait for the teacher, which goes on by itself
+    # A daemon thread, so that Ctrl-C ends this command; the teacher completes the swap without it
     Thread(target=_post, args=(http, wanted, asked), daemon=True).start()
     touched = _show_progress(http, asked)
     try:
         reply = asked.result()
     except httpx.HTTPError as error:
-        why = f"the connection was lost ({error}): the teacher goes on with it, or has ended; look there"
+        why = f"the connection was lost ({error}): look at the teacher, which completes the swap or has ended"
         return fail(why, 1)
     if reply.status_code != httpx.codes.OK:
         reason = _reason(reply)
@@ -90,23 +91,26 @@ def _swap(http: httpx.Client, wanted: Swap) -> int:
     print(f"{swapped.how}: {took}")
     if swapped.sight is not None:
         sight = swapped.sight
-        print(f"it tells one tile by {sight.apart:.2g} nats; {sight.readable} of 2 answers could be read")
+        print(
+            f"vision check: changing one tile moves the label log-probabilities by {sight.apart:.2g} nats;"
+            f" {sight.readable} of 2 answers are readable"
+        )
     print(f"was       {swapped.old}\nis        {swapped.new}")
     return 0
 
 
 def _show_progress(http: httpx.Client, asked: "Future[httpx.Response]") -> bool:
-    """Prints each state that the teacher goes through, until the swap is answered.
+    """Prints the states of the teacher until the reply to the swap.
 
     Returns:
-        Whether it was seen to do more than to check.
+        Whether a state after the check was seen.
     """
     shown = "ready"
     while not wait([asked], timeout=_LOOK_EVERY_S).done:
         try:
             state = Hosted.model_validate_json(http.get(_PATH, timeout=10).content).state
         except (httpx.HTTPError, ValidationError):
-            continue  # it is busy, or ends: the answer to the swap will say
+            continue  # busy or ending: the reply to the swap says which
         if state != shown and not asked.done():
             print(f"{state} ...", flush=True)
             shown = state
@@ -115,36 +119,37 @@ def _show_progress(http: httpx.Client, asked: "Future[httpx.Response]") -> bool:
 
 def _post(http: httpx.Client, wanted: Swap, asked: "Future[httpx.Response]") -> None:
     body = wanted.model_dump(mode="json")
-    try:  # loading may take as long as it takes
+    try:  # without a limit for loading
         asked.set_result(http.post(_PATH, json=body, timeout=httpx.Timeout(10.0, read=None)))
     except Exception as error:
         asked.set_exception(error)
 
 
 def _hosted(http: httpx.Client) -> Hosted:
-    """
+    """Returns the state of the teacher and its checkpoint.
+
     Raises:
-        CannotStart: there is no teacher at the address that would swap.
+        CannotStart: there is no teacher at the address, or the teacher refuses swaps.
     """
     try:
         with Waiting(f"the teacher at {str(http.base_url).rstrip('/')}").for_it(_WAIT_S):
             reply = http.get(_PATH, timeout=_WAIT_S)
     except httpx.HTTPError as error:
         raise CannotStart(
-            f"no teacher answers at {http.base_url}: {error}; name its address by --url"
+            f"no teacher answers at {http.base_url}: {error}; set `url` to its address"
         ) from error
     if reply.status_code != httpx.codes.OK:
         raise CannotStart(_reason(reply))
     try:
         return Hosted.model_validate_json(reply.content)
     except ValidationError as error:
-        raise CannotStart(f"what answers at {http.base_url} is no teacher that can swap") from error
+        raise CannotStart(f"the server at {http.base_url} is no teacher that can swap") from error
 
 
 def _reason(reply: httpx.Response) -> str:
-    """What went wrong, in one line."""
+    """Returns the reason of an error in one line."""
     try:
         error = ErrorAnswer.model_validate_json(reply.content).error
     except ValidationError:
-        return f"{reply.url} answered {reply.status_code} {reply.reason_phrase}, as no teacher does"
+        return f"{reply.url} answered {reply.status_code} {reply.reason_phrase}, which is no teacher's reply"
     return " ".join(error.reason.split())

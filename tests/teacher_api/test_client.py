@@ -173,7 +173,7 @@ def test_what_is_no_teacher_is_told(serve: Serve, reply: Reply) -> None:
     server = serve(reply)
     with (
         TeacherClient(server.url) as client,
-        pytest.raises(TeacherError, match="as a teacher does") as caught,
+        pytest.raises(TeacherError, match="does not reply as a teacher") as caught,
     ):
         client.ask(_question())
     assert server.url in str(caught.value)

@@ -106,7 +106,7 @@ def test_what_is_no_distribution_is_no_answer(probabilities: dict[str, float]) -
 
 def test_the_action_is_one_of_those_asked() -> None:
     assert _answer({"left": 0.25, "right": 0.75}, "right").action == "right"
-    with pytest.raises(ValidationError, match="none of left"):
+    with pytest.raises(ValidationError, match="none of the actions left"):
         _answer({"left": 1.0}, "right")
 
 

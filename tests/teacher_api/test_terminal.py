@@ -23,7 +23,7 @@ _FIGURES = """{"success": "0.93", "failed": "1,172", "asked": "2,033", "return":
 "KL": "0.12", "lambda": "0.50", "agreement": "0.99", "stored": "12"}"""
 _CHILD = f"""
 import time
-from teacher_server.terminal import Bar, say, speak_as
+from teacher_api.terminal import Bar, say, speak_as
 speak_as("student train")
 with Bar(60_416, "frames") as bar:
     for done in range(0, 60_417, 15_104):

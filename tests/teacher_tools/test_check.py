@@ -54,7 +54,7 @@ def test_a_good_one(made: Path) -> None:
     assert told["checkpoint"] == str(made)
     assert "Qwen2_5_VLForConditionalGeneration, 717,248 parameters, 2 layers of text" in told["architecture"]
     assert told["weights"] == "float32, 2.7 MiB in 1 file"
-    assert told["vocabulary"] == "1,263 tokens, room for 1,280"
+    assert told["vocabulary"] == "1,263 tokens, embeddings for 1,280"
     assert f"'left' [{checkpoint.tokenizer.token_to_id('left')}]" in told["labels"]
     assert told["engine"] == "transformers, installed"
     assert told["memory needed"].startswith("1.0 GiB (weights 2.7 MiB in float32")

@@ -182,7 +182,7 @@ def test_a_public_address_needs_keys_or_allow_keyless(
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert "--host 0.0.0.0 lets others than this machine ask" in line
+    assert "--host 0.0.0.0 is not a loopback address, so the service requires API keys" in line
     assert "--api-key-file FILE, or --allow-keyless" in line
     for flags in (("--allow-keyless",), ("--api-key-file", str(key_file))):
         assert "listening on http://0.0.0.0" in teacher_process("--host", "0.0.0.0", *flags).greeting

@@ -291,7 +291,7 @@ def test_the_command_swaps_and_says_what_came_of_it(
         (["two", "--url", teacher.url, "--admin-key-file", str(wrong_key)], "is not valid"),
         (["two", "--url", "http://127.0.0.1:9"], "no teacher answers at http://127.0.0.1:9"),
         (["two", "--url", "teacher:8000"], "is no address of a teacher"),
-        (flags, "which checkpoint?"),
+        (flags, "FOLDER is missing"),
         (["two", "--in-plaice"], "--in-plaice"),
     ):
         assert main(["swap", *arguments]) == 2
