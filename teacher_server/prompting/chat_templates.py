@@ -1,4 +1,4 @@
-"""Chat templates, rendered as transformers renders them, but for the date, which is always the same."""
+"""Chat templates, rendered as transformers does, except that the date is fixed."""
 
 import datetime
 import json
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from teacher_server.prompting.prompt_set import Conversation
 
 TODAY = datetime.datetime(2025, 1, 1)
-"""What `strftime_now` tells: the real date would give another prompt, and other answers, every day."""
+"""The date of `strftime_now`: the real one would change prompts, and so answers, every day."""
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ANSWER = "THE-ANSWER-OF-STAGE-1"
 _ABSENT = ("tools", "documents")
@@ -21,18 +21,18 @@ _PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class BadChatTemplate(Exception):
-    """A chat template that cannot be used; the message says why."""
+    """The chat template cannot be used; the message says why."""
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks what a training run learns, and writes what is in it."""
+    """`{% generation %}`, which marks text for training runs and writes its content."""
 
     tags: set[str] = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # As transformers has it: names that are set inside are not known outside
+        # As in transformers, names that are set inside are unknown outside
         return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
 
     def _write(self, caller: jinja2.runtime.Macro) -> str:
@@ -43,11 +43,11 @@ class ChatTemplate:
     """A checkpoint's chat template.
 
     Args:
-        source: in Jinja.
-        tokenizer_config: what tokenizer_config.json says: a template may write its special tokens.
+        source: the template in Jinja.
+        tokenizer_config: contents of tokenizer_config.json, whose special tokens a template may write.
 
     Raises:
-        BadChatTemplate: it is no template.
+        BadChatTemplate: the source is not a valid template.
     """
 
     def __init__(self, source: str, tokenizer_config: Mapping[str, Any]) -> None:
@@ -65,7 +65,7 @@ class ChatTemplate:
         self.dated = "strftime_now" in source
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text of a conversation, up to where the assistant is to speak.
+        """Returns the text of a conversation, up to the beginning of the assistant's turn.
 
         Raises:
             BadChatTemplate: the template does not take these messages.
@@ -74,12 +74,12 @@ class ChatTemplate:
             return self._template.render(
                 messages=list(messages), add_generation_prompt=True, **self._variables
             )
-        except Exception as error:  # a template can fail in as many ways as a program
+        except Exception as error:  # a template can raise anything
             raise BadChatTemplate(f"fails on a conversation with a picture ({error})") from error
 
 
 def template_of(content: Any) -> str | None:
-    """The source in a `chat_template` field: a text, or the one named default among several."""
+    """Returns the source in a `chat_template` field: a text, or the template named default."""
     if isinstance(content, list):
         named = [entry for entry in content if isinstance(entry, dict)]
         content = {entry.get("name"): entry.get("template") for entry in named}
@@ -91,24 +91,24 @@ def template_of(content: Any) -> str | None:
 def stages_of(
     template: ChatTemplate, before: Sequence[Mapping[str, Any]], answer: str, followup: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """The text of stage 1's prompt, and what follows its answer in stage 2's prompt.
+    """Returns the text of stage 1's prompt, and the text after its answer in stage 2's prompt.
 
     Args:
         before: all messages up to the question for the analysis.
-        answer: text that stands for the analysis.
+        answer: a placeholder for the analysis.
         followup: the question for the action.
 
     Raises:
-        BadChatTemplate: the template fails, leaves something out, or writes turns before the last one
-            differently as the conversation goes on.
+        BadChatTemplate: the template fails, omits a part of a message, or changes earlier turns as the
+            conversation continues.
     """
-    said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    first, both = template.render(before), template.render([*before, said, followup])
+    analysis = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    first, both = template.render(before), template.render([*before, analysis, followup])
     _check_all_written(first, before)
     if answer not in both:
-        raise BadChatTemplate("leaves out what the assistant said before, which stage 2 goes on from")
+        raise BadChatTemplate("omits the assistant's earlier turn, which stage 2 continues")
     if not both.startswith(first + answer):
-        raise BadChatTemplate("changes earlier turns as the conversation goes on")
+        raise BadChatTemplate("changes earlier turns as the conversation continues")
     _check_all_written(both.removeprefix(first + answer), [followup])
     return first, both.removeprefix(first + answer)
 
@@ -118,7 +118,7 @@ def _check_all_written(text: str, messages: Iterable[Mapping[str, Any]]) -> None
     pictures, places = sum(part["type"] == "image" for part in parts), text.count(_PLACE)
     if places != pictures or text.count("<|image_pad|>") != pictures:
         raise BadChatTemplate(
-            f"makes {text[-120:]!r} of a question with a picture, where that has no place"
+            f"makes {text[-120:]!r} of a question with a picture, without a place for it"
             if not places
             else f"writes {places} places for {pictures} pictures"
         )
@@ -127,7 +127,7 @@ def _check_all_written(text: str, messages: Iterable[Mapping[str, Any]]) -> None
         words = part.get("text", "").strip()
         at = text.find(words, at)
         if at < 0:
-            raise BadChatTemplate(f"leaves out or changes {words[:80]!r}")
+            raise BadChatTemplate(f"omits or changes {words[:80]!r}")
         at += len(words)
 
 
@@ -158,20 +158,20 @@ def _refuse(why: Any) -> NoReturn:
 
 
 class ChatFormat:
-    """A checkpoint's way of writing conversations."""
+    """Writes conversations as a checkpoint's token ids."""
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, special_tokens: tuple[str, ...]) -> None:
         self._template, self._tokenizer, self._special_tokens = template, tokenizer, special_tokens
 
     def stages(self, conversation: Conversation) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids of stage 1's prompt, and of what follows its answer in stage 2's prompt.
+        """Returns the token ids of stage 1's prompt, and those after its answer in stage 2's prompt.
 
-        Stage 2's prompt is stage 1's, the ids that were generated, and these: never text that was
-        tokenized a second time, since that may give other ids.
+        Stage 2's prompt is stage 1's prompt, the generated ids and the second value: generated text is not
+        tokenized again, since that may give other ids.
 
         Raises:
-            BadChatTemplate: the template does not take the conversation, or writes turns before the
-                last one differently as it goes on.
+            BadChatTemplate: the template does not take the conversation, or changes earlier turns as it
+                continues.
         """
         before = [*conversation.opening, conversation.question]
         try:
@@ -181,7 +181,7 @@ class ChatFormat:
         return self._encode(first), self._encode(rest)
 
     def special_in(self, text: str) -> str | None:
-        """The first special token in a text, which would end a turn or stand for a picture."""
+        """Returns the first special token in a text, or None; it would end a turn or stand for a picture."""
         return next((token for token in self._special_tokens if token in text), None)
 
     def _encode(self, text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""From a question's pixels to a picture that Qwen2.5-VL takes as it is: tiles, margin and size."""
+"""Prepares a question's picture for Qwen2.5-VL: tile size, margin and picture size."""
 
 import hashlib
 import math
@@ -14,18 +14,19 @@ from PIL import Image, ImageDraw, ImageFont
 from gridworld.pictures import UnreadablePicture, tile_size
 
 SIDE = 28
-"""Pixels a side of one visual token: 2 x 2 patches of 14 x 14."""
+"""Pixels a side of a visual token: 2 x 2 patches of 14 x 14 pixels."""
 MIN_PIXELS = 4 * SIDE * SIDE
 _LARGEST_RATIO = 200
 _FONT_SHARE = 0.6
-"""Of a tile's side: the font size at which numbers of two digits fit."""
+"""Font size as a share of a tile's side, at which two-digit numbers fit."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedPicture:
-    """A picture as a checkpoint's processor gets it: RGB, its sides whole numbers of visual tokens.
+    """A picture for a checkpoint's processor: RGB, with sides that are multiples of 28 pixels.
 
-    `digest` is the SHA-256 of its size and pixels in hexadecimal digits.
+    Attributes:
+        digest: SHA-256, in hexadecimal, of the size and the pixels.
     """
 
     image: Image.Image
@@ -34,13 +35,13 @@ class PreparedPicture:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures are made ready.
+    """How pictures are prepared.
 
     Attributes:
-        tile: pixels a tile is scaled to (bicubic); None: as the picture comes.
-        margin: whether columns and rows are numbered from 0, in a white margin at the top and the left.
-        max_pixels: a larger picture is scaled down.
-        min_pixels: a smaller one is scaled up.
+        tile: pixels a side to which tiles are scaled (bicubic); None: tiles keep their size.
+        margin: number columns and rows from 0, in a white margin at the top and the left.
+        max_pixels: larger pictures are scaled down to it.
+        min_pixels: smaller pictures are scaled up to it.
     """
 
     tile: int | None = None
@@ -55,14 +56,14 @@ class Preparation:
             raise ValueError(f"max_pixels is {self.max_pixels}; it must be {MIN_PIXELS} or more")
 
     def prepare(self, picture: NDArray[np.uint8]) -> PreparedPicture:
-        """Makes a picture ready; its sides become multiples of 28 pixels.
+        """Prepares a picture; its sides become multiples of 28 pixels.
 
         Args:
             picture: uint8 [H, W, 3], RGB.
 
         Raises:
-            UnreadablePicture: a tile size or a margin is asked for and the picture shows no grid of tiles,
-                or it is too narrow for its length.
+            UnreadablePicture: a tile size or a margin is set and the picture shows no grid of tiles, or one
+                side is too long for the other.
         """
         image = Image.fromarray(picture)
         if self.tile is not None or self.margin:
@@ -87,14 +88,14 @@ class Preparation:
 
 
 def visual_tokens(picture: PreparedPicture) -> int:
-    """Tokens that Qwen2.5-VL makes of a picture."""
+    """Returns the number of tokens that Qwen2.5-VL makes of a picture."""
     width, height = picture.image.size
     return (width // SIDE) * (height // SIDE)
 
 
 @lru_cache(maxsize=256)
 def _numbers(count: int, tile: int, *, across: bool) -> Image.Image:
-    """0, 1, 2 ... in black on white, one in the middle of each tile, in a row or in a column."""
+    """Draws 0, 1, 2 ... in black on white, in the middle of each tile of a row or a column."""
     strip = Image.new("RGB", (count * tile, tile) if across else (tile, count * tile), "white")
     pen = ImageDraw.Draw(strip)
     font = ImageFont.load_default(max(1.0, tile * _FONT_SHARE))
@@ -106,7 +107,7 @@ def _numbers(count: int, tile: int, *, across: bool) -> Image.Image:
 
 
 def _fit(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Scales to sides of multiples of 28 pixels within the bounds, as qwen-vl-utils does on loading."""
+    """Scales the sides to multiples of 28 pixels within the bounds, as qwen-vl-utils does."""
     try:
         fetch_image = _qwen_fetch_image()
         if fetch_image is not None:
@@ -124,9 +125,9 @@ def _fit(image: Image.Image, max_pixels: int) -> Image.Image:
 
 @cache
 def _qwen_fetch_image() -> Callable[[dict[str, Any]], Any] | None:
-    """qwen-vl-utils' loading of a picture, where it is installed: it needs torch and torchvision."""
+    """Returns qwen-vl-utils' fetch_image, or None if it is not installed; it needs torch and torchvision."""
     try:
-        from qwen_vl_utils import fetch_image  # noqa: PLC0415  (takes seconds, and is not always there)
+        from qwen_vl_utils import fetch_image  # noqa: PLC0415 - takes seconds, and is optional
     except ImportError:
         return None
     loader: Callable[[dict[str, Any]], Any] = fetch_image
@@ -134,7 +135,7 @@ def _qwen_fetch_image() -> Callable[[dict[str, Any]], Any] | None:
 
 
 def _fitting_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """(width, height) by the formula of qwen-vl-utils' smart_resize.
+    """Returns (width, height) by the formula of qwen-vl-utils' smart_resize.
 
     Raises:
         ValueError: one side is more than 200 times the other.

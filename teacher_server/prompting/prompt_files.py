@@ -1,4 +1,4 @@
-"""A prompt set's files: read, checked, and complained about by name."""
+"""Reads and checks the files of a prompt set."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from teacher_api.validation import in_words
 
 SYSTEM, QUESTION = "system.txt", "question.txt"
 FOLLOWUPS = {"labels": "action-labels.txt", "numbers": "action-numbers.txt"}
-"""The template of the second stage, by read-out."""
+"""The template of stage 2, by read-out."""
 TEMPLATES = {
     SYSTEM: frozenset({"rules", "actions"}),
     QUESTION: frozenset({"rules", "actions", "mission", "picture"}),
     FOLLOWUPS["labels"]: frozenset({"rules", "actions", "mission"}),
     FOLLOWUPS["numbers"]: frozenset({"rules", "actions", "mission"}),
 }
-"""Each template and the variables that it may use."""
+"""Template -> the variables that it may use."""
 SCHEMA = "analysis.schema.json"
 
 _KEY = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -39,13 +39,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 _LONGEST_KEY = 64
-"""Characters, as questions allow."""
+"""Characters, the limit of a question's task."""
 
 
 class BadPromptSet(Exception):
-    """A prompt set that cannot be used: which file, what is wrong with it, and what to do.
+    """The prompt set cannot be used; the message names the file, what is wrong and what to do.
 
-    `file` is its name in the set, where a file is to blame.
+    Attributes:
+        file: name in the set of the file at fault, if there is one.
     """
 
     def __init__(self, reason: str, file: str | None = None) -> None:
@@ -66,7 +67,7 @@ class Picture(_Strict):
 
 
 class Decoding(_Strict):
-    """How the model writes; temperature 0 is greedy."""
+    """How the model generates; temperature 0 is greedy."""
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     analysis_max_tokens: _Tokens
@@ -74,7 +75,7 @@ class Decoding(_Strict):
 
 
 class Readout(_Strict):
-    """How the action is read, unless the server is told otherwise."""
+    """How the action is read, unless the server's settings say otherwise."""
 
     kind: Literal["labels", "numbers"]
     label_temperature: _Positive
@@ -94,14 +95,14 @@ class SetFile(_Strict):
 
 
 class RulesFile(_Strict):
-    """tasks/<task>.toml: the rules in words, and what each useful action does."""
+    """tasks/<task>.toml: the rules in words, and the meaning of each useful action."""
 
     rules: _Text
     actions: Annotated[dict[str, _Text], Field(min_length=1)]
 
 
 class ExampleFile(_Strict):
-    """examples/<task>/NN.json; what it was made from stands in it for the reader."""
+    """examples/<task>/NN.json; `covers` to `steps` document how the example was made."""
 
     covers: str
     environment: str
@@ -113,23 +114,23 @@ class ExampleFile(_Strict):
 
 
 class Files:
-    """Reads the files of a set and keeps what was read, for its digest."""
+    """Reads the files of a set, and keeps their contents for the digest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: dict[str, bytes] = {}
 
     def bad(self, name: str, wrong: str) -> BadPromptSet:
-        """What is wrong with a file, in one line."""
+        """Returns the error for a file, in one line."""
         return BadPromptSet(f"{self.folder / name}: {' '.join(wrong.split())}", name)
 
     def names(self, folder: str, ending: str) -> list[str]:
-        """The files of a folder with this ending, sorted, without hidden ones and editors' copies."""
+        """Returns a folder's files with this ending, sorted, without hidden files and editors' backups."""
         paths = sorted((self.folder / folder).glob(f"*{ending}"))
         return [f"{folder}/{path.name}" for path in paths if path.is_file() and path.name[0] not in ".#~"]
 
     def read(self, name: str) -> bytes:
-        """A file's bytes, which from now on are part of the digest."""
+        """Returns a file's bytes, and makes them part of the digest."""
         try:
             self._read[name] = (self.folder / name).read_bytes()
         except FileNotFoundError:
@@ -139,105 +140,107 @@ class Files:
         return self._read[name]
 
     def text(self, name: str) -> str:
-        """A file's text, in which no special token may stand: chat templates take it as it is."""
+        """Returns a file's text; it may not hold special tokens, which chat templates would copy."""
         try:
             text = self.read(name).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.bad(name, f"is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
+            raise self.bad(name, f"is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
         return self.checked(name, text)
 
     def checked(self, name: str, text: str) -> str:
-        """The text itself, in which nothing looks like a special token."""
+        """Returns the text if nothing in it looks like a special token."""
         if special := _SPECIAL.search(text):
             raise self.bad(name, f"{special.group()!r} looks like a special token; write it another way")
         return text
 
     def toml(self, name: str, kind: type[_Model]) -> _Model:
-        """A TOML file as a model."""
+        """Returns a TOML file's content, validated."""
         try:
             return self._valid(name, kind, tomllib.loads(self.text(name)))
         except tomllib.TOMLDecodeError as error:
-            raise self.bad(name, f"is no TOML: {error}") from error
+            raise self.bad(name, f"is not TOML: {error}") from error
 
     def json(self, name: str) -> Any:
-        """What a JSON file holds."""
+        """Returns a JSON file's content."""
         try:
             return json.loads(self.text(name))
         except json.JSONDecodeError as error:
-            raise self.bad(name, f"is no JSON: {error}") from error
+            raise self.bad(name, f"is not JSON: {error}") from error
 
     def schema(self) -> dict[str, Any]:
-        """The analysis's schema."""
+        """Returns the analysis's JSON schema."""
         schema = self.json(SCHEMA)
         if not isinstance(schema, dict) or schema.get("type") != "object":
-            raise self.bad(SCHEMA, "describes no object; its type must be object")
+            raise self.bad(SCHEMA, "does not describe an object; its type must be object")
         try:
             jsonschema.Draft202012Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
             where = ".".join(map(str, error.absolute_path))
-            raise self.bad(SCHEMA, f"is no JSON schema: {where}: {error.message}") from error
+            raise self.bad(SCHEMA, f"is not a JSON schema: {where}: {error.message}") from error
         return schema
 
     def example(self, name: str) -> ExampleFile:
-        """An example, in JSON."""
+        """Returns a worked example."""
         return self._valid(name, ExampleFile, self.json(name))
 
     def rules(self, task: str) -> RulesFile:
-        """A listed task's rules."""
+        """Returns a task's rules."""
         name = f"tasks/{task}.toml"
         rules = self.toml(name, RulesFile)
         if unknown := [action for action in rules.actions if action not in ACTIONS]:
             raise self.bad(
-                name, f"actions: {unknown[0]!r} is none of MiniGrid's actions: {', '.join(ACTIONS)}"
+                name, f"actions: {unknown[0]!r} is not one of MiniGrid's actions: {', '.join(ACTIONS)}"
             )
         return rules
 
     def template(self, name: str, source: str) -> jinja2.Template:
-        """A template that uses no unknown variable."""
+        """Returns a template, which may use known variables only."""
         known = TEMPLATES[name]
         try:
             unknown = jinja2.meta.find_undeclared_variables(_JINJA.parse(source)) - known
             if unknown:
                 raise self.bad(
                     name,
-                    f"unknown variable {min(unknown)!r}; those known here are {', '.join(sorted(known))}",
+                    f"unknown variable {min(unknown)!r}; known variables are {', '.join(sorted(known))}",
                 )
             return _JINJA.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise self.bad(name, f"line {error.lineno}: {error.message}; correct the template") from error
 
     def fill(self, name: str, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-        """A template's text for these variables."""
+        """Returns a template's text for these variables."""
         try:
             return template.render(variables).strip()
         except Exception as error:  # a template can raise anything
             raise self.bad(name, f"cannot be filled in: {error}; correct the template") from error
 
     def check_tasks(self, tasks: tuple[str, ...]) -> None:
-        """Every task has a key that is in order and a rules file, and there are no other rules files."""
+        """Checks that every task has a valid key and a rules file, and that no other rules files exist."""
         for task in tasks:
             if len(task) > _LONGEST_KEY or not _KEY.fullmatch(task):
                 raise self.bad(
                     "set.toml",
-                    f"tasks: {task!r} is no key of a task; write it in snake_case, such as lava_gap,"
+                    f"tasks: {task!r} is not a task key; write it in snake_case, such as lava_gap,"
                     f" with at most {_LONGEST_KEY} characters",
                 )
             if not (self.folder / f"tasks/{task}.toml").is_file():
                 raise self.bad("set.toml", f"lists the task {task!r}, which has no tasks/{task}.toml; add it")
         for name in self.names("tasks", ".toml"):
             if Path(name).stem not in tasks:
-                raise self.bad(name, "is not listed; add it to tasks in set.toml, or take the file away")
+                raise self.bad(name, "is not listed; add it to tasks in set.toml, or remove the file")
 
     def check_labels(self, labels: Mapping[str, str]) -> None:
-        """Every action has a label of its own."""
+        """Checks that every action has a label of its own."""
         if unknown := [action for action in labels if action not in ACTIONS]:
             raise self.bad(
-                "set.toml", f"labels: {unknown[0]!r} is none of MiniGrid's actions: {', '.join(ACTIONS)}"
+                "set.toml", f"labels: {unknown[0]!r} is not one of MiniGrid's actions: {', '.join(ACTIONS)}"
             )
         owners: dict[str, str] = {}
         for action in ACTIONS:
             if action not in labels:
-                raise self.bad("set.toml", f"labels: {action} has none; each of MiniGrid's actions needs one")
+                raise self.bad(
+                    "set.toml", f"labels: {action} has no label; each of MiniGrid's actions needs one"
+                )
             owner = owners.setdefault(labels[action], action)
             if owner != action:
                 raise self.bad(
@@ -246,7 +249,7 @@ class Files:
                 )
 
     def digest(self) -> str:
-        """SHA-256 over the names and bytes of all files read."""
+        """Returns the SHA-256, in hexadecimal, over the names and bytes of all files read."""
         digest = hashlib.sha256()
         for name, content in sorted(self._read.items()):
             digest.update(f"{name}\n{len(content)}\n".encode() + content)
@@ -265,7 +268,7 @@ _JINJA = jinja2.sandbox.ImmutableSandboxedEnvironment(
 
 
 def misfit(value: Any, schema: dict[str, Any]) -> str | None:
-    """Why an analysis does not fit its schema, or None; its keys have to be in the schema's order."""
+    """Returns why an analysis does not match its schema, in which the order of keys counts, or None."""
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
     if error is not None:
         return f"{'.'.join(['analysis', *map(str, error.absolute_path)])}: {error.message}"
@@ -278,6 +281,8 @@ def _disorder(value: Any, schema: dict[str, Any], at: str) -> str | None:
     known = schema.get("properties", {})
     expected = [key for key in known if key in value]
     if [key for key in value if key in known] != expected:
-        return f"{at}: its keys are not in the schema's order, in which models write: {', '.join(expected)}"
+        return (
+            f"{at}: its keys are not in the order of the schema, which models follow: {', '.join(expected)}"
+        )
     below = (_disorder(value[key], known[key], f"{at}.{key}") for key in expected)
     return next((problem for problem in below if problem), None)

@@ -1,4 +1,4 @@
-"""Prompt sets: folders of templates, rules and examples, made into conversations."""
+"""Prompt sets: conversations made of a folder of templates, rules and worked examples."""
 
 import hashlib
 import json
@@ -31,9 +31,9 @@ from teacher_server.settings import Readout
 __all__ = ["BadPromptSet", "Conversation", "Example", "PromptSet", "load_prompt_set", "prompt_set_names"]
 
 SETS = Path(teacher_server.__file__).parent.parent / "prompts"
-"""Where the sets lie that are found by name."""
+"""The folder of the sets that come with the project."""
 _MOST_PIXELS = 3200 * 3200
-"""Of an example's picture."""
+"""Limit of an example's picture."""
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": [part, ...]}.
@@ -44,14 +44,14 @@ A part is {"type": "text", "text": str} or {"type": "image"}.
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """What is asked about a picture, in two stages.
+    """The two-stage conversation about a picture.
 
     Attributes:
-        opening: the system message and the examples: the same for all questions about a task with the
-            same actions and read-out.
-        question: stage 1: the mission, the picture and what to look at.
-        followup: stage 2: asks for the action; text only.
-        pictures: those of the opening, in order.
+        opening: the system message and the worked examples, which are the same for all questions with the
+            same task, actions and read-out.
+        question: stage 1: the mission, the picture and what to analyse.
+        followup: stage 2: the question for the action; text only.
+        pictures: the pictures of the opening, in order.
     """
 
     opening: tuple[Message, ...]
@@ -62,7 +62,7 @@ class Conversation:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An answered question; `name` is its picture's file in the set."""
+    """A worked example; `name` is its picture's file in the set."""
 
     name: str
     mission: str
@@ -71,7 +71,7 @@ class Example:
     probabilities: dict[str, float]
 
     def best(self) -> str:
-        """The most probable action; the first among equals."""
+        """Returns the most probable action, the first among equals."""
         return max(self.probabilities, key=lambda action: self.probabilities[action])
 
 
@@ -80,13 +80,13 @@ class PromptSet:
     """A prompt set, loaded and checked.
 
     Attributes:
-        digest: SHA-256 over the names and bytes of all its files that can change a conversation.
+        digest: SHA-256 over the names and bytes of all files that can change a conversation.
         tasks: task -> its useful actions.
         labels: action -> label, for all of MiniGrid's actions.
         schema: the analysis's JSON schema.
-        temperature: of the analysis; 0 is greedy.
-        readout, label_temperature, min_label_mass, sum_tolerance: used unless the server is told otherwise.
-        examples: task -> its examples, in order.
+        temperature: of sampling the analysis; 0 is greedy.
+        readout, label_temperature, min_label_mass, sum_tolerance: defaults of the server's settings.
+        examples: task -> its worked examples, in order.
     """
 
     name: str
@@ -113,13 +113,13 @@ class PromptSet:
     def conversation(
         self, *, task: str, mission: str, actions: Sequence[str], readout: Readout
     ) -> Conversation:
-        """What to say to a model about a picture.
+        """Returns the conversation about a picture.
 
         Args:
             task: one of `tasks`.
             mission: the mission's text.
-            actions: those asked that the task has a use for, in the order asked; at least one.
-            readout: how the action will be read, which decides the form of the second question.
+            actions: the requested actions that the task uses, in the requested order; at least one.
+            readout: how the action is read, which decides the form of the second question.
         """
         key = (task, tuple(actions), readout)
         if key not in self._openings:
@@ -130,26 +130,26 @@ class PromptSet:
 
     @property
     def templates(self) -> dict[str, str]:
-        """File -> source, of all templates."""
+        """File -> source of all templates."""
         return dict(self._texts.sources)
 
     def edited(self, sources: Mapping[str, str]) -> "PromptSet":
-        """The set with other sources for some of its templates; itself where none is another.
+        """Returns the set with other sources for some templates, or this set if no source differs.
 
         Raises:
-            BadPromptSet: one cannot be used; `file` says which.
+            BadPromptSet: a source cannot be used; `file` names the template.
         """
         changed = {name: text for name, text in sources.items() if text != self.templates[name]}
         if not changed:
             return self
-        told = json.dumps([self.digest, changed], sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()
+        content = json.dumps([self.digest, changed], sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()
         return replace(self, digest=digest, _texts=self._texts.edited(changed))
 
     def _opening(
         self, task: str, actions: tuple[str, ...], readout: Readout
     ) -> tuple[tuple[Message, ...], tuple[PreparedPicture, ...]]:
-        """The system message, and the examples whose best action is one of those asked for."""
+        """Returns the system message and the examples whose best action is a requested one."""
         messages = [self._texts.system(task, actions)]
         shown = [example for example in self.examples[task] if example.best() in actions]
         for example in shown:
@@ -164,10 +164,10 @@ class PromptSet:
 
 
 def load_prompt_set(name_or_folder: str) -> PromptSet:
-    """A prompt set, by its name or as a folder, with everything in it checked.
+    """Loads and checks a prompt set, given by its name or folder.
 
     Raises:
-        BadPromptSet: there is no such set, or a file in it cannot be used; one line says which and why.
+        BadPromptSet: there is no such set, or a file in it cannot be used.
     """
     names = prompt_set_names()
     folder = SETS / name_or_folder if name_or_folder in names else Path(name_or_folder)
@@ -176,46 +176,47 @@ def load_prompt_set(name_or_folder: str) -> PromptSet:
             f"no prompt set {name_or_folder!r}; name one of {', '.join(names)}, or the folder of your own"
         )
     files = Files(folder)
-    told = files.toml("set.toml", SetFile)
-    files.check_tasks(told.tasks)
-    files.check_labels(told.labels)
-    rules = {task: files.rules(task) for task in told.tasks}
-    texts = _Texts(files, {name: files.text(name) for name in TEMPLATES}, rules, told.labels)
+    declared = files.toml("set.toml", SetFile)
+    files.check_tasks(declared.tasks)
+    files.check_labels(declared.labels)
+    rules = {task: files.rules(task) for task in declared.tasks}
+    texts = _Texts(files, {name: files.text(name) for name in TEMPLATES}, rules, declared.labels)
     texts.try_out()
     schema = files.schema()
-    preparation = Preparation(told.picture.tile, told.picture.margin, told.picture.max_pixels)
+    preparation = Preparation(declared.picture.tile, declared.picture.margin, declared.picture.max_pixels)
     examples = {
-        task: tuple(_examples(files, task, rules[task].actions, schema, preparation)) for task in told.tasks
+        task: tuple(_examples(files, task, rules[task].actions, schema, preparation))
+        for task in declared.tasks
     }
     return PromptSet(
         name=folder.resolve().name,
         folder=folder,
         digest=files.digest(),
-        description=told.description,
-        tasks={task: tuple(rules[task].actions) for task in told.tasks},
-        labels=told.labels,
+        description=declared.description,
+        tasks={task: tuple(rules[task].actions) for task in declared.tasks},
+        labels=declared.labels,
         preparation=preparation,
         schema=schema,
-        analysis_max_tokens=told.decoding.analysis_max_tokens,
-        numbers_max_tokens=told.decoding.numbers_max_tokens,
-        temperature=told.decoding.temperature,
-        readout=told.readout.kind,
-        label_temperature=told.readout.label_temperature,
-        min_label_mass=told.readout.min_label_mass,
-        sum_tolerance=told.readout.sum_tolerance,
+        analysis_max_tokens=declared.decoding.analysis_max_tokens,
+        numbers_max_tokens=declared.decoding.numbers_max_tokens,
+        temperature=declared.decoding.temperature,
+        readout=declared.readout.kind,
+        label_temperature=declared.readout.label_temperature,
+        min_label_mass=declared.readout.min_label_mass,
+        sum_tolerance=declared.readout.sum_tolerance,
         examples=examples,
         _texts=texts,
     )
 
 
 def prompt_set_names() -> list[str]:
-    """The names of the sets that come with the project."""
+    """Returns the names of the sets that come with the project."""
     return sorted(path.parent.name for path in SETS.glob("*/set.toml"))
 
 
 @dataclass(frozen=True, eq=False)
 class _Texts:
-    """A set's templates, and what they are filled in with."""
+    """A set's templates and the values that fill them."""
 
     files: Files
     sources: Mapping[str, str]
@@ -228,7 +229,7 @@ class _Texts:
         object.__setattr__(self, "templates", templates)
 
     def edited(self, sources: Mapping[str, str]) -> "_Texts":
-        """With other sources for some templates, tried out; nothing is read from the set's folder."""
+        """Returns the texts with other sources for some templates, tried out; reads no files."""
         files = Files(Path())
         checked = {name: files.checked(name, source) for name, source in sources.items()}
         texts = _Texts(files, {**self.sources, **checked}, self.rules, self.labels)
@@ -241,9 +242,9 @@ class _Texts:
     def questions(
         self, task: str, actions: Sequence[str], readout: Readout, mission: str
     ) -> tuple[Message, Message]:
-        """What is asked in stage 1 and in stage 2."""
+        """Returns the questions of stage 1 and stage 2."""
         variables = self._variables(task, actions) | {"mission": mission}
-        # Longer than anything like it in the mission, so that the picture's place is where the template says
+        # Longer than any such run in the mission, so that the mark is found where the template puts it
         mark = "\0" * (mission.count("\0") + 1)
         before, _, after = self._fill(QUESTION, variables | {"picture": mark}).partition(mark)
         followup = self._fill(FOLLOWUPS[readout], variables)
@@ -254,7 +255,7 @@ class _Texts:
         """Fills in every template for every task.
 
         Raises:
-            BadPromptSet: one cannot be filled in, or the question does not show the picture once.
+            BadPromptSet: a template cannot be filled in, or the question does not show the picture once.
         """
         for task, rules in self.rules.items():
             variables = self._variables(task, tuple(rules.actions))
@@ -286,7 +287,7 @@ def _examples(
     pictures, notes = (files.names(f"examples/{task}", ending) for ending in (".png", ".json"))
     for name in pictures:
         if name.removesuffix(".png") + ".json" not in notes:
-            raise files.bad(name, "has no .json beside it; add it or take the picture away")
+            raise files.bad(name, "has no .json beside it; add one, or remove the picture")
     for name in notes:
         example = files.example(name)
         if sorted(example.probabilities) != sorted(useful):
@@ -304,14 +305,14 @@ def _prepared(files: Files, name: str, example: ExampleFile, preparation: Prepar
     try:
         picture = preparation.prepare(decode(files.read(name), max_pixels=_MOST_PIXELS))
     except BadPicture as error:
-        raise files.bad(name, f"is no picture that can be read ({error}); save it as PNG again") from error
+        raise files.bad(name, f"is not a readable picture ({error}); save it as PNG again") from error
     except UnreadablePicture as error:
-        raise files.bad(name, f"cannot be made ready as set.toml asks: {error}") from error
+        raise files.bad(name, f"cannot be prepared as set.toml says: {error}") from error
     return Example(name, example.mission, picture, example.analysis, example.probabilities)
 
 
 def _in_hundredths(weights: Mapping[str, float]) -> str:
-    """JSON of the weights scaled to a sum of exactly 1.00: the largest remainders are rounded up."""
+    """Returns JSON of the weights scaled to a sum of exactly 1.00; the largest remainders are rounded up."""
     total = sum(weights.values())
     exact = {action: 100 * weight / total for action, weight in weights.items()}
     parts = {action: int(share) for action, share in exact.items()}

@@ -1,16 +1,16 @@
-"""From what a model says to probabilities over actions: by label tokens, or by numbers that it writes."""
+"""Reads probabilities over actions from a model's answer: from label scores, or from written numbers."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_OPEN = 0.01
-"""What labels that are not told may have of what those told have."""
+_MAX_UNLISTED = 0.01
+"""Most mass of the unlisted labels, as a share of the listed labels' mass."""
 
 
 class Unreadable(ValueError):
-    """What the model said holds no distribution; `fault` names the kind of failure."""
+    """The answer gives no distribution; `fault` names the kind of failure."""
 
     def __init__(self, fault: str, reason: str) -> None:
         super().__init__(reason)
@@ -20,45 +20,46 @@ class Unreadable(ValueError):
 def single_token_problems(
     labels: Mapping[str, str], pieces: Mapping[str, Sequence[tuple[int, str]]], model: str
 ) -> list[str]:
-    """Labels that are not one token each of their own: only those can be read in one step.
+    """Returns problems with labels: to be read in one step, each has to be a token of its own.
 
     Args:
-        labels: action to label.
-        pieces: label to its tokens: ids and texts.
-        model: whose tokens they are.
+        labels: action -> label.
+        pieces: label -> its tokens, as ids and texts.
+        model: name of the model whose tokens they are.
     """
     found, owners = [], dict[int, str]()
     for action, label in labels.items():
         ids, texts = [i for i, _ in pieces[label]], [text for _, text in pieces[label]]
         if len(ids) != 1:
             cut = f"{len(ids)} tokens of {model} {texts}"
-            found.append(f"the label {label!r} of {action} is {cut}: choose a word or letter that is one")
+            found.append(
+                f"the label {label!r} of {action} is {cut}: choose a word or letter that is one token"
+            )
         elif (owner := owners.setdefault(ids[0], action)) != action:
             found.append(f"the labels of {owner} and {action} are the same token ({label!r}): choose another")
     return found
 
 
 def with_upper_bounds(known: Mapping[str, float], at_most: Mapping[str, float]) -> dict[str, float]:
-    """All labels' log-probabilities, where some engine tells those of its most probable tokens alone.
+    """Returns all labels' log-probabilities for an engine that lists only its most probable tokens.
 
-    A label that it does not tell gets the most that it may have. That is a hundredth of what the labels
-    told have, all of them together, or it is no answer: at temperature 1 no probability is then further than
-    0.01 off.
+    An unlisted label gets its upper bound. The unlisted labels together may have at most a hundredth of the
+    listed labels' mass, so that at temperature 1 no probability is off by more than 0.01.
 
     Args:
-        known: action to the natural log-probability of its label among all tokens.
-        at_most: action to the largest it may be, for those not told.
+        known: action -> log-probability (nats) of its label over the whole vocabulary.
+        at_most: action -> upper bound of the log-probability, for unlisted labels.
 
     Raises:
-        Unreadable: too much is left open.
+        Unreadable: the unlisted labels may have more.
     """
     if at_most:
-        told, untold = (math.fsum(map(math.exp, scores.values())) for scores in (known, at_most))
-        if not untold <= _OPEN * told:
+        listed, unlisted = (math.fsum(map(math.exp, scores.values())) for scores in (known, at_most))
+        if not unlisted <= _MAX_UNLISTED * listed:
             raise Unreadable(
                 "untold",
-                f"of the labels of {', '.join(at_most)} it is only known that they have a probability of"
-                f" {untold:.3g} together at most, and the others have {told:.3g}",
+                f"the labels of {', '.join(at_most)} are unlisted and may have a probability of"
+                f" {unlisted:.3g} together, more than a hundredth of the listed labels' {listed:.3g}",
             )
     return {**known, **at_most}
 
@@ -66,15 +67,15 @@ def with_upper_bounds(known: Mapping[str, float], at_most: Mapping[str, float]) 
 def from_label_scores(
     scores: Mapping[str, float], *, temperature: float, min_mass: float
 ) -> tuple[dict[str, float], float]:
-    """Probabilities by a softmax over the labels' log-probabilities, and the labels' mass.
+    """Returns probabilities by a softmax over the labels' log-probabilities, and the labels' mass.
 
-    p(a) = exp(s_a / T) / sum_b exp(s_b / T); mass = sum_a exp(s_a), which tells how much of its belief the
-    model has in answering with a label at all.
+    p(a) = exp(s_a / T) / sum_b exp(s_b / T); mass = sum_a exp(s_a), the probability that the model answers
+    with a label at all.
 
     Args:
-        scores: action to the natural log-probability of its label among all tokens.
+        scores: action -> log-probability (nats) of its label over the whole vocabulary.
         temperature: T.
-        min_mass: a smaller mass is no answer.
+        min_mass: least mass of a readable answer.
 
     Raises:
         Unreadable: the mass is too small, or a score is not a number.
@@ -88,7 +89,7 @@ def from_label_scores(
     if mass < min_mass:
         raise Unreadable(
             "label_mass",
-            f"the labels have a probability of {mass:.3g} together; at least {min_mass:g} is asked",
+            f"the labels have a probability of {mass:.3g} together, less than {min_mass:g}",
         )
     best = max(scores.values())
     if not math.isfinite(best):
@@ -99,7 +100,7 @@ def from_label_scores(
 
 
 def numbers_schema(actions: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of probabilities written out: one number from 0 to 1 for each action, in order."""
+    """Returns the JSON schema of written probabilities: a number from 0 to 1 for each action, in order."""
     return {
         "type": "object",
         "properties": {action: {"type": "number", "minimum": 0, "maximum": 1} for action in actions},
@@ -109,26 +110,26 @@ def numbers_schema(actions: Sequence[str]) -> dict[str, Any]:
 
 
 def from_numbers(text: str, actions: Sequence[str], *, tolerance: float) -> dict[str, float]:
-    """The probabilities that a model wrote, made to sum to 1 where they nearly do.
+    """Returns the probabilities that a model wrote, normalised to a sum of 1.
 
     Args:
-        text: JSON as `numbers_schema` describes it.
-        actions: what it has to be about.
-        tolerance: how far from 1 the sum may be.
+        text: JSON of `numbers_schema`.
+        actions: the actions that it has to name.
+        tolerance: largest difference of the sum from 1.
 
     Raises:
-        Unreadable: it is something else, or the sum is too far from 1.
+        Unreadable: the text does not match the schema, or the sum is too far from 1.
     """
     try:
         numbers = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Unreadable("schema", f"it is not JSON: {error}") from error
+        raise Unreadable("schema", f"the text is not JSON: {error}") from error
     if not isinstance(numbers, dict) or set(numbers) != set(actions):
-        raise Unreadable("schema", f"it is not about {', '.join(actions)}")
+        raise Unreadable("schema", f"the text does not name exactly {', '.join(actions)}")
     for action, number in numbers.items():
-        # A bool is an int to Python; and `not (0 <= NaN)` refuses NaN as well
+        # A bool is an int in Python; `not (0 <= NaN)` refuses NaN too
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
-            raise Unreadable("schema", f"{action} has {number!r}, which is no probability")
+            raise Unreadable("schema", f"{action} has {number!r}, which is not a probability")
     total = math.fsum(numbers.values())
     if total == 0 or abs(total - 1) > tolerance:
         raise Unreadable("sum", f"the probabilities sum to {total:g}, not to 1 within {tolerance:g}")
@@ -136,6 +137,6 @@ def from_numbers(text: str, actions: Sequence[str], *, tolerance: float) -> dict
 
 
 def hardened(probabilities: Mapping[str, float]) -> dict[str, float]:
-    """Hard targets: 1 for the most probable action, the first among equals, and 0 for the rest."""
+    """Returns hard targets: 1 for the most probable action, the first among equals, and 0 for the others."""
     best = max(probabilities, key=probabilities.__getitem__)
     return {action: float(action == best) for action in probabilities}

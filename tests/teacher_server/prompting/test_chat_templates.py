@@ -82,9 +82,9 @@ def test_two_stages() -> None:
 @pytest.mark.parametrize(
     ("of_messages", "told"),
     [
-        ("in messages if message.role != 'assistant'", "leaves out what the assistant said"),
-        ("in messages if message.role != 'system'", "leaves out or changes \"Rules <&> 'ü'.\""),
-        ("in messages[:3]", "leaves out or changes 'Which action"),
+        ("in messages if message.role != 'assistant'", "omits the assistant's earlier turn"),
+        ("in messages if message.role != 'system'", "omits or changes \"Rules <&> 'ü'.\""),
+        ("in messages[:3]", "omits or changes 'Which action"),
         ("in messages | reverse", "changes"),
         ("in messages + messages[1:2]", "writes 2 places for 1 pictures"),
         ("in messages if 1 / 0", "division by zero"),

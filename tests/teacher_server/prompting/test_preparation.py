@@ -16,7 +16,7 @@ from PIL import Image
 
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import view_of
-from teacher_server.engines.base import EngineError
+from teacher_server.engines.base import EngineError, check_seen
 from teacher_server.prompting import preparation
 from teacher_server.prompting.preparation import MIN_PIXELS, Preparation
 from tools.random_checkpoint import PREPROCESSOR
@@ -182,12 +182,12 @@ def test_the_digest_is_of_size_and_pixels() -> None:
 @pytest.mark.unit
 def test_another_number_of_visual_tokens_is_an_error() -> None:
     pictures = [Preparation().prepare(_noise(56, 112)), Preparation().prepare(_noise(196, 196))]
-    preparation.check_seen(pictures, 8 + 49)
+    check_seen(pictures, 8 + 49)
     with pytest.raises(EngineError, match="264 visual tokens of pictures of 112 x 56, 196 x 196 pixels"):
-        preparation.check_seen(pictures, 8 + 256)
+        check_seen(pictures, 8 + 256)
 
 
-@pytest.mark.unit
+@pytest.mark.integration
 def test_importing_it_loads_no_torch() -> None:
     check = (
         "import sys, teacher_server.prompting.preparation\n"

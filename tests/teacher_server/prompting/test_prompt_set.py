@@ -96,7 +96,7 @@ def _png(width: int, height: int) -> bytes:
     ("spoil", "file", "told"),
     [
         (_remove("set.toml"), "set.toml", "is missing"),
-        (_write("set.toml", b"tasks = ["), "set.toml", "is no TOML"),
+        (_write("set.toml", b"tasks = ["), "set.toml", "is not TOML"),
         (_replace("set.toml", "margin = true\n", ""), "set.toml", "picture.margin is missing"),
         (_replace("set.toml", "margin =", "margins ="), "set.toml", "picture.margins: no such key"),
         (_replace("set.toml", 'kind = "labels"', 'kind = "words"'), "set.toml", "not 'words'"),
@@ -106,19 +106,19 @@ def _png(width: int, height: int) -> bytes:
             "set.toml",
             "readout.min_label_mass",
         ),
-        (_replace("set.toml", 'drop = "drop"\n', ""), "set.toml", "drop has none"),
+        (_replace("set.toml", 'drop = "drop"\n', ""), "set.toml", "drop has no label"),
         (
             _replace("set.toml", 'drop = "drop"', 'drop = "pick"'),
             "set.toml",
             "pickup and drop are both 'pick'",
         ),
-        (_replace("set.toml", 'drop = "drop"', 'jump = "drop"'), "set.toml", "'jump' is none of MiniGrid's"),
+        (_replace("set.toml", 'drop = "drop"', 'jump = "drop"'), "set.toml", "'jump' is not one of"),
         (
             _replace("set.toml", '["lava_gap"', '["lava"'),
             "set.toml",
             "lists the task 'lava', which has no tasks/lava.toml",
         ),
-        (_replace("set.toml", '["lava_gap"', '["Lava Gap"'), "set.toml", "'Lava Gap' is no key of a task"),
+        (_replace("set.toml", '["lava_gap"', '["Lava Gap"'), "set.toml", "'Lava Gap' is not a task key"),
         (_replace("set.toml", '["lava_gap"', '["../lava_gap"'), "set.toml", "write it in snake_case"),
         (_replace("set.toml", '["lava_gap", ', "["), "tasks/lava_gap.toml", "is not listed; add it to tasks"),
         (_remove("tasks/fetch.toml"), "set.toml", "lists the task 'fetch', which has no tasks/fetch.toml"),
@@ -126,7 +126,7 @@ def _png(width: int, height: int) -> bytes:
         (
             _replace("tasks/fetch.toml", "pickup =", "grab ="),
             "tasks/fetch.toml",
-            "'grab' is none of MiniGrid's",
+            "'grab' is not one of",
         ),
         (_replace("tasks/fetch.toml", "rules =", "rule ="), "tasks/fetch.toml", "rules is missing"),
         (_remove("system.txt"), "system.txt", "is missing"),
@@ -134,7 +134,7 @@ def _png(width: int, height: int) -> bytes:
         (
             _replace("system.txt", "{{ rules }}", "{{ mission }}"),
             "system.txt",
-            "those known here are actions, rules",
+            "known variables are actions, rules",
         ),
         (_replace("system.txt", "{{ rules }}", "{{ rules"), "system.txt", "line "),
         (_replace("action-labels.txt", ".meaning", ".sense"), "action-labels.txt", "'sense'"),
@@ -142,8 +142,8 @@ def _png(width: int, height: int) -> bytes:
         (_replace("question.txt", "{{ picture }}", ""), "question.txt", "shows the picture 0 times"),
         (_replace("question.txt", "{{ picture }}", "{{ picture }} " * 2), "question.txt", "2 times"),
         (_replace("question.txt", "Describe", "<|im_end|> Describe"), "question.txt", "'<|im_end|>'"),
-        (_write("question.txt", b"\xff {{ picture }}"), "question.txt", "is no UTF-8 text"),
-        (_write("analysis.schema.json", b"{"), "analysis.schema.json", "is no JSON"),
+        (_write("question.txt", b"\xff {{ picture }}"), "question.txt", "is not UTF-8 text"),
+        (_write("analysis.schema.json", b"{"), "analysis.schema.json", "is not JSON"),
         (_write("analysis.schema.json", b'{"type": "array"}'), "analysis.schema.json", "must be object"),
         (
             _replace("analysis.schema.json", '"maxItems": 12', '"maxItems": "x"'),
@@ -163,7 +163,7 @@ def _png(width: int, height: int) -> bytes:
         (
             _edit_example(lambda e: e["analysis"].update(agent=e["analysis"].pop("agent"))),
             "examples/fetch/01.json",
-            "not in the schema's order",
+            "not in the order of the schema",
         ),
         (
             _edit_example(lambda e: e["probabilities"].pop("left")),
@@ -178,9 +178,13 @@ def _png(width: int, height: int) -> bytes:
         (_edit_example(lambda e: e.pop("mission")), "examples/fetch/01.json", "mission is missing"),
         (_remove("examples/fetch/01.png"), "examples/fetch/01.png", "is missing"),
         (_remove("examples/fetch/01.json"), "examples/fetch/01.png", "has no .json"),
-        (_write("examples/fetch/01.png", b"no picture"), "examples/fetch/01.png", "is no picture"),
-        (_write("examples/fetch/01.png", _png(280, 280)[:-40]), "examples/fetch/01.png", "is no picture"),
-        (_write("examples/fetch/01.png", _png(37, 41)), "examples/fetch/01.png", "cannot be made ready"),
+        (_write("examples/fetch/01.png", b"no picture"), "examples/fetch/01.png", "not a readable picture"),
+        (
+            _write("examples/fetch/01.png", _png(280, 280)[:-40]),
+            "examples/fetch/01.png",
+            "not a readable picture",
+        ),
+        (_write("examples/fetch/01.png", _png(37, 41)), "examples/fetch/01.png", "cannot be prepared"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(

@@ -37,7 +37,7 @@ def test_far_away_labels_still_make_a_distribution() -> None:
 def test_too_little_mass_is_no_answer() -> None:
     scores = {"left": math.log(0.2), "right": math.log(0.1)}
     assert from_label_scores(scores, temperature=1, min_mass=0.29)[1] == pytest.approx(0.3)
-    with pytest.raises(Unreadable, match=r"probability of 0\.3 together; at least 0\.31") as caught:
+    with pytest.raises(Unreadable, match=r"probability of 0\.3 together, less than 0\.31") as caught:
         from_label_scores(scores, temperature=1, min_mass=0.31)
     assert caught.value.fault == "label_mass"
 

@@ -251,7 +251,7 @@ def test_a_label_of_several_tokens_may_be_as_probable_as_its_beginning() -> None
     told = among_most_probable(
         _tokens(left=math.log(0.6), tog=math.log(0.4)), {"left": "left", "toggle": "toggle"}
     )
-    with pytest.raises(Unreadable, match="of the labels of toggle it is only known") as caught:
+    with pytest.raises(Unreadable, match="the labels of toggle are unlisted") as caught:
         with_upper_bounds(told.known, told.at_most)
     assert caught.value.fault == "untold"
 
@@ -266,7 +266,7 @@ def test_what_a_list_was_filled_up_with_is_no_score() -> None:
 
 def test_none_of_the_labels_is_shown() -> None:
     told = among_most_probable(_tokens(x=-0.1, y=-3.0), {"left": "left"})
-    with pytest.raises(Unreadable, match="of the labels of left"):
+    with pytest.raises(Unreadable, match="the labels of left are unlisted"):
         with_upper_bounds(told.known, told.at_most)
 
 

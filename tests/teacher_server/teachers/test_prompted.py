@@ -253,7 +253,7 @@ def test_a_cut_analysis(make_teacher: MakeTeacher) -> None:
 )
 def test_too_little_label_mass(make_teacher: MakeTeacher, notes: Sequence[str], remedy: str) -> None:
     teacher, _ = make_teacher(json.dumps(_ANALYSIS), notes=notes, A=-3.0, B=-3.0, C=-3.0)
-    with pytest.raises(UnreadableAnswer, match=r"at least 0\.5 is asked; ") as caught:
+    with pytest.raises(UnreadableAnswer, match=r"less than 0\.5; ") as caught:
         _ask(teacher)
     assert remedy in str(caught.value)
     assert json.loads(caught.value.raw or "") == {"A": -3.0, "B": -3.0, "C": -3.0}
