@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
-from teacher_api.commands import Command, Group
+from teacher_api.command_line import groups_of
+from teacher_api.commands import Command, Group, load_settings
 
 _ROOT = Path(__file__).parents[1]
 _log = logging.getLogger("mkdocs.site")  # a warning fails `mkdocs build --strict`
@@ -57,33 +58,36 @@ def _file(name: str) -> str:
 
 def _settings(program: str) -> str:
     """A section for each command: its flags with defaults and meanings, in the groups of its --help."""
-    group: Group = import_module({"teacher": "teacher_tools.cli", "student": "student.cli"}[program]).COMMANDS
-    return "\n".join(_commands(program, group))
+    module = import_module({"teacher": "teacher_tools.cli", "student": "student.cli"}[program])
+    further = [_command(load_settings(each)) for each in getattr(module, "FURTHER_SETTINGS", ())]
+    return "\n".join([*_commands(program, module.COMMANDS), *further])
 
 
 def _commands(title: str, command: Command | Group) -> Iterator[str]:
     if isinstance(command, Group):
         for word, each in command.commands.items():
             yield from _commands(f"{title} {word}", each)
-        return
-    module, _, attribute = command.settings.partition(":")
-    settings = getattr(import_module(module), attribute)
-    kind: type[BaseSettings] = settings if isinstance(settings, type) else settings([])
-    yield f"## {title}\n\n{cleandoc(getdoc(kind) or command.help)}\n"
+    else:
+        yield _command(load_settings(command.settings), title, command.help)
+
+
+def _command(kind: type[BaseSettings], title: str = "", purpose: str = "") -> str:
+    lines = [f"## {title or kind.model_config.get('cli_prog_name')}\n", f"{getdoc(kind) or purpose}\n"]
     if prefix := kind.model_config.get("env_prefix"):
-        yield f"Variables begin with `{prefix}`.\n"
-    headings = getattr(kind, "help_groups", {})
-    table = "| setting | default | meaning |\n|---|---|---|"
-    if kind.model_fields and next(iter(kind.model_fields)) not in headings:
-        yield table
-    for name, field in kind.model_fields.items():
-        if name in headings:
-            yield f"\n**{headings[name][0].upper()}{headings[name][1:]}**\n\n{table}"
+        lines.append(f"Variables begin with `{prefix}`.\n")
+    groups: dict[str, list[str]] = {title: [] for title in getattr(kind, "help_groups", {}).values()}
+    for name, heading in groups_of(kind).items():
+        field = kind.model_fields[name]
         meaning = (field.description or "").replace("|", "\\|")
         if choices := _choices(field.annotation):
             meaning += f" (one of {', '.join(f'`{each}`' for each in choices)})"
-        yield f"| {_flag(name, field)} | {_default(kind, field)} | {meaning} |"
-    yield ""
+        row = f"| {_flag(name, field)} | {_default(kind, field)} | {meaning} |"
+        groups.setdefault(heading, []).append(row)
+    for heading in sorted(groups, key=bool):  # those in no group come first, as in --help
+        if heading:
+            lines.append(f"\n**{heading[0].upper()}{heading[1:]}**\n")
+        lines += ["| setting | default | meaning |\n|---|---|---|", *groups[heading]]
+    return "\n".join([*lines, ""])
 
 
 def _default(kind: type[BaseSettings], field: FieldInfo) -> str:

@@ -11,7 +11,6 @@ PAGES = (
     "README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
     "CONTRIBUTING.md",
-    "CHANGELOG.md",
     "checkpoints/compact/README.md",
 )
 PROGRAMS = (
