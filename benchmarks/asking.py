@@ -1,11 +1,11 @@
-"""Cold runs: what a slow teacher costs a student that asks about every state it meets for the first time.
+"""Measures what a slow teacher with an empty store costs a student.
 
-A planner that takes 200 ms a question and answers 32 at once, its store empty, and the same run asking in
-four ways. Beside each stands the bound: the longer of the student alone with every label stored, and the
-teacher alone with the questions of that run (questions * delay / places). An update that waits for all its
-labels cannot reach it where a rollout meets few new states: it waits a whole delay for the last of them. So
-the last columns count whole delays, as many for each update as its new states need. Seconds are those of
-training, collecting, asking, learning, in the fastest of some runs. Run it as `python benchmarks/asking.py`.
+The teacher is a planner that takes 200 ms for a question and answers 32 at once. The same run asks it in four
+ways. Each is compared with a bound: the longer of the student alone with every label stored, and the teacher
+alone with the questions of that run (questions * delay / places). An update that waits for all its labels
+cannot reach this bound if a rollout has few new states, because it waits a whole delay for the last of them.
+The last columns therefore count whole delays: as many for each update as its new states need. Seconds include
+collecting, asking and learning, in the fastest of some runs. Run it as `python benchmarks/asking.py`.
 """
 
 import argparse
@@ -34,25 +34,31 @@ from teacher_api.processes import served_teacher
 _ENVS = ("MiniGrid-LavaGapS6-v0", "MiniGrid-GoToDoor-6x6-v0")
 _WAYS = {
     "stored": "every label stored: the student alone",
-    "in-turn": "waiting, a batch of 64 after the other",
-    "at-end": "waiting, all of a rollout at its end",
-    "ahead": "asking ahead (the default)",
-    "go-on": "asking ahead, --late-labels go-on",
+    "in-turn": "at the end of a rollout, batch by batch",
+    "at-end": "at the end of a rollout, all at once",
+    "ahead": "during the rollout (the default)",
+    "go-on": "the same, with --late-labels go-on",
 }
 
 
 def main() -> None:
-    """Measures each way in a process of its own, prints a table and writes the figures down."""
+    """Measures each way in its own process, prints a table, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--frames", type=int, default=4096, help="frames of each run (default: 4096)")
     parser.add_argument(
-        "--delay-ms", type=float, default=200, help="the teacher's, a question (default: 200)"
+        "--delay-ms", type=float, default=200, help="the teacher's delay for a question (default: 200)"
     )
-    parser.add_argument("--places", type=int, default=32, help="questions it answers at once (default: 32)")
+    parser.add_argument(
+        "--places", type=int, default=32, help="questions that the teacher answers at once (default: 32)"
+    )
     parser.add_argument("--env", nargs="+", default=_ENVS, help=f"environments (default: {' '.join(_ENVS)})")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/asking.json"), help="the figures")
-    parser.add_argument("--only", nargs=3, metavar=("WAY", "TEACHER", "FOLDER"), help="one run, here")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench/asking.json"), help="a JSON file for the results"
+    )
+    parser.add_argument(
+        "--only", nargs=3, metavar=("WAY", "TEACHER", "FOLDER"), help="measure one run in this process"
+    )
     arguments = parser.parse_args()
     if arguments.only:
         way, teacher, folder = arguments.only
@@ -87,7 +93,7 @@ def _compare(env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(way: str, env_id: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run beside a teacher of its own."""
+    """Measures one run with its own teacher."""
     flags = {"delay-ms": arguments.delay_ms, "concurrency": arguments.places}
     with tempfile.TemporaryDirectory() as name, served_teacher(Path(name, "answers.sqlite3"), flags) as url:
         _warm_up(url, env_id)
@@ -97,7 +103,7 @@ def _measure(way: str, env_id: str, arguments: argparse.Namespace) -> dict[str, 
 
 
 def _warm_up(url: str, env_id: str) -> None:
-    """One question about a state of an evaluation's: a teacher draws all tiles before it reads one."""
+    """Asks one question, about a state of an evaluation: a teacher draws all tiles for its first picture."""
     layout, vocabulary = layout_of(env_id), Vocabulary()
     row = Environment(layout, vocabulary, lambda _: EVALUATION_SEEDS).reset()
     table = LabelTable(layout, vocabulary, TeacherClient(url))
@@ -115,7 +121,7 @@ def _in_a_process(way: str, url: str, folder: Path, env_id: str, frames: int) ->
         encoding="utf-8",
     )
     if done.returncode:
-        sys.exit(f"benchmarks/asking.py: error: {way} failed; what it said stands above")
+        sys.exit(f"benchmarks/asking.py: error: {way} failed; its output is above")
     counts = [row["questions"] for row in Run.open(folder / "run").metrics()]
     new = [now - before for before, now in pairwise([0, *counts])]
     return {"questions": counts[-1], "seconds": float(done.stdout), "new": new}
@@ -123,7 +129,7 @@ def _in_a_process(way: str, url: str, folder: Path, env_id: str, frames: int) ->
 
 def _train(way: str, teacher: str, folder: Path, env_id: str, frames: int) -> None:
     settings = TrainSettings(env=env_id, frames=frames, preset="fast", evaluate_every=0, progress=False)
-    # What torch does only once is no part of any way
+    # Keeps the one-time work of torch out of the measurement
     train(settings.model_copy(update={"out": folder / "warm-up", "frames": 1, "evaluation_episodes": 1}))
     if way in ("in-turn", "at-end"):
         LabelTable.ask = _ask_nothing  # type: ignore[method-assign, assignment]
@@ -136,7 +142,7 @@ def _train(way: str, teacher: str, folder: Path, env_id: str, frames: int) -> No
 
 
 def _ask_nothing(table: LabelTable, rows_N: NDArray[np.intp]) -> None:
-    """In place of `LabelTable.ask`: nothing is asked before the rollout's end."""
+    """Replaces `LabelTable.ask`, so that no question is sent before the end of the rollout."""
 
 
 if __name__ == "__main__":

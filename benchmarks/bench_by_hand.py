@@ -1,10 +1,9 @@
-"""Does `teacher bench` tell the truth? Beside timing by hand, in turn, with the same teacher on real vLLM.
+"""Compares `teacher bench` with timing by hand, in alternate rounds with the same teacher on real vLLM.
 
-By hand is what one writes without it: threads that post with a plain httpx client, one question after the
-other; the median of their times; and for the rate, the answers that come within some seconds by the clock.
-`teacher bench` runs as users run it. Both ask about different pictures of the same tasks. Run it as
-`python -m benchmarks.bench_by_hand` where vLLM is installed; it makes a checkpoint of under a million random
-parameters.
+By hand means what a user would write instead: threads that post one question after another with a plain httpx
+client, the median of their times, and the number of answers within some seconds. `teacher bench` runs as
+users run it. Both send different pictures of the same tasks. Run it as `python -m benchmarks.bench_by_hand`
+where vLLM is installed; it makes a checkpoint with fewer than a million random parameters.
 """
 
 import argparse
@@ -32,18 +31,18 @@ from teacher_tools.bench.statistics import Ratio, ratios_of
 from tools.random_checkpoint import make_checkpoint, shortened
 
 _AHEAD_S = 3.0
-"""Of each round by hand, before anything counts."""
+"""The uncounted seconds at the start of each round by hand."""
 
 
 def main() -> None:
-    """Measures and prints; --out has the figures as JSON."""
+    """Measures, prints a table, and writes the results to --out as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--rounds", type=int, default=12, help="of each way (default: 12)")
-    parser.add_argument("--seconds", type=float, default=12, help="of a round (default: 12)")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of each way (default: 12)")
+    parser.add_argument("--seconds", type=float, default=12, help="seconds of a round (default: 12)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/bench_by_hand.json"))
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = make_checkpoint(folder / "tiny")
@@ -62,14 +61,14 @@ def main() -> None:
                         seed = 100 * number + concurrency
                         found[way].append(_by_bench(url, folder, concurrency, arguments.seconds, seed))
                 print(f"{concurrency} at once: round {number + 1} of {arguments.rounds}", file=sys.stderr)
-            figures[str(concurrency)] = _compare(found, concurrency)
+            results[str(concurrency)] = _compare(found, concurrency)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
 
 
 def _by_hand(url: str, pictures: Iterator[Question], concurrency: int, seconds: float) -> Window:
-    """Threads that ask one question after the other until the time is over."""
+    """Runs threads that send one question after another until the time is over."""
     bodies = iter([q.model_dump(mode="json") for q in islice(pictures, int(30 * (seconds + _AHEAD_S)))])
     times: list[tuple[float, float]] = []
     began = time.perf_counter() + _AHEAD_S
@@ -95,7 +94,7 @@ def _by_hand(url: str, pictures: Iterator[Question], concurrency: int, seconds: 
 
 
 def _by_bench(url: str, folder: Path, concurrency: int, seconds: float, seed: int) -> Window:
-    """The window that `teacher bench` reports."""
+    """Returns the window that `teacher bench` reports."""
     out = folder / "bench"
     command = [sys.executable, "-m", "teacher_tools", "bench", url, "--concurrency", str(concurrency)]
     command += ["--seconds", str(seconds), "--questions", "300", "--no-warm", "--seed", str(seed)]
@@ -108,23 +107,23 @@ def _by_bench(url: str, folder: Path, concurrency: int, seconds: float, seed: in
 def _compare(found: dict[str, list[Window]], concurrency: int) -> dict[str, Any]:
     ratios = ratios_of(found["bench"], found["hand"])
     if ratios is None:
-        raise SystemExit("too few questions were answered")
+        raise SystemExit("too few questions were answered: raise --seconds or --rounds")
     print(f"\n{concurrency} at once {'questions':>13} {'p50 ms':>9} {'answers/s':>10}")
-    figures: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for way, windows in found.items():
         latencies = sorted(sample.latency_ms for window in windows for sample in window.samples)
         rate = len(latencies) / sum(window.seconds for window in windows)
-        figures[way] = {
+        results[way] = {
             "p50_ms": latencies[len(latencies) // 2],
             "answers_s": rate,
             "questions": len(latencies),
         }
-        print(f"{way:<10} {len(latencies):>13} {figures[way]['p50_ms']:>9.1f} {rate:>10.2f}")
-    print(f"bench of hand: p50 {_told(ratios.p50)}, answers/s {_told(ratios.answered_per_s)}")
-    return figures | {"p50": vars(ratios.p50), "answers_s": vars(ratios.answered_per_s)}
+        print(f"{way:<10} {len(latencies):>13} {results[way]['p50_ms']:>9.1f} {rate:>10.2f}")
+    print(f"bench / hand: p50 {_as_text(ratios.p50)}, answers/s {_as_text(ratios.answered_per_s)}")
+    return results | {"p50": vars(ratios.p50), "answers_s": vars(ratios.answered_per_s)}
 
 
-def _told(ratio: Ratio) -> str:
+def _as_text(ratio: Ratio) -> str:
     return f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
 
 

@@ -1,8 +1,8 @@
-"""What the network's marks are worth: how few of the planner's labels it needs, with them and without.
+"""Measures how many of the planner's labels the network needs, with and without its mission marks.
 
-A mark tells whether the mission names a cell's kind and colour. Without: the same network, given missions
-whose words have other ids, so that nothing is named and the words alone tell. Each network learns from the
-same labelled states, met by acting at random half of the time, and then plays held-out episodes. Run it as
+A mark says whether the mission names a cell's kind and colour. Without marks, the same network gets missions
+whose words have other ids, so that only the words' embeddings carry the mission. Each network learns from the
+same labelled states, half of whose actions are random, and then plays held-out episodes. Run it as
 `python benchmarks/encoders.py`; it takes minutes.
 """
 
@@ -32,7 +32,7 @@ _STEPS, _BATCH, _EPISODES = 1500, 128, 200
 
 
 def main() -> None:
-    """Prints agreement on states not learnt from, and success, a line for each network."""
+    """Prints the agreement on held-out states and the success, a line for each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--labels", type=int, nargs="+", default=[500, 1500, 4000], help="labels to learn from"
@@ -46,17 +46,17 @@ def main() -> None:
         vocabulary, obs_MK, probs_MA = _labelled(env_id, max(arguments.labels) + 1000)
         for size in arguments.labels:
             for marked in (True, False):
-                figures = [
+                results = [
                     _learn(env_id, vocabulary, obs_MK, probs_MA, size, marked, seed)
                     for seed in range(arguments.seeds)
                 ]
-                agreement, success = np.mean(figures, 0)
+                agreement, success = np.mean(results, 0)
                 kind = "with marks" if marked else "without"
                 print(f"{env_id:36}{size:7}  {kind:14}{agreement:10.3f}{success:9.3f}", flush=True)
 
 
 def _labelled(env_id: str, size: int) -> tuple[Vocabulary, NDArray[np.uint8], NDArray[np.float32]]:
-    """States and the planner's probabilities for them."""
+    """Returns states and the planner's probabilities."""
     layout, vocabulary, task = layout_of(env_id), Vocabulary(), task_of(env_id).key
     rng = np.random.default_rng(0)
     env = Environment(layout, vocabulary, lambda episode: episode)
@@ -85,11 +85,11 @@ def _learn(
     marked: bool,
     seed: int,
 ) -> tuple[float, float]:
-    """Agreement on the 1,000 last states, success on held-out episodes with sampled actions."""
+    """Returns the agreement on the last 1,000 states, and the success with sampled actions."""
     torch.manual_seed(seed)
     layout = layout_of(env_id)
     network = ActorCritic(layout)
-    torch.nn.init.normal_(network.words, std=0.1)  # what has to be learnt from words alone needs a start
+    torch.nn.init.normal_(network.words, std=0.1)  # breaks the symmetry of the words, which start equal
 
     def seen(obs_BK: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if marked:

@@ -1,14 +1,14 @@
-"""Does the open loop show queueing as theory says? The planner with a fixed delay, one question at a time.
+"""Compares the open loop of `teacher bench` with queueing theory, for a planner with a fixed delay.
 
-Arrivals are Poisson and all questions take the same time, so this is an M/D/1 queue: at utilisation rho and
-service time S a question waits rho * S / (2 * (1 - rho)) on average. S is how long the service has a question
-in hand where few arrive: the delay, and what decoding and planning add. On a busy machine service times grow
-and vary under load; beside it stands what Pollaczek and Khinchine make of those that were measured then:
-lambda * E[S^2] / (2 * (1 - lambda * E[S])). Three waiting times are compared: the client's (latency less that
-of a question which meets no other), the service's own, and that of the same arrivals at a counter that takes
-exactly S for each (Lindley's recursion). Each is the mean over seeds, with Student's 95 % interval. A few
-hundred arrivals wait now less, now longer than theory's mean; the same arrivals tell the queue from the luck.
-Run it as `python -m benchmarks.queueing`; it takes 20 minutes.
+The planner has one place. Arrivals are Poisson and all questions take the same time, so this is an M/D/1
+queue: at utilisation rho and service time S, the mean wait is rho * S / (2 * (1 - rho)). S is measured at a
+low rate: the delay plus the time for decoding and planning. On a busy machine service times grow and vary
+under load, so the Pollaczek-Khinchine formula for the service times under load is given too:
+lambda * E[S^2] / (2 * (1 - lambda * E[S])). Three waiting times are compared: the client's (its latency minus
+that of an undisturbed question), the service's own, and that of the same arrivals at a server that takes
+exactly S (Lindley's recursion). Each is a mean over seeds, with Student's 95 % interval. The mean wait of a
+few hundred arrivals differs from the theoretical mean by chance; a comparison over the same arrivals does not
+have this error. Run it as `python -m benchmarks.queueing`; it takes 20 minutes.
 """
 
 import argparse
@@ -30,76 +30,78 @@ from teacher_tools.bench.questions import distinct_questions
 from teacher_tools.bench.targets import TeacherTarget
 
 _QUIET_RATE = 1.0
-"""Questions a second that seldom meet."""
+"""Questions a second that rarely overlap."""
 
 
 def main() -> None:
-    """Measures and prints; --out has the figures as JSON."""
+    """Measures, prints a table, and writes the results to --out as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--delay-ms", type=float, default=100)
     parser.add_argument("--utilisation", type=float, nargs="+", default=[0.5, 0.7])
-    parser.add_argument("--questions", type=int, default=300, help="of each seed at each utilisation")
+    parser.add_argument(
+        "--questions", type=int, default=300, help="questions of each seed at each utilisation"
+    )
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/queueing.json"))
     arguments = parser.parse_args()
     flags = ["--delay-ms", str(arguments.delay_ms), "--concurrency", "1", "--store", "none"]
     with served(flags) as start:
         url = start()
-        # Rates are set by the service time of a first look; utilisation is then told by that of all seeds
-        _ask(url, [5.0], 20, seed=0)  # reading the first picture takes the planner a second or three
+        # The first measurement sets the rates; the reported utilisation uses the service time of all seeds
+        _ask(url, [5.0], 20, seed=0)  # for its first picture the planner draws all tiles: 1 to 3 s
         service_s = _mean(_service_ms(_ask(url, [_QUIET_RATE], 12, seed=0)[0].samples)) / 1000
         rates = [rho / service_s for rho in arguments.utilisation]
         quiet, busy = [], []
         for seed in range(arguments.seeds):
             quiet += _ask(url, [_QUIET_RATE], 12, seed)
             busy.append(_ask(url, rates, arguments.questions, seed, warm_up=20))
-    calm = [sample for block in quiet for sample in block.samples]
-    service_ms = _mean(_service_ms(calm))
-    alone_ms = _mean([sample.latency_ms - sample.reply.parts_ms["waiting"] for sample in calm])
+    undisturbed = [sample for each in quiet for sample in each.samples]
+    service_ms = _mean(_service_ms(undisturbed))
+    alone_ms = _mean([sample.latency_ms - sample.reply.parts_ms["waiting"] for sample in undisturbed])
     print(
         f"delay {arguments.delay_ms:g} ms, service time {service_ms:.2f} ms (decoding and planning add"
-        f" {service_ms - arguments.delay_ms:.2f} ms), latency of a question alone {alone_ms:.2f} ms"
+        f" {service_ms - arguments.delay_ms:.2f} ms), latency of an undisturbed question {alone_ms:.2f} ms"
     )
     print(f"mean waiting time in ms over {arguments.seeds} seeds, {arguments.questions} questions each\n")
-    figures = []
-    for blocks in zip(*busy, strict=True):
-        figures.append(_compare(blocks, service_ms, alone_ms))
-        print(_line(figures[-1]))
+    points = []
+    for rounds in zip(*busy, strict=True):
+        points.append(_compare(rounds, service_ms, alone_ms))
+        print(_lines(points[-1]))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"service_ms": service_ms, "alone_ms": alone_ms, "points": figures}
-    arguments.out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    results = {"service_ms": service_ms, "alone_ms": alone_ms, "points": points}
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\nwritten to {arguments.out}")
 
 
 def _ask(url: str, rates: Sequence[float], questions: int, seed: int, warm_up: int = 0) -> list[Round]:
-    """A block for each rate."""
+    """Returns a round for each rate."""
     plan = BenchPlan(
         [Load("rate", rate) for rate in rates], questions, warm_up=20, rounds=1, warm=False, seed=seed
     )
-    blocks: list[Round] = []
+    rounds: list[Round] = []
     progress = BenchProgress(len(rates), several=False)
     asked = distinct_questions(plan.different, seed)
-    asyncio.run(measure(plan, {"planner": TeacherTarget(url, {}, timeout_s=300)}, asked, blocks, progress))
-    failed = [s.reply.status for block in blocks for s in block.samples if not s.reply.answered]
+    asyncio.run(measure(plan, {"planner": TeacherTarget(url, {}, timeout_s=300)}, asked, rounds, progress))
+    failed = [s.reply.status for each in rounds for s in each.samples if not s.reply.answered]
     if failed:
         raise SystemExit(f"{len(failed)} questions were not answered: {failed[0]}")
-    return blocks
+    return rounds
 
 
-def _compare(blocks: Sequence[Round], service_ms: float, alone_ms: float) -> dict[str, Any]:
-    """Waiting times of one rate over all seeds, and their ratios to the theory's."""
-    rho = blocks[0].load.value * service_ms / 1000
+def _compare(rounds: Sequence[Round], service_ms: float, alone_ms: float) -> dict[str, Any]:
+    """Returns the waiting times at one rate over all seeds, and their theoretical values."""
+    rho = rounds[0].load.value * service_ms / 1000
     theory = rho * service_ms / (2 * (1 - rho))
-    counted = [block.window.samples for block in blocks]
+    counted = [each.window.samples for each in rounds]
     waits = {
         "client": [_mean([s.latency_ms for s in samples]) - alone_ms for samples in counted],
         "service": [_mean([s.reply.parts_ms["waiting"] for s in samples]) for samples in counted],
-        "same arrivals": [_mean(_lindley(block, service_ms)) for block in blocks],
+        "same arrivals": [_mean(_lindley(each, service_ms)) for each in rounds],
     }
     taken_ms = [taken for samples in counted for taken in _service_ms(samples)]
-    per_ms = blocks[0].load.value / 1000
+    per_ms = rounds[0].load.value / 1000
     return {
-        "rate": blocks[0].load.value,
+        "rate": rounds[0].load.value,
         "rho": rho,
         "theory": theory,
         "service_ms_then": _mean(taken_ms),
@@ -109,20 +111,20 @@ def _compare(blocks: Sequence[Round], service_ms: float, alone_ms: float) -> dic
     }
 
 
-def _lindley(block: Round, service_ms: float) -> list[float]:
-    """How long each counted arrival waits where all take the same time: W' = max(0, W + S - gap)."""
-    arrivals = sorted((sample.planned * 1000, sample.number) for sample in block.samples)
+def _lindley(round_: Round, service_ms: float) -> list[float]:
+    """Returns the wait of each counted arrival with a constant service time: W' = max(0, W + S - gap)."""
+    arrivals = sorted((sample.planned * 1000, sample.number) for sample in round_.samples)
     waits, wait, before = [], 0.0, arrivals[0][0] - service_ms
     for at, number in arrivals:
         wait = max(0.0, wait + service_ms - (at - before))
         before = at
-        if number >= block.uncounted:
+        if number >= round_.uncounted:
             waits.append(wait)
     return waits
 
 
 def _service_ms(samples: Sequence[Sample]) -> list[float]:
-    """What a question keeps the service's one place for."""
+    """Returns how long each question occupies the service's place."""
     return [sample.reply.parts_ms["picture"] + sample.reply.parts_ms["teacher"] for sample in samples]
 
 
@@ -133,18 +135,18 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": _mean(values), "low": low, "high": high}
 
 
-def _line(found: dict[str, Any]) -> str:
-    told = [f"rho {found['rho']:.3f} ({found['rate']:.2f}/s): theory {found['theory']:.2f}"]
+def _lines(found: dict[str, Any]) -> str:
+    parts = [f"rho {found['rho']:.3f} ({found['rate']:.2f}/s): theory {found['theory']:.2f}"]
     for name in ("client", "service", "same arrivals"):
         of = found[name]
         ratio = of["mean"] / found["theory"]
-        told.append(f"{name} {of['mean']:.2f} ({of['low']:.2f} to {of['high']:.2f}), {ratio:.3f} of theory")
-    told.append(f"client / same arrivals {found['client of same arrivals']:.3f}")
-    told.append(
+        parts.append(f"{name} {of['mean']:.2f} ({of['low']:.2f} to {of['high']:.2f}), {ratio:.3f} of theory")
+    parts.append(f"client / same arrivals {found['client of same arrivals']:.3f}")
+    parts.append(
         f"service time under this load {found['service_ms_then']:.2f}: theory {found['theory_then']:.2f},"
         f" client {found['client']['mean'] / found['theory_then']:.3f} of it"
     )
-    return "\n    ".join(told)
+    return "\n    ".join(parts)
 
 
 def _mean(values: Sequence[float]) -> float:

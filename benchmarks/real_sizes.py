@@ -1,9 +1,9 @@
-"""How long a question takes at the dimensions of the 3B and 7B checkpoints, with random weights.
+"""Measures the time of a question at the dimensions of the 3B and 7B checkpoints, with random weights.
 
 Run it as `python -m benchmarks.real_sizes` on a machine with a GPU where vLLM or transformers is installed.
-The checkpoints are configurations alone; each engine fills them with random weights. Times depend on the
-numbers of tokens, not on what they say: the analysis is made about --analysis-tokens long, and the floors
-beside the times are those of an H100 in bfloat16: the weights read once for each token that is decoded.
+The checkpoints are configurations without weights; each engine fills them with random ones. Times depend on
+the number of tokens rather than their content: the analysis has about --analysis-tokens. The lower bound
+beside each time is that of an H100 in bfloat16, which reads the weights once for each decoded token.
 
     python -m benchmarks.real_sizes --sizes tiny --engines vllm transformers --questions 10      anywhere
 """
@@ -34,16 +34,18 @@ _WARM_UP = 5
 
 
 def main() -> None:
-    """Measures and prints; --out has the figures as JSON."""
+    """Measures, prints a table, and writes the results to --out as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["3b", "7b"], choices=["tiny", "3b", "7b"])
     parser.add_argument("--engines", nargs="+", default=["vllm"], choices=["vllm", "transformers"])
     parser.add_argument("--readouts", nargs="+", default=["labels", "numbers"], choices=["labels", "numbers"])
-    parser.add_argument("--questions", type=int, default=50, help="one by one, and the same in a batch")
+    parser.add_argument(
+        "--questions", type=int, default=50, help="questions one by one, and as many in a batch"
+    )
     parser.add_argument("--analysis-tokens", type=int, default=80)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/real_sizes.json"))
     arguments = parser.parse_args()
-    figures = []
+    results = []
     heading = ("size", "engine", "read-out", "tokens", "median ms", "p95 ms", "floor ms", "batch q/s")
     print(("{:>6} {:>13} {:>9}" + " {:>9}" * 5).format(*heading))
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +55,7 @@ def main() -> None:
             for engine in arguments.engines:
                 for readout in arguments.readouts:
                     found = _measure(model, engine, readout, prompts, arguments.questions)
-                    figures.append({"size": size, "engine": engine, "readout": readout} | found)
+                    results.append({"size": size, "engine": engine, "readout": readout} | found)
                     print(
                         f"{size:>6} {engine:>13} {readout:>9} {found['tokens']:>9.0f}"
                         f" {found['median_ms']:>9.1f} {found['p95_ms']:>9.1f} {found['floor_ms']:>9.1f}"
@@ -61,7 +63,7 @@ def main() -> None:
                         flush=True,
                     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
 
 
@@ -80,7 +82,7 @@ def _measure(model: Path, engine: str, readout: str, prompts: Path, count: int) 
         http.post("/policy/batch", json=batch).raise_for_status()
         batch_s = time.perf_counter() - began
     milliseconds = [took * 1000 for took, _ in asked]
-    # A failed question has no count of tokens; with these settings failing means numbers that are all 0
+    # A failed question has no token count; with these settings it failed because all numbers were 0
     tokens = _mean([n for _, n in asked if n])
     checkpoint = read_checkpoint(model, weights=False)
     return {
@@ -95,7 +97,7 @@ def _measure(model: Path, engine: str, readout: str, prompts: Path, count: int) 
 
 
 def _ask(http: httpx.Client, question: Question) -> tuple[float, int]:
-    """Seconds, and the tokens generated."""
+    """Returns the seconds and the generated tokens."""
     began = time.perf_counter()
     reply = http.post("/policy", json=question.model_dump(mode="json"))
     took = time.perf_counter() - began
@@ -110,7 +112,7 @@ def _mean(values: Sequence[int]) -> float:
 
 
 def _prompt_set(folder: Path, tokens: int) -> Path:
-    """The zero-shot set with an analysis of a stated length: of random weights, any text is as good."""
+    """Copies the zero-shot set with a schema that fixes the length of the analysis."""
     copy = shutil.copytree(SETS / "minigrid-zero-shot", folder / "prompts")
     text = {"type": "string", "minLength": 4 * tokens, "maxLength": 4 * tokens}
     schema = {
@@ -120,9 +122,9 @@ def _prompt_set(folder: Path, tokens: int) -> Path:
         "additionalProperties": False,
     }
     (copy / "analysis.schema.json").write_text(json.dumps(schema), encoding="utf-8")
-    told = (copy / "set.toml").read_text(encoding="utf-8")
-    told = re.sub(r"analysis_max_tokens = \d+", f"analysis_max_tokens = {5 * tokens}", told)
-    (copy / "set.toml").write_text(told, encoding="utf-8")
+    text_of_set = (copy / "set.toml").read_text(encoding="utf-8")
+    text_of_set = re.sub(r"analysis_max_tokens = \d+", f"analysis_max_tokens = {5 * tokens}", text_of_set)
+    (copy / "set.toml").write_text(text_of_set, encoding="utf-8")
     return copy
 
 

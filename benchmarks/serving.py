@@ -1,4 +1,4 @@
-"""Servers for benchmarks: processes of their own, on this machine, that end with the benchmark."""
+"""Starts servers for benchmarks: local processes that end with the benchmark."""
 
 import os
 import subprocess
@@ -13,21 +13,17 @@ import httpx
 from teacher_tools.bench.hosting import served
 
 BIN = Path(sys.executable).parent
-"""Where this environment's commands lie."""
+"""The folder of this environment's commands."""
 
 
 def start_teacher(stack: ExitStack, *flags: str) -> Callable[[], str]:
-    """Starts a prompted teacher without a store; the function returned waits until it is ready.
-
-    Returns:
-        What gives its address, once it can answer.
-    """
+    """Starts a prompted teacher without a store; returns a function that waits and returns its address."""
     return stack.enter_context(served(["--teacher", "prompted", "--store", "none", *flags]))
 
 
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is stopped at the end."""
+    """Runs a process until the end of the block."""
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | quiet
@@ -40,7 +36,7 @@ def running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], within_s: float = 1200) -> None:
-    """Returns once the address answers 200."""
+    """Returns when the address answers with status 200."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -55,5 +51,5 @@ def wait_for(url: str, process: subprocess.Popen[bytes], within_s: float = 1200)
 
 
 def has_gpu() -> bool:
-    """Whether the machine has an NVIDIA GPU."""
+    """Returns whether the machine has an NVIDIA GPU."""
     return Path("/dev/nvidia0").exists()

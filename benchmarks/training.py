@@ -1,11 +1,10 @@
-"""How fast students train: ours, torch-ac and Stable-Baselines3 in turn, with PPO and A2C, on two cores.
+"""Measures the training speed of our trainer, torch-ac and Stable-Baselines3 with PPO and A2C, on two cores.
 
 Run it as `make bench-student`, or as `python benchmarks/training.py` where the extra `bench` is installed.
-All train the same network with the same settings, those of the preset `fast`; theirs see stock MiniGrid
-through its FullyObsWrapper. Ours learns from the teacher's labels, all of them stored, with and without
-replay of them, and alone. Each measurement is a process of its own. What counts is training by the clock,
-rollouts and updates, after a warm-up; for ours the run's logs and checkpoints too. Start-up and evaluations
-do not count.
+All train the same network with the settings of the preset `fast`; the other two use stock MiniGrid with its
+FullyObsWrapper. Our trainer learns from stored labels of the teacher, with and without replay, and without a
+teacher. Each measurement is a process of its own. The time includes rollouts and updates after a warm-up, and
+for our trainer also logs and checkpoints. Start-up and evaluations are not included.
 """
 
 import argparse
@@ -71,7 +70,7 @@ _PACKAGES = ("lvlm2p", "torch-ac", "stable-baselines3", "torch", "numpy", "gymna
 
 @dataclass(frozen=True)
 class Trainer:
-    """What is measured: `measure` takes a number of frames and returns frames/s."""
+    """A trainer; `measure` takes a number of frames and returns frames/s."""
 
     name: str
     algo: str
@@ -80,21 +79,23 @@ class Trainer:
 
 
 def main() -> None:
-    """Measures, prints a table and writes the figures down."""
+    """Measures, prints a table, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--frames", type=int, default=40_960, help="frames of each measurement (default: 40960)"
     )
     parser.add_argument("--rounds", type=int, default=2, help="measurements of each trainer (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/student.json"), help="the figures")
     parser.add_argument(
-        "--only", choices=_TRAINERS, help="measure one trainer once, here, and print frames/s"
+        "--out", type=Path, default=Path("runs/bench/student.json"), help="a JSON file for the results"
+    )
+    parser.add_argument(
+        "--only", choices=_TRAINERS, help="measure one trainer once in this process, and print frames/s"
     )
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES])
-    # One thread for every trainer. A second one gains ours a tenth on an idle machine and costs torch-ac a
-    # fifth, whose environments want the other core; on a busy machine it makes all many times slower
+    # One thread for every trainer. On an idle machine a second thread makes ours a tenth faster, and torch-ac
+    # a fifth slower, as its environments need the other core; on a busy machine it makes all much slower
     torch.set_num_threads(1)
     if arguments.only:
         print(_TRAINERS[arguments.only].measure(arguments.frames))
@@ -114,12 +115,12 @@ def _in_a_process(key: str, frames: int) -> float:
     command = [sys.executable, __file__, "--only", key, "--frames", str(frames)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, encoding="utf-8")
     if done.returncode:
-        sys.exit(f"benchmarks/training.py: error: {key} failed; what it said stands above")
+        sys.exit(f"benchmarks/training.py: error: {key} failed; its output is above")
     return float(done.stdout)
 
 
 def _ours(algo: str, frames: int, **changes: object) -> float:
-    """With every label in the teacher's store: an earlier run with the same seed asked for them all."""
+    """Trains with every label in the teacher's store, from an earlier run with the same seed."""
     with tempfile.TemporaryDirectory() as folder, served_teacher(Path(folder, "answers.sqlite3")) as url:
         _train(algo, Path(folder, "first"), url, frames, changes)
         speed, summary = _train(algo, Path(folder, "second"), url, frames, changes)
@@ -136,7 +137,7 @@ def _ours_alone(algo: str, frames: int) -> float:
 def _train(
     algo: str, folder: Path, teacher: str, frames: int, changes: dict[str, object]
 ) -> tuple[float, dict[str, Any]]:
-    """Our frames/s by the clock, logs and checkpoints included, and the run's summary."""
+    """Returns frames/s, including logs and checkpoints, and the run's summary."""
     settings = {"out": folder, "teacher": teacher, "frames": WARM_UP + frames, **changes}
     summary = train(_OURS[algo].model_copy(update=settings))
     events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("policy_loss")
@@ -170,7 +171,7 @@ def _torch_ac_settings(algo: str) -> dict[str, Any]:
     }
     if algo == "a2c":
         return shared | {"num_frames_per_proc": ours.rollout_steps, "rmsprop_eps": ours.optimiser_epsilon}
-    # 128 steps are its custom, and ours with 3 environments: the preset `paper`
+    # 128 steps are the default of torch-ac, and ours with 3 environments: the preset `paper`
     return shared | {"num_frames_per_proc": 128, "epochs": ours.epochs, "batch_size": ours.minibatch_size}
 
 
@@ -204,7 +205,7 @@ def _sb3_settings(algo: str) -> dict[str, Any]:
 
 
 def _frames_per_second(learn: Callable[[int], int], frames: int) -> float:
-    """`learn` trains for whole updates, as many frames or a few more, and returns how many."""
+    """Returns frames/s; `learn` trains in whole updates and returns the frames that it trained."""
     learn(WARM_UP)
     began = time.perf_counter()
     return learn(frames) / (time.perf_counter() - began)
@@ -215,12 +216,12 @@ def _stock_env() -> gymnasium.Env[Any, Any]:
 
 
 _LAYOUT = layout_of(ENV_ID)
-_MISSION = Vocabulary().encode(_stock_env().reset()[0]["mission"])  # there is but one
+_MISSION = Vocabulary().encode(_stock_env().reset()[0]["mission"])  # the only one
 _AGENT = OBJECT_TO_IDX["agent"]
 
 
 def _rows(images_BWHC: Tensor) -> Tensor:
-    """FullyObsWrapper's images as our observations: uint8 [B, K]."""
+    """Converts images of FullyObsWrapper to our observations: uint8 [B, K]."""
     kinds, colours, states = images_BWHC.long().transpose(1, 2).flatten(1, 2).unbind(2)
     cells_BC = (kinds * N_COLOURS + colours) * N_STATES + states
     here_B1 = (kinds == _AGENT).int().argmax(1, keepdim=True)
@@ -242,7 +243,7 @@ class _Model(nn.Module, torch_ac.ACModel):  # type: ignore[misc]
 
 
 class _Features(BaseFeaturesExtractor):  # type: ignore[misc]
-    """Our network but for its heads, for Stable-Baselines3, which adds them."""
+    """Our network without its heads, which Stable-Baselines3 adds."""
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         network = ActorCritic(_LAYOUT)
@@ -270,7 +271,7 @@ def _print_table(speeds: dict[str, list[float]]) -> None:
 
 
 def _times(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the rounds' ratios: what else the machine does in a round weighs on both."""
+    """Returns the median of the rounds' ratios, since other load on the machine affects both in a round."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -297,7 +298,7 @@ def _report(frames: int, speeds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name, where the system tells it."""
+    """Returns the processor's name, or what the system reports instead."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -313,9 +314,9 @@ def _trainers(algo: str) -> dict[str, Trainer]:
     several = f"{ours.environments} environments"
     replay = TrainSettings(algo=algo, preset="fast").replay_ratio
     return {
-        f"ours-{algo}": Trainer("ours, every label stored", algo, settings, partial(_ours, algo)),
+        f"ours-{algo}": Trainer("ours, all labels stored", algo, settings, partial(_ours, algo)),
         f"ours-replay-{algo}": Trainer(
-            f"ours, and {replay:.0f} of them learnt from again a frame",
+            f"ours, replaying {replay:.0f} labels a frame",
             algo,
             settings | {"replay_ratio": replay},
             partial(_ours, algo, replay_ratio=replay),
@@ -337,7 +338,7 @@ def _trainers(algo: str) -> dict[str, Trainer]:
 
 
 _TRAINERS = _trainers("ppo") | _trainers("a2c")
-"""By their names for --only."""
+"""By the names that --only takes."""
 
 if __name__ == "__main__":
     main()

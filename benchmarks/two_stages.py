@@ -1,16 +1,16 @@
-"""One /policy question beside stock `vllm serve` asked twice, and batches beside the bare engine.
+"""Compares /policy with two requests to stock `vllm serve`, and /policy/batch with the bare engine.
 
 Run it as `python -m benchmarks.two_stages` where vLLM is installed. Without --model it makes a checkpoint
-of under a million parameters with random weights: its times are vLLM's overhead, its tokens cost little.
-Random weights write until the schema stops them, a letter or two a token: its strings and lists are
-shortened, so that an analysis has about as many tokens as a worked example's, 100 to 130.
+with fewer than a million random parameters: its times are vLLM's overhead, as its tokens cost little. Random
+weights generate until the schema stops them, one or two letters a token, so the schema's strings and lists
+are shortened: an analysis then has about as many tokens as a prompt set's example, 100 to 130.
 
-1. Median time of one question, ours with both read-outs and stock in turn, round by round.
-   Stock is asked over its OpenAI API as a user would: the conversation with JSON output for the analysis,
-   then the same conversation, the analysis and the second question with JSON output for the probabilities;
-   held to JSON by our grammar, so that it writes no other blanks than we do.
-2. Questions/s of /policy/batch at --batch questions, and of the same prompts given to the engine directly, in
-   turn. Stores are off.
+1. The median time of one question: ours with both read-outs, and stock, in alternate rounds. Stock gets
+   requests over its OpenAI API as a user would send them: the conversation with JSON output for the analysis,
+   then the same conversation, the analysis and the second question with JSON output for the probabilities.
+   Our grammar constrains the JSON, so that both generate the same white space.
+2. Questions/s of /policy/batch with --batch questions, and of as many prompts given to the engine directly,
+   in turn. Stores are off.
 """
 
 import argparse
@@ -49,23 +49,27 @@ from tools.random_checkpoint import make_checkpoint, shortened
 from tools.stock_vllm import stock_flags
 
 _WARM_UP = 8
-"""Questions before each round that are not counted: two of each task."""
+"""Uncounted questions before each round: two of each task."""
 _ROUNDS = 6
 _STOCK = "vllm serve, asked twice"
 
 
 def main() -> None:
-    """Measures and prints; --out has the figures as JSON."""
+    """Measures, prints a table, and writes the results to --out as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a checkpoint's folder (default: a tiny one, made now)")
+    parser.add_argument(
+        "--model", type=Path, help="a checkpoint's folder (default: a tiny one, which is made)"
+    )
     parser.add_argument("--prompts", default="minigrid", help="a prompt set (default: minigrid)")
     parser.add_argument("--dtype", default="float32" if not has_gpu() else "auto")
-    parser.add_argument("--questions", type=int, default=60, help="timed one by one (default: 60)")
+    parser.add_argument("--questions", type=int, default=60, help="questions one by one (default: 60)")
     parser.add_argument("--batch", type=int, default=64, help="questions in a batch (default: 64)")
-    parser.add_argument("--rounds", type=int, default=7, help="batches each way (default: 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="batches of each kind (default: 7)")
     parser.add_argument("--max-model-len", type=int, default=16384)
     parser.add_argument("--kv-cache-gib", type=float, default=1.0)
-    parser.add_argument("--graphs", action="store_true", help="compile, as on a GPU; default: eager")
+    parser.add_argument(
+        "--graphs", action="store_true", help="compile the model, as on a GPU; default: eager"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench/two_stages.json"))
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -74,13 +78,13 @@ def main() -> None:
             arguments.model = make_checkpoint(Path(folder) / "tiny")
             arguments.prompts = str(shortened(load_prompt_set(arguments.prompts), Path(folder) / "prompts"))
         prompts = load_prompt_set(arguments.prompts)
-        figures = {
+        results = {
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
             "one question": _one_question(arguments, prompts),
             "batch": _batches(arguments, prompts),
         }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.out}")
 
 
@@ -94,9 +98,9 @@ def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str
         warm=False,
         seed=0,
     )
-    blocks: list[Round] = []
+    rounds: list[Round] = []
     with ExitStack() as stack:
-        # Started together: loading takes each of them as long as all the measuring
+        # Started side by side, since loading one takes as long as all measurements
         starting = {f"/policy, {name}": _start_teacher(stack, arguments, name) for name in readouts}
         stock = stack.enter_context(_stock_server(arguments, prompts))
         targets: dict[str, Target] = {
@@ -105,18 +109,18 @@ def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str
         targets[_STOCK] = OpenAITarget(stock, prompts, timeout_s=300, constrain=_by_grammar)
         progress = BenchProgress(plan.rounds_per_teacher * len(targets), several=True)
         asked = distinct_questions(plan.different * len(targets))
-        asyncio.run(measure(plan, targets, asked, blocks, progress))
-    windows = {way: [block.window for block in blocks if block.target == way] for way in targets}
-    figures = {}
+        asyncio.run(measure(plan, targets, asked, rounds, progress))
+    windows = {way: [each.window for each in rounds if each.target == way] for way in targets}
+    results = {}
     print(
         f"\n{'one question':<26} {'median ms':>10} {'p95 ms':>8} {'of stock':>25} {'tokens':>7} {'asked':>6}"
     )
-    for way, rounds in windows.items():
-        found, ratios = point_statistics(rounds, math.inf, planned=False), ratios_of(rounds, windows[_STOCK])
+    for way, of_way in windows.items():
+        found, ratios = point_statistics(of_way, math.inf, planned=False), ratios_of(of_way, windows[_STOCK])
         if found.latency_ms is None or ratios is None:
             raise SystemExit(f"{way}: too few questions were answered: {found.errors}")
         tokens, of_stock = sum(found.tokens.values()), ratios.p50
-        figures[way] = {
+        results[way] = {
             "median_ms": found.latency_ms.p50,
             "p95_ms": found.latency_ms.p95,
             "of_stock": asdict(of_stock),
@@ -128,11 +132,11 @@ def _one_question(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str
             f"{way:<26} {found.latency_ms.p50:>10.1f} {found.latency_ms.p95:>8.1f} {interval:>25}"
             f" {tokens:>7.0f} {found.answered:>6}"
         )
-    return figures
+    return results
 
 
 def _by_grammar(schema: dict[str, Any]) -> dict[str, Any]:
-    """Stock vLLM's own way of being held to JSON, with our grammar."""
+    """Returns the field with which stock vLLM constrains its output to our grammar."""
     return {"structured_outputs": {"grammar": grammar_of(schema)}}
 
 
@@ -163,10 +167,10 @@ def _batches(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any
     decoding = Decoding(max_tokens=prompts.analysis_max_tokens, schema=prompts.schema)
 
     async def answer(prompt: Prompt, followup: tuple[int, ...], labels: list[int]) -> bool:
-        said = await engine.generate(prompt, decoding)
-        if said.complete:
-            await engine.score(prompt.then((*said.token_ids, *followup), said.cached), labels)
-        return said.complete
+        generated = await engine.generate(prompt, decoding)
+        if generated.complete:
+            await engine.score(prompt.then((*generated.token_ids, *followup), generated.cached), labels)
+        return generated.complete
 
     async def measure(url: str) -> dict[str, list[float]]:
         await engine.start()
@@ -220,7 +224,7 @@ def _start_teacher(stack: ExitStack, arguments: argparse.Namespace, readout: Rea
     flags = ["--model", str(arguments.model), "--prompts", arguments.prompts, "--readout", readout]
     flags += ["--dtype", arguments.dtype, "--max-model-len", str(arguments.max_model_len)]
     flags += ["--kv-cache-gib", str(arguments.kv_cache_gib)]
-    # Random weights put little mass on labels and write numbers that sum to 1 only by chance
+    # Random weights put little mass on labels, and their numbers rarely sum to 1
     flags += ["--min-label-mass", "0", "--sum-tolerance", "1"]
     return start_teacher(stack, *flags, *([] if arguments.graphs else ["--eager"]))
 

@@ -1,9 +1,9 @@
-"""What stage 2 saves in transformers by going on from stage 1's keys and values, beside computing all anew.
+"""Measures what stage 2 saves in transformers by reusing the keys and values of stage 1.
 
-One engine in this process, in one thread, has stage 1 of the same questions answered again and again, and
-stage 2 both ways in turn: one question after the other, and all at once. Prints medians, their ratios and
-the largest difference of a probability. Run it as `python -m benchmarks.going_on`; it asks
-`checkpoints/compact`.
+One engine in this process, with one thread, answers stage 1 of the same questions in each round. Stage 2 runs
+with and without the cached keys and values, in random order: one question after another, and all at once.
+Prints medians, their ratios and the largest difference of a probability. Run it as
+`python -m benchmarks.kv_reuse`; it loads `checkpoints/compact`.
 """
 
 import argparse
@@ -32,10 +32,10 @@ _Scores = list[tuple[float, ...]]
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--questions", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each way (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds with and without reuse (default: 5)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     asyncio.run(_measure(arguments.questions, arguments.rounds))
@@ -57,10 +57,10 @@ async def _measure(count: int, rounds: int) -> None:
         labels = [label_ids[action] for action in question.actions]
         asked.append((Prompt(opening, (*conversation.pictures, picture)), followup, labels))
 
-    async def analysed(prompt: Prompt, followup: tuple[int, ...], *, anew: bool) -> Prompt:
-        said = await engine.generate(prompt, decoding)
-        further = prompt.then((*said.token_ids, *followup), said.cached)
-        return replace(further, cached=None) if anew else further
+    async def after_stage_1(prompt: Prompt, followup: tuple[int, ...], *, anew: bool) -> Prompt:
+        generated = await engine.generate(prompt, decoding)
+        stage_2 = prompt.then((*generated.token_ids, *followup), generated.cached)
+        return replace(stage_2, cached=None) if anew else stage_2
 
     times: dict[tuple[str, bool], list[float]] = {}
     scores: dict[tuple[str, bool], _Scores] = {}
@@ -72,8 +72,8 @@ async def _measure(count: int, rounds: int) -> None:
 
     for round_ in range(rounds):
         for anew in random.Random(round_).sample((True, False), 2):
-            further = await asyncio.gather(*(analysed(p, f, anew=anew) for p, f, _ in asked))
-            works = [(prompt, labels) for prompt, (_, _, labels) in zip(further, asked, strict=True)]
+            stage_2 = await asyncio.gather(*(after_stage_1(p, f, anew=anew) for p, f, _ in asked))
+            works = [(prompt, labels) for prompt, (_, _, labels) in zip(stage_2, asked, strict=True)]
 
             async def alone(works: list[tuple[Prompt, list[int]]] = works) -> _Scores:
                 return [await engine.score(*work) for work in works]
@@ -85,21 +85,21 @@ async def _measure(count: int, rounds: int) -> None:
             await timed("all at once", anew, at_once)
     await engine.close()
 
-    print(f"stage 2 of {count} questions, ms a question, medians of {rounds} rounds")
+    print(f"stage 2 of {count} questions: milliseconds a question, medians of {rounds} rounds")
     for what in ("one after the other", "all at once"):
-        anew_s, continued_s = (times[what, way] for way in (True, False))
-        ratio = statistics.median(g / a for g, a in zip(continued_s, anew_s, strict=True))
+        anew_s, reused_s = (times[what, way] for way in (True, False))
+        ratio = statistics.median(g / a for g, a in zip(reused_s, anew_s, strict=True))
         print(
             f"{what:<20} anew {statistics.median(anew_s) * 1000:7.1f}"
-            f"   going on {statistics.median(continued_s) * 1000:7.1f}   ratio {ratio:.2f}"
+            f"   reused {statistics.median(reused_s) * 1000:7.1f}   ratio {ratio:.2f}"
         )
     expected = scores["one after the other", True]
-    furthest = max(
+    largest = max(
         np.abs(np.exp(one) - np.exp(other)).max()
         for what in ("one after the other", "all at once")
         for one, other in zip(scores[what, False], expected, strict=True)
     )
-    print(f"largest difference of a probability: {furthest:.1e}")
+    print(f"largest difference of a probability: {largest:.1e}")
 
 
 if __name__ == "__main__":
