@@ -65,9 +65,9 @@ def test_no_evaluation_seed_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("env_ids", [_ENVS, _LARGE])
 def test_every_scored_field_of_the_analysis_is_right(env_ids: tuple[str, ...]) -> None:
     for sample in Sampler(env_ids, seed=1).block(0, 60):
-        said = read_analysis(json.dumps(analysis_of(sample.scene)))
-        assert said is not None
-        judged = judge(said, sample.scene)
+        described = read_analysis(json.dumps(analysis_of(sample.scene)))
+        assert described is not None
+        judged = judge(described, sample.scene)
         assert all(judged.values()), judged
         assert "direction" in judged
 
