@@ -78,7 +78,7 @@ def serve(settings: Settings) -> int:
         _Server(config, f"listening on {_url(listener)} as {state.host.teacher.identity}").run([listener])
     if state.host.failure is not None:
         fail(f"the teacher {state.host.failure}", 1)
-        if state.host.hangs:
+        if state.host.unresponsive:
             os._exit(1)  # a thread that hangs in a driver would keep the process alive
         return 1
     return 0

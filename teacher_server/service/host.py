@@ -38,7 +38,7 @@ class Host:
         state: What the host is doing.
         loss: Why the teacher no longer answers, until its replacement begins.
         failure: Why no teacher will answer any more: it could not start, or it is gone.
-        hangs: Whether an engine in this process may keep the process from ending.
+        unresponsive: Whether an engine in this process may keep the process from ending.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Host:
         self.state: HostState = "starting"
         self.loss: str | None = None
         self.failure: str | None = None
-        self.hangs = False
+        self.unresponsive = False
         self._store, self._metrics, self._on_end = store, metrics, on_end
         self._leases = 0
         self._unused = asyncio.Event()
@@ -131,7 +131,7 @@ class Host:
     def end(self, why: str, error: Exception | None = None) -> None:
         """Ends the service, since no teacher will answer any more; `error` is the cause."""
         self.state, self.failure = "gone", why
-        self.hangs = isinstance(error, EngineUnresponsive)
+        self.unresponsive = isinstance(error, EngineUnresponsive)
         self._on_end()
 
     async def close(self) -> None:
@@ -143,7 +143,7 @@ class Host:
         try:
             await self.teacher.close()
         except EngineUnresponsive as error:
-            self.failure, self.hangs = self.failure or f"does not end: {error}", True
+            self.failure, self.unresponsive = self.failure or f"does not end: {error}", True
 
     async def _start(self) -> None:
         try:

@@ -187,7 +187,7 @@ def test_after_too_many_replacements_within_an_hour_the_service_ends(
             " as often as `replacements` allows"
         ]
         assert (house.count("dead", "replaced"), house.count("dead", "failed")) == (3, 1)
-        assert not house.host.hangs
+        assert not house.host.unresponsive
 
     run(test)
 
@@ -215,7 +215,7 @@ def test_the_service_ends_if_the_engine_cannot_be_replaced(
         assert failure is not None
         assert "its process is gone" in failure
         assert why in failure
-        assert house.host.hangs == (first.refusal is not None)
+        assert house.host.unresponsive == (first.refusal is not None)
         assert house.count("dead", "failed") == 1
         assert second.closed == (first.refusal is None)
 
