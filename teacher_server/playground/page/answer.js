@@ -52,7 +52,7 @@ export function showWords(answer) {
   const times = Object.entries(answer?.milliseconds ?? {}).map(([part, ms]) => [part, milliseconds(ms)]);
   for (const [stage, report] of [["analysis", first], ["action", second]]) {
     if (!report) continue;
-    times.push([answer.stored ? `${stage} (stored)` : stage, milliseconds(report.milliseconds)]);
+    times.push([answer.stored ? `${stage} then` : stage, milliseconds(report.milliseconds)]);
   }
   if (first?.tokens) times.push(["tokens", second ? `${first.tokens} + ${second.tokens}` : first.tokens]);
   if (second?.label_mass != null) times.push(["label mass", second.label_mass.toPrecision(3)]);

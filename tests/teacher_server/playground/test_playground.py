@@ -354,7 +354,7 @@ def test_a_conversation_that_is_too_long_is_told(prompted: TeacherProcess, ask_a
     change = {"templates": {"system.txt": "x " * 15_000}}
     error = _error(httpx.post(f"{prompted.url}/playground/ask", json=question | change, timeout=LONG_S))
     assert error.status == 502
-    assert "--max-model-len is 8192" in error.reason
+    assert "`max_model_len` is 8192" in error.reason
 
 
 def test_a_bad_question_is_told_as_by_policy(prompted: TeacherProcess, ask_about: AskAbout) -> None:
