@@ -22,12 +22,12 @@ from typing import Any
 
 from scipy import stats
 
-from teacher_tools.bench.hosting import served
 from teacher_tools.bench.loops import Sample
 from teacher_tools.bench.measuring import BenchPlan, Load, Round, measure
 from teacher_tools.bench.progress import BenchProgress
 from teacher_tools.bench.questions import distinct_questions
 from teacher_tools.bench.targets import TeacherTarget
+from teacher_tools.bench.teachers import served
 
 _QUIET_RATE = 1.0
 """Questions a second that rarely overlap."""

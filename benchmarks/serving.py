@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from teacher_tools.bench.hosting import served
+from teacher_tools.bench.teachers import served
 
 BIN = Path(sys.executable).parent
 """The folder of this environment's commands."""

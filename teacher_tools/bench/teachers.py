@@ -1,18 +1,25 @@
 """Finds the teachers to measure, starts those that are given as folders, and determines their tasks."""
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
+
 from gridworld.tasks import TASKS
-from teacher_api.client import TeacherError, checked_url, connect
+from teacher_api.client import TeacherError, checked_url, connect, in_words
 from teacher_api.command_line import BadSetting, CannotStart
 from teacher_api.keys import read_key
-from teacher_tools.bench.hosting import served, wait_until_ready
+from teacher_api.processes import TeacherDidNotStart, TeacherProcess
+from teacher_api.terminal import Waiting
 from teacher_tools.bench.settings import BenchSettings
 from teacher_tools.bench.targets import Target, TeacherTarget
+
+_LOAD_S = 1200.0
+"""The time in which a started teacher has to load its checkpoint."""
 
 
 class FoundTarget(NamedTuple):
@@ -69,6 +76,59 @@ def common_tasks(settings: BenchSettings, found: Iterable[FoundTarget]) -> tuple
     if not tasks:
         raise CannotStart(f"the teachers have none of the tasks {', '.join(TASKS)} in common")
     return tasks
+
+
+@contextmanager
+def served(flags: Sequence[str]) -> Iterator[Callable[[], str]]:
+    """Serves a teacher with these flags on any free port until the end of the block.
+
+    Several teachers can load side by side: enter all blocks before the first wait.
+
+    Yields:
+        A function that waits until the teacher can answer and returns its address. It raises CannotStart if
+        the process ends.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "stderr.txt")
+        with TeacherProcess([*flags, "--port=0"], log=log) as teacher:
+
+            def url() -> str:
+                try:
+                    address = teacher.url
+                    wait_until_ready(address, _LOAD_S, lambda: teacher.process.poll() is None)
+                    if teacher.process.poll() is not None:
+                        raise TeacherDidNotStart(log.read_text(encoding="utf-8").strip().splitlines()[-1])
+                except TeacherDidNotStart as error:
+                    raise CannotStart(f"`teacher serve {' '.join(flags)}` did not start: {error}") from error
+                return address
+
+            yield url
+
+
+def wait_until_ready(url: str, within_s: float, alive: Callable[[], bool] = lambda: True) -> None:
+    """Waits until a teacher can answer, or its process has ended.
+
+    Args:
+        alive: returns whether the process is running.
+
+    Raises:
+        CannotStart: the teacher is not ready within this time.
+    """
+    deadline, waiting = time.monotonic() + within_s, Waiting(f"the teacher at {url}")
+    with waiting.for_it(within_s):
+        while alive():
+            try:
+                reply = httpx.get(f"{url}/readyz", timeout=10, trust_env=False)
+            except httpx.TransportError as error:
+                waiting.failed(in_words(error))
+            else:
+                if reply.status_code == httpx.codes.OK:
+                    break
+                waiting.failed(f"status {reply.status_code}: not ready to answer")
+            if time.monotonic() > deadline:
+                raise CannotStart(f"{url} is not ready to answer after {within_s:g} s; raise `wait_s`")
+            time.sleep(0.2)
+    waiting.came()
 
 
 def _place(name: str, where: str) -> str | Path:
