@@ -14,8 +14,9 @@ import student.cli
 import teacher_tools.cli
 from student.demo import DemoSettings
 from student.settings import TrainSettings
-from teacher_api.command_line import BadSetting, groups_of, parse
+from teacher_api.command_line import BadSetting, flags_of, groups_of, parse
 from teacher_api.commands import load_settings, settings_of
+from teacher_api.terminal import say, speak_as
 from teacher_server.settings import Settings
 from teacher_tools.train.train import serve_command
 
@@ -80,6 +81,22 @@ def test_unknown_flags_are_told_from_those_like_them(flag: str, said: str) -> No
 def test_an_unknown_command_is_told_from_the_one_like_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert student.cli.main(["trian"]) == 2
     assert capsys.readouterr().err == "student: error: no command 'trian': did you mean train?\n"
+
+
+def test_an_error_names_flags_in_place_of_settings(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert teacher_tools.cli.main(["check"]) == 2
+    assert capsys.readouterr().err == "teacher check: error: MODEL is missing: name the checkpoint's folder\n"
+    assert (
+        student.cli.main(["train", "--teacher", "http://127.0.0.1:9", "--env", "MiniGrid-Empty-6x6-v0"]) == 2
+    )
+    assert capsys.readouterr().err.startswith("student train: error: --task is missing: MiniGrid-Empty-6x6")
+    speak_as("teacher serve", flags_of(Settings))
+    say("`max_model_len` and `model` are settings; `teacher serve` and `policy` are not")
+    assert capsys.readouterr().err == (
+        "teacher serve: --max-model-len and --model are settings; `teacher serve` and `policy` are not\n"
+    )
 
 
 def test_unknown_variables_are_told(
