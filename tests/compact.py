@@ -1,4 +1,4 @@
-"""Whether a teacher that is served knows the paper's four tasks, by its own score."""
+"""Checks by `teacher score` that a served teacher knows the paper's four tasks."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from teacher_tools.cli import main
 
 
 def assert_it_knows_its_tasks(url: str, out: Path, *, states: int, episodes: int) -> None:
-    """Scores it through /policy on few states and episodes a task. docs/results/compact.md has more."""
+    """Scores the teacher on a few states and episodes of each task. docs/results/compact.md has more."""
     sizes = ["--states", str(states), "--episodes", str(episodes)]
     assert main(["score", url, "--all", "--no-progress", "--out", str(out), *sizes]) == 0
     scores = json.loads((out / "score.json").read_text())["tasks"]

@@ -1,4 +1,4 @@
-"""Real teachers for tests: processes of their own, on free ports, with stores of their own."""
+"""Teachers for tests: processes on free ports, each with its own store."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def _unit_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator[Non
 
 
 def environment_without(prefix: str) -> dict[str, str]:
-    """This process's variables but for those that set something of a command."""
+    """This process's variables without those of a command."""
     return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
 
 
@@ -63,7 +63,7 @@ class TeacherProcess:
 
     @property
     def stderr(self) -> str:
-        """What it wrote to stderr so far."""
+        """The text on stderr so far."""
         return self._log.read_text()
 
     def kill(self) -> None:
@@ -75,12 +75,12 @@ class TeacherProcess:
         return self._end(signal.SIGTERM)
 
     def end(self) -> None:
-        """Ends it and all that it started: a killed engine leaves its workers behind."""
+        """Kills the teacher and the processes that it started."""
         self.process.kill()
         self._served.end()
 
     def restart(self) -> None:
-        """Starts it again after `kill` or `stop`, on the same port with the same store."""
+        """Starts the teacher again after `kill` or `stop`, on the same port with the same store."""
         self._start(self.url.rsplit(":", 1)[1])
 
     def _end(self, number: signal.Signals) -> int:
@@ -94,7 +94,7 @@ StartTeacher = Callable[..., TeacherProcess]
 AskAbout = Callable[..., Question]
 """ask_about(env_id, seed, tile, **changes): a question about an environment's first state.
 
-A teacher draws every tile once before it reads the first picture: small ones take it less time.
+A teacher draws all tiles before it reads its first picture, which is faster for small tiles.
 """
 
 

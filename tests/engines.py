@@ -41,11 +41,11 @@ SCHEMA: dict[str, Any] = {
 WHOLE = Decoding(96, SCHEMA)
 """Enough tokens for the schema, greedily."""
 ENDLESS = Decoding(20_000, {"type": "string", "minLength": 20_000})
-"""Minutes of tokens."""
+"""Takes minutes to generate."""
 
 
 def checkpoint_with_habits(folder: Path) -> Checkpoint:
-    """A tiny checkpoint whose generation_config.json goes further than Qwen's: it may have no effect."""
+    """A tiny checkpoint whose generation_config.json sets more than Qwen's; it must have no effect."""
     make_checkpoint(folder)
     generation = json.loads((folder / "generation_config.json").read_text())
     habits = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.1, "top_k": 1, "top_p": 0.001}
@@ -54,14 +54,14 @@ def checkpoint_with_habits(folder: Path) -> Checkpoint:
 
 
 def picture_of(seed: int = 0, env_id: str = "MiniGrid-LavaGapS6-v0") -> PreparedPicture:
-    """A first state."""
+    """A picture of a first state."""
     with gymnasium.make(env_id) as env:
         env.reset(seed=seed)
         return Preparation(tile=28).prepare(draw(view_of(env), 16))
 
 
 def prompt_of(checkpoint: Checkpoint, *parts: str | PreparedPicture) -> Prompt:
-    """A user's turn of texts and pictures, the assistant's to follow."""
+    """A user's turn of texts and pictures, before the assistant's turn."""
     place = "<|vision_start|><|image_pad|><|vision_end|>"
     said = "".join(part if isinstance(part, str) else place for part in parts)
     text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
@@ -70,7 +70,7 @@ def prompt_of(checkpoint: Checkpoint, *parts: str | PreparedPicture) -> Prompt:
 
 
 def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:
-    """Of different lengths, with none to three pictures of different sizes, in different places."""
+    """Prompts of different lengths, with zero to three pictures of different sizes in different places."""
     env_ids = ["MiniGrid-LavaGapS5-v0", "MiniGrid-LavaGapS6-v0", "MiniGrid-Fetch-8x8-N3-v0"]
     a, b, c = (picture_of(env_id=env_id) for env_id in env_ids)
     parts: list[tuple[str | PreparedPicture, ...]] = [
@@ -90,7 +90,7 @@ def settings(**changes: Any) -> EngineSettings:
 
 @asynccontextmanager
 async def started(checkpoint: Checkpoint, **changes: Any) -> AsyncIterator["TransformersEngine"]:
-    """An engine that is closed afterwards."""
+    """Yields an engine, and closes it after the block."""
     # Only where it is used: transformers is not everywhere
     from teacher_server.engines.transformers import TransformersEngine  # noqa: PLC0415
 
@@ -103,7 +103,7 @@ async def started(checkpoint: Checkpoint, **changes: Any) -> AsyncIterator["Tran
 
 
 class SharedEngine:
-    """One engine for many tests, in an event loop of its own."""
+    """An engine for many tests, in its own event loop."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._loop = asyncio.new_event_loop()
@@ -114,7 +114,7 @@ class SharedEngine:
         return self._loop.run_until_complete(work)
 
     def all(self, works: list[Coroutine[Any, Any, T]]) -> list[T]:
-        """Asked at once: the engine takes the first alone or with others, and the rest in batches."""
+        """Sends all prompts at once, so that the engine batches them."""
 
         async def gathered() -> list[T]:
             return await asyncio.gather(*works)

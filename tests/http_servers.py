@@ -1,4 +1,4 @@
-"""Real HTTP servers that say what a test tells them to."""
+"""HTTP servers with scripted replies."""
 
 import json
 import socket
@@ -21,12 +21,12 @@ class Asked:
 
 
 Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | None
-"""Status, what is sent as JSON (bytes: as they are), further headers; None: the connection is closed."""
+"""Status, the body, sent as JSON unless it is bytes, and further headers; None closes the connection."""
 
 
 @dataclass(eq=False)
 class HttpServer:
-    """Listens on 127.0.0.1; `asked` has all requests so far, `answer` says what to answer."""
+    """Listens on 127.0.0.1; `asked` has the requests so far, `answer` makes the replies."""
 
     port: int
     answer: Callable[[Asked], Answer]
@@ -39,7 +39,7 @@ class HttpServer:
 
 @contextmanager
 def http_server(answer: Callable[[Asked], Answer]) -> Iterator[HttpServer]:
-    """A server, while the context lasts."""
+    """Runs a server for the time of the block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

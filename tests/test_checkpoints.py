@@ -1,4 +1,4 @@
-"""The checkpoints of the tests: made the same each time, with answers that depend on what is asked."""
+"""The checkpoints of the tests are reproducible, and their answers depend on the question."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def _picture(seed: int) -> Image.Image:
 
 
 def test_answers_depend_on_the_picture_and_on_the_text(made: Path) -> None:
-    """Each by far more than the order of additions does."""
+    """Both change the answer by far more than rounding does."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(made)
     processor = Qwen2VLImageProcessorPil.from_pretrained(made)
     tokenizer = read_checkpoint(made).tokenizer

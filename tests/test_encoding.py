@@ -12,7 +12,7 @@ import pytest
 _ROOT = Path(__file__).parents[1]
 _PACKAGES = ("gridworld", "teacher_server", "student", "prompts", "benchmarks", "docker")
 _ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-"""Variables by which Python takes ASCII for the locale's encoding."""
+"""Variables that make ASCII the locale's encoding in Python."""
 
 
 def _in_the_locales_encoding(tree: ast.AST) -> Iterator[int]:

@@ -1,8 +1,10 @@
-"""What stays out of a process: an import that costs seconds, or needs a package that is not installed."""
+"""Imports that would cost seconds, or need a package of another extra, do not happen."""
 
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,7 @@ _MODELS = {"torch", "numpy", "PIL", "minigrid", "gridworld", "student"}
 
 
 def _loaded(code: str, **env: str) -> set[str]:
-    """The modules of a process that ran the code."""
+    """Returns the modules of a process that ran the code."""
     command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
     done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -41,6 +43,12 @@ def test_the_student_loads_nothing_of_the_service() -> None:
 def test_a_wrong_flag_is_refused_before_the_command_is_loaded(
     program: str, command: str, heavy: set[str]
 ) -> None:
-    """A known variable is no reason either to load the settings of every command."""
+    """A variable of another command does not load that command's settings either."""
     loaded = _loaded(f"import {program}.cli; {program}.cli.main(['{command}', '--zzz'])", STUDENT_FRAMES="3")
     assert not heavy & loaded
+
+
+def test_the_students_extra_asks_for_nothing_of_the_service() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["student"]
+    assert not _SERVICE & {requirement.partition(">=")[0] for requirement in wanted}

@@ -25,7 +25,7 @@ _EPISODES = 20
 
 
 def _planner(layout: Layout, vocabulary: Vocabulary) -> Policy:
-    """The planner in this process, with neither pictures nor HTTP between."""
+    """The planner in this process, without pictures and HTTP."""
     task = task_of(layout.env_id).key
 
     def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -41,7 +41,7 @@ def _planner(layout: Layout, vocabulary: Vocabulary) -> Policy:
 
 
 @pytest.mark.parametrize("env_id", _ENV_IDS)
-def test_the_planner_succeeds_always_and_loses_nothing_on_the_way(
+def test_the_planner_always_succeeds_and_is_the_same_over_http(
     shared_teacher: TeacherProcess, env_id: str
 ) -> None:
     settings = EvaluateSettings(policy=shared_teacher.url, env=env_id, episodes=_EPISODES, seed=3)

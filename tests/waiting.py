@@ -1,4 +1,4 @@
-"""Waiting for what is to come, and what a running teacher says of itself: readiness, metrics."""
+"""Waits for conditions and for a teacher's readiness, and reads metrics."""
 
 import re
 import time
@@ -13,7 +13,7 @@ LONG_S = 300
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = LONG_S) -> None:
-    """Returns when it is so; fails if that takes longer."""
+    """Returns when the condition holds; fails after the time limit."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited for {what} in vain"
@@ -32,7 +32,7 @@ def wait_until_ready(teacher: TeacherProcess, within_s: float = 600) -> None:
 
 
 def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
-    """The sum of a metric's series that have these labels, now."""
+    """Returns the sum of a metric's series with these labels."""
     total = 0.0
     for line in httpx.get(f"{teacher.url}/metrics", timeout=LONG_S).text.splitlines():
         match = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
@@ -42,6 +42,6 @@ def metric(teacher: TeacherProcess, name: str, **labels: str) -> float:
 
 
 def without_waiting(stderr: str) -> list[str]:
-    """A command's lines but for those on the teacher that it waits for: any may be slow on a busy machine."""
+    """A command's lines without those about waiting, which a busy machine may add."""
     on_waiting = re.compile(r"waiting for the teacher|the teacher.* answers after")
     return [line for line in stderr.splitlines() if not on_waiting.search(line)]

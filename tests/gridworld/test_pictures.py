@@ -46,7 +46,7 @@ def _world(env_id: str, seed: int = 0) -> Any:
 
 
 def _random_episode(env_id: str, seed: int) -> list[View]:
-    """What is seen from the start to the end of an episode of random actions, 40 at most."""
+    """The views of an episode of at most 40 random actions."""
     rng = np.random.default_rng(seed)
     env = _world(env_id, seed)
     views = [view_of(env)]
@@ -59,7 +59,7 @@ def _random_episode(env_id: str, seed: int) -> list[View]:
 
 
 def _things() -> dict[int, WorldObj | None]:
-    """Everything that MiniGrid's grids can hold, made by its own classes, by cell code."""
+    """MiniGrid's objects by cell code."""
     things: dict[int, WorldObj | None] = {EMPTY: None, code("lava"): Lava()}  # type: ignore[no-untyped-call]
     for colour in COLOR_NAMES:
         for made_of in (Wall, Floor, Goal, Ball, Key):
@@ -71,7 +71,7 @@ def _things() -> dict[int, WorldObj | None]:
 
 
 def _gallery(*without: int) -> tuple[View, Grid]:
-    """A view with all of these side by side, the agent in a free cell, and MiniGrid's grid of the same."""
+    """A view with all these objects side by side and the agent in a free cell, and MiniGrid's grid of it."""
     cells = [cell for cell in _things() if cell not in without]
     cells += [EMPTY] * (-len(cells) % 8 or 8)
     grid = Grid(8, len(cells) // 8)
@@ -81,7 +81,7 @@ def _gallery(*without: int) -> tuple[View, Grid]:
 
 
 def _alike() -> list[int]:
-    """Walls and goals of one colour are the same picture: those that are not read as what they are."""
+    """Cell codes that are read as another: walls and goals of one colour have the same picture."""
     return [code("wall", colour) for colour in COLOR_NAMES if colour != "grey"] + [code("goal", "grey")]
 
 
@@ -114,7 +114,7 @@ def test_the_picture_is_minigrids_frame(env_id: str, tile: int) -> None:
         env.step(rng.choice([0, 1, 2]))
 
 
-def test_a_tile_has_28_pixels_unless_said_otherwise() -> None:
+def test_a_tile_has_28_pixels_by_default() -> None:
     env = _world("MiniGrid-LavaGapS5-v0")
     np.testing.assert_array_equal(draw(view_of(env)), env.get_frame(highlight=False, tile_size=28))
 
@@ -146,7 +146,7 @@ def test_a_view_of_all_things_is_drawn_as_minigrid_does() -> None:
     np.testing.assert_array_equal(draw(view, 12), grid.render(12, (view.x, view.y), view.heading))
 
 
-def test_what_another_package_draws_of_its_own_is_not_drawn_for_minigrids() -> None:
+def test_tiles_of_other_packages_are_not_used() -> None:
     """MiniGrid keeps tiles by type, colour and state alone."""
     white = Star("purple")
     Grid.render_tile(white, tile_size=10)
@@ -155,7 +155,7 @@ def test_what_another_package_draws_of_its_own_is_not_drawn_for_minigrids() -> N
 
 
 @pytest.mark.parametrize("tile", [8, 9, 13, 28])
-def test_every_object_is_told_from_every_other(tile: int) -> None:
+def test_objects_are_distinguished(tile: int) -> None:
     view, _ = _gallery(*_alike())
     assert read(draw(view, tile)) == view
 
@@ -185,7 +185,7 @@ def test_the_agent_is_read_with_what_it_stands_on(heading: int, seen: bool) -> N
 
 
 @pytest.mark.parametrize("tile", [*range(8, 24), 27, 32, 64])
-def test_the_tile_size_is_found_out(tile: int) -> None:
+def test_the_tile_size_is_detected(tile: int) -> None:
     assert tile in TILE_SIZES
     view = view_of(_world("MiniGrid-LavaGapS6-v0", seed=tile))
     assert tile_size(draw(view, tile)) == tile
@@ -330,13 +330,13 @@ def test_the_tile_size_is_found_even_where_the_picture_is_no_view(env_id: str, t
     ("height", "width"),
     [(0, 0), (1, 1), (37, 37), (96, 97), (16, 96), (96, 16), (7 * 5, 7 * 5), (52 * 64, 52 * 64)],
 )
-def test_a_size_that_no_grid_has_is_named(height: int, width: int) -> None:
+def test_a_size_that_no_grid_has_is_refused(height: int, width: int) -> None:
     for question in (read, tile_size):
         with pytest.raises(UnreadablePicture, match=f"{width} x {height} pixels"):
             question(np.zeros((height, width, 3), np.uint8))
 
 
-def test_what_is_no_drawing_at_all_is_refused() -> None:
+def test_other_pictures_are_refused() -> None:
     rng = np.random.default_rng(0)
     drawn = draw(view_of(_world("MiniGrid-LavaGapS5-v0")), 28)
     pictures = {

@@ -26,7 +26,7 @@ _State = tuple[int, int, int, bytes]
 _STILL = ("lava_gap", "fetch", "go_to_door", "go_to_object")
 """Tasks in whose environments only the agent moves."""
 _CARRYING = ("pickup", "drop")
-"""Would take objects away from where they are to be gone to; MiniGrid calls them unused."""
+"""Actions that would carry the targets away; MiniGrid calls them unused."""
 _WALL, _GOAL, _LAVA, _BALL = (
     code(*names) for names in (("wall", "grey"), ("goal", "green"), ("lava", "red"), ("ball", "blue"))
 )
@@ -45,16 +45,16 @@ def _state(env: Any) -> _State:
 
 @dataclass
 class _Graph:
-    """What every action leads to in every state that an environment can get into."""
+    """The outcome of every action in every reachable state of an environment."""
 
     start: _State
     views: dict[_State, View]
     after: dict[_State, dict[str, _State | str]]
     lost_in: list[View]
-    """What is seen when an episode has ended in failure."""
+    """The outcome of an episode that ended in failure."""
 
     def steps(self, actions: Iterable[str]) -> dict[_State | str, float]:
-        """Fewest steps to success after each outcome with these actions alone, by Bellman's equation."""
+        """The fewest steps to success from each state with these actions alone, by Bellman's equation."""
         allowed = tuple(actions)
         steps: dict[_State | str, float] = {_SUCCESS: 0.0, _FAILURE: math.inf}
         steps |= dict.fromkeys(self.after, math.inf)
@@ -69,13 +69,13 @@ class _Graph:
 
 
 def _explored(env: Any) -> tuple[str, ...]:
-    """The actions that are tried: all of the environment, but for carrying objects away."""
+    """The actions of the environment, except those that carry objects away."""
     left_out = _CARRYING if task_of(env.spec.id).key == "go_to_object" else ()
     return tuple(name for name in ACTIONS[: env.action_space.n] if name not in left_out)
 
 
 def _explore(env: Any) -> _Graph:
-    """Takes every action in every state, each in a copy of its own."""
+    """Takes every action in every state, each in a copy of the environment."""
     names = _explored(env)
     graph = _Graph(_state(env), {_state(env): view_of(env)}, {}, [])
     waiting = [env]
@@ -101,7 +101,7 @@ def _explore(env: Any) -> _Graph:
 
 
 def _assert_follows(graph: _Graph, task: str, mission: str, actions: tuple[str, ...]) -> int:
-    """Compares every state's probabilities with the search; returns how many states there are."""
+    """Compares every state's probabilities with the search; returns the number of states."""
     steps = graph.steps(set(actions) & set(ALL_TASKS[task].useful))
     for state, view in graph.views.items():
         if math.isinf(steps[state]):
@@ -161,7 +161,7 @@ def test_one_step_more_than_the_best_gets_a_twentieth_of_its_weight() -> None:
 
 
 @pytest.mark.parametrize("env_id", [task.env_ids[0] for task in ALL_TASKS.values()])
-def test_probabilities_come_in_the_order_asked_for(env_id: str) -> None:
+def test_probabilities_have_the_order_of_the_actions(env_id: str) -> None:
     env, task = _world(env_id), task_of(env_id)
     usual = plan(view_of(env), task.key, env.mission, ACTIONS).probabilities
     assert sum(usual.values()) == pytest.approx(1)
@@ -183,7 +183,7 @@ _SOUGHT: dict[str, Callable[[Any], tuple[str, str]]] = {
     "go_to_door": lambda env: ("door", env.target_color),
     "go_to_object": lambda env: (env.targetType, env.target_color),
 }
-"""Kind and colour of what an environment asks for, by the task."""
+"""The kind and colour of each task's target in an environment."""
 
 
 @pytest.mark.parametrize("env_id", [env_id for key in _SOUGHT for env_id in ALL_TASKS[key].env_ids])
@@ -229,7 +229,7 @@ def test_every_mission_of_fetch_is_understood(syntax: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ALL_TASKS["go_to_object"].env_ids)
-def test_the_way_to_an_object_takes_as_long_as_was_said_and_pays(env_id: str) -> None:
+def test_the_path_to_an_object_has_the_planned_length_and_succeeds(env_id: str) -> None:
     kinds = set()
     for seed in range(60):
         env = _world(env_id, seed)
@@ -291,7 +291,7 @@ def test_sampled_play_among_obstacles_never_dies(env_id: str) -> None:
     assert blocked, "no ball was ever in front: nothing was tried"
 
 
-def test_a_ball_in_the_only_way_is_waited_for() -> None:
+def test_a_ball_on_the_only_path_is_waited_for() -> None:
     cells_HW = _room("A.o.G")
     for x in (1, 2):
         planned = plan(View(cells_HW, x, 1, 0), "dynamic_obstacles", "", ACTIONS)
@@ -299,7 +299,7 @@ def test_a_ball_in_the_only_way_is_waited_for() -> None:
         assert planned.probabilities["left"] == planned.probabilities["right"] > 0
 
 
-def test_a_ball_on_the_way_costs_less_than_a_step() -> None:
+def test_a_ball_on_the_path_costs_less_than_a_step() -> None:
     right_to_forward = []
     for way in ("A..", "A.o"):
         view = View(_room(way, ".#.", "..G"), 1, 1, 0)
@@ -310,7 +310,7 @@ def test_a_ball_on_the_way_costs_less_than_a_step() -> None:
 
 
 def _room(*rows: str) -> Any:
-    """Cell codes, uint8 [H, W], of a drawn room and the walls around it; A is where the agent stands."""
+    """Cell codes, uint8 [H, W], of a drawn grid with walls around it; A is the agent's cell."""
     codes = {"A": EMPTY, ".": EMPTY, "#": _WALL, "G": _GOAL, "~": _LAVA, "o": _BALL}
     inner = np.array([[codes[sign] for sign in row] for row in rows], np.uint8)
     return np.pad(inner, 1, constant_values=_WALL)
@@ -376,7 +376,7 @@ def test_a_fetched_object_can_not_be_fetched_again() -> None:
         ("fetch", "get a blue ball", ("A.o",), ("left", "right", "forward", "done"), "actions"),
     ],
 )
-def test_what_makes_a_plan_impossible_is_named(
+def test_the_reason_for_no_plan_is_named(
     task: str, mission: str, rows: tuple[str, ...], actions: tuple[str, ...], field: str
 ) -> None:
     with pytest.raises(NoPlan) as caught:
@@ -390,8 +390,8 @@ def test_missing_actions_are_named() -> None:
         plan(View(_room("A.G"), 1, 1, 0), "lava_gap", "", ("left", "done"))
 
 
-def test_the_room_is_drawn_as_it_is_meant() -> None:
-    """Guards the other tests' rooms against being solved or unsolvable for another reason."""
+def test_the_drawn_grid_is_solvable() -> None:
+    """Guards the other tests: a drawn grid has walls, and without obstacles a plan."""
     grid = Grid(5, 3)
     grid.wall_rect(0, 0, 5, 3)
     assert (_room("A.G") == _WALL).sum() == sum(thing is not None for thing in grid.grid)
@@ -437,14 +437,14 @@ _RED, _BLUE = (4, 1, code("goal", "red")), (1, 4, code("goal", "blue"))
 def test_the_goal_is_the_one_that_the_mission_names(
     mission: str, things: tuple[tuple[int, int, int], ...], walls: str, best: str, target: str
 ) -> None:
-    """Other goals end an episode: nobody steps on them on the way."""
+    """Other goals end an episode, so the path avoids them."""
     for task in ("lava_gap", "dynamic_obstacles"):
         told = plan(_walled(*things, walls=walls), task, mission, ("left", "right", "forward"))
         assert told.best == (best,)
         assert f"Target: {target}." in told.analysis
 
 
-def test_a_goal_of_another_colour_is_gone_round() -> None:
+def test_the_path_avoids_goals_of_other_colours() -> None:
     view = _walled((2, 1, code("goal", "blue")), (4, 1, code("goal", "red")))
     told = plan(view, "lava_gap", "get to the red goal square", ("left", "right", "forward"))
     assert told.probabilities["forward"] == 0

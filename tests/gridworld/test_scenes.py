@@ -13,7 +13,7 @@ from gridworld.views import HEADINGS, view_of
 pytestmark = pytest.mark.unit
 
 _KINDS = {"fetch": ("key", "ball"), "go_to_door": ("door",), "go_to_object": ("key", "ball", "box")}
-"""What a mission may ask for; what it does not is in the way."""
+"""The kinds of objects that missions name; those that a mission does not name are hazards."""
 _MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 
@@ -28,7 +28,7 @@ def _scenes(task: str, seeds: range = range(30)) -> list[tuple[Scene, gymnasium.
 
 
 def _cells_of(env: gymnasium.Env, wanted: str) -> set[tuple[int, int]]:
-    """Where MiniGrid has a `colour kind` or a kind."""
+    """The cells where MiniGrid has an object of a kind, or of a colour and kind."""
     grid = env.unwrapped.grid
     return {
         (y, x)
@@ -92,7 +92,7 @@ def test_scenes_have_the_same_key_when_they_are_the_same() -> None:
     assert first.key == again.key != other.key
 
 
-def test_the_goal_sought_has_its_colour() -> None:
+def test_the_target_has_the_goals_colour() -> None:
     env = gymnasium.make("tests.student.odd_rooms:Odd-TwoGoals-v0")
     env.reset()
     view = view_of(env)

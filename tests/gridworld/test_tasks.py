@@ -65,7 +65,7 @@ def test_the_environment_takes_every_useful_action(env_id: str) -> None:
         ("MiniGrid-Empty-6x6-v0", "lava_gap", "lava_gap"),
     ],
 )
-def test_a_familys_task_is_found_by_itself_and_any_others_is_told(
+def test_a_family_has_its_task_and_other_environments_the_given_one(
     env_id: str, task: str | None, key: str
 ) -> None:
     assert task_key(env_id, task) == key

@@ -126,7 +126,7 @@ def test_headings_are_minigrids() -> None:
 
 
 class _Oblong(MiniGridEnv):
-    """A room that is wider than high, which none of the families has."""
+    """A grid that is wider than high; no family has one."""
 
     def _gen_grid(self, width: int, height: int) -> None:
         self.grid = Grid(width, height)

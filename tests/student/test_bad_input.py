@@ -1,4 +1,4 @@
-"""A user's mistake is one line, a non-zero exit, and loses nothing."""
+"""Wrong input ends a command with one line and an exit code, and changes no files."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ _EMPTY = "MiniGrid-Empty-5x5-v0"
 
 
 def _fails(*arguments: str | Path, code: int = 2) -> str:
-    """The one line of a command that fails."""
+    """Runs a command that fails; returns its only line."""
     result = subprocess.run(
         [_STUDENT, *map(str, arguments)], capture_output=True, text=True, timeout=LONG_S, check=False
     )

@@ -1,4 +1,4 @@
-"""The client against servers that refuse, stall, overload and die."""
+"""The client against servers that refuse, hang, are overloaded or die."""
 
 import json
 import socket
@@ -37,7 +37,7 @@ _ANSWER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Reply:
-    """One scripted reply; status 0 closes the connection without a word."""
+    """A scripted reply; status 0 closes the connection without a reply."""
 
     status: int
     body: Any = None
@@ -53,7 +53,7 @@ def _error(status: int, **headers: str) -> Reply:
 
 
 def _batch(*items: dict[str, Any] | int) -> Reply:
-    """A batch's reply; a number is an answer with that mark, else the item's error."""
+    """A reply to a batch: a number stands for an answer with this mark, other items are errors."""
     return Reply(
         200,
         {
@@ -68,7 +68,7 @@ def _batch(*items: dict[str, Any] | int) -> Reply:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Gives its replies one after another, the last one for ever; keeps when and what it was asked."""
+    """Sends its replies in turn and repeats the last; keeps the times and the bodies of requests."""
 
     def __init__(self, replies: list[Reply]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -130,7 +130,7 @@ def _free_port() -> int:
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://host:port", "none"])
-def test_what_is_no_address_is_refused_at_once(url: str) -> None:
+def test_other_urls_are_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="is no address of a teacher"):
         TeacherClient(url)
 
@@ -138,7 +138,7 @@ def test_what_is_no_address_is_refused_at_once(url: str) -> None:
 @pytest.mark.parametrize(
     "trouble", [Reply(0), _error(429), _error(503), _error(504), Reply(502, b"<h1>Bad gateway</h1>")]
 )
-def test_what_may_pass_is_tried_again(serve: Serve, trouble: Reply) -> None:
+def test_errors_that_may_pass_are_retried(serve: Serve, trouble: Reply) -> None:
     server = serve(trouble, trouble, Reply(200, _ANSWER))
     with TeacherClient(server.url, deadline_s=60) as client:
         assert client.ask(_question()).action == "left"
@@ -146,7 +146,7 @@ def test_what_may_pass_is_tried_again(serve: Serve, trouble: Reply) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422, 500, 502])
-def test_what_stays_wrong_fails_at_once(serve: Serve, status: int) -> None:
+def test_other_errors_fail_at_once(serve: Serve, status: int) -> None:
     server = serve(_error(status))
     with TeacherClient(server.url, deadline_s=60) as client:
         with pytest.raises(QuestionRefused, match=f"scripted {status}") as caught:
@@ -158,7 +158,7 @@ def test_what_stays_wrong_fails_at_once(serve: Serve, status: int) -> None:
 
 
 @pytest.mark.parametrize("reply", [_error(401), Reply(401, b"a proxy's page")])
-def test_a_key_that_is_wanted_is_asked_for_at_once(serve: Serve, reply: Reply) -> None:
+def test_a_missing_key_fails_at_once(serve: Serve, reply: Reply) -> None:
     server = serve(reply)
     with (
         TeacherClient(server.url, deadline_s=60, key="k") as client,
@@ -169,7 +169,7 @@ def test_a_key_that_is_wanted_is_asked_for_at_once(serve: Serve, reply: Reply) -
 
 
 @pytest.mark.parametrize("reply", [Reply(200, {"hello": "world"}), Reply(404, b"<h1>Not found</h1>")])
-def test_what_is_no_teacher_is_told(serve: Serve, reply: Reply) -> None:
+def test_a_server_that_is_no_teacher_is_reported(serve: Serve, reply: Reply) -> None:
     server = serve(reply)
     with (
         TeacherClient(server.url) as client,
@@ -180,14 +180,14 @@ def test_what_is_no_teacher_is_told(serve: Serve, reply: Reply) -> None:
     assert not isinstance(caught.value, TeacherUnavailable)
 
 
-def test_it_waits_as_long_as_it_is_told(serve: Serve) -> None:
+def test_retry_after_is_respected(serve: Serve) -> None:
     server = serve(_error(503, Retry_After="1"), Reply(200, _ANSWER))
     with TeacherClient(server.url, deadline_s=60) as client:
         client.ask(_question())
     assert server.times[1] - server.times[0] >= 1
 
 
-def test_of_a_batch_only_what_may_pass_is_asked_again(serve: Serve) -> None:
+def test_only_questions_whose_errors_may_pass_are_sent_again(serve: Serve) -> None:
     server = serve(
         _batch(0, _failed(422, field="task"), _failed(503, retry_after=0.5), 3, _failed(504)),
         _batch(_failed(429), 4),
@@ -210,7 +210,7 @@ def test_a_batch_is_sent_in_pieces_and_comes_back_in_order(serve: Serve) -> None
     assert [len(body) for body in server.bodies] == [3, 3, 1]
 
 
-def test_what_still_fails_at_the_deadline_is_an_error_beside_the_answers(serve: Serve) -> None:
+def test_questions_that_fail_until_the_deadline_get_errors_beside_the_answers(serve: Serve) -> None:
     server = serve(_batch(0, _failed(504)), _batch(_failed(504)))
     with TeacherClient(server.url, deadline_s=0.5) as client:
         answered, failed = client.ask_batch([_question("a"), _question("b")])
@@ -219,7 +219,7 @@ def test_what_still_fails_at_the_deadline_is_an_error_beside_the_answers(serve: 
     assert failed.status == 504
 
 
-def test_a_teacher_that_answers_nothing_is_unavailable(serve: Serve) -> None:
+def test_a_teacher_without_answers_is_unavailable(serve: Serve) -> None:
     server = serve(_batch(_failed(503)))
     with (
         TeacherClient(server.url, deadline_s=0.5) as client,
@@ -229,7 +229,7 @@ def test_a_teacher_that_answers_nothing_is_unavailable(serve: Serve) -> None:
     assert len(server.times) > 1
 
 
-def test_a_teacher_that_is_not_there_is_unavailable_after_the_deadline() -> None:
+def test_a_missing_teacher_is_unavailable_after_the_deadline() -> None:
     url = f"http://127.0.0.1:{_free_port()}"
     began = time.monotonic()
     with TeacherClient(url, deadline_s=1) as client, pytest.raises(TeacherUnavailable) as caught:
@@ -239,10 +239,10 @@ def test_a_teacher_that_is_not_there_is_unavailable_after_the_deadline() -> None
     assert time.monotonic() - began >= 1
 
 
-def test_a_command_says_whom_it_waits_for_and_how_long(
+def test_a_command_reports_what_it_waits_for_and_how_long(
     serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody there, somebody who says nothing, a teacher that loads; and not one that takes its time."""
+    """With no server, a silent server or a loading teacher; not with a slow answer."""
     absent = f"http://127.0.0.1:{_free_port()}"
     with connect(absent, key_file=None, wait_s=2) as client, pytest.raises(TeacherUnavailable):
         client.teacher()
@@ -261,7 +261,7 @@ def test_a_command_says_whom_it_waits_for_and_how_long(
     assert f"the teacher at {loading.url} answers after " in there
 
 
-def test_a_teacher_that_says_nothing_is_left_at_the_deadline() -> None:
+def test_a_silent_teacher_is_unavailable_after_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with TeacherClient(url, deadline_s=1) as client, pytest.raises(TeacherUnavailable) as caught:
@@ -269,7 +269,7 @@ def test_a_teacher_that_says_nothing_is_left_at_the_deadline() -> None:
     assert "ReadTimeout" in str(caught.value)
 
 
-def test_stop_wakes_it_while_it_waits(serve: Serve) -> None:
+def test_stop_ends_waiting(serve: Serve) -> None:
     server = serve(_error(503, Retry_After="600"))
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
@@ -279,7 +279,9 @@ def test_stop_wakes_it_while_it_waits(serve: Serve) -> None:
     assert time.monotonic() - began < 60
 
 
-def test_it_goes_on_when_the_teacher_is_back(teacher_process: StartTeacher, ask_about: AskAbout) -> None:
+def test_the_client_continues_when_the_teacher_is_back(
+    teacher_process: StartTeacher, ask_about: AskAbout
+) -> None:
     teacher = teacher_process()
     question = ask_about("MiniGrid-LavaGapS5-v0")
     with TeacherClient(teacher.url, deadline_s=60) as client:
@@ -291,7 +293,7 @@ def test_it_goes_on_when_the_teacher_is_back(teacher_process: StartTeacher, ask_
         back.join()
 
 
-def test_an_overloaded_teacher_answers_all_in_the_end(
+def test_an_overloaded_teacher_answers_all_questions_in_the_end(
     teacher_process: StartTeacher, ask_about: AskAbout
 ) -> None:
     teacher = teacher_process("--max-pending", "8", "--delay-ms", "50")

@@ -1,4 +1,4 @@
-"""What every command says of its flags and variables, known and unknown ones."""
+"""Flags, variables, help and errors of every command."""
 
 import importlib
 import importlib.util
@@ -45,7 +45,7 @@ def test_every_settings_class_belongs_to_a_command() -> None:
 
 
 @pytest.mark.parametrize("where", _SETTINGS)
-def test_help_calls_values_by_what_they_are(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_values_by_their_meaning(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = _help(load_settings(where), capsys)
     assert not re.findall(r"--[a-z-]+ (?:str|int|float|bool|Path|list|tuple)\b", said)
     assert "(default: null)" not in said
@@ -72,13 +72,13 @@ def test_long_helps_are_in_groups(kind: type[BaseSettings], capsys: pytest.Captu
         ("runs/x", "'runs/x' is one argument too many; `student train --help` shows the usage"),
     ],
 )
-def test_unknown_flags_are_told_from_those_like_them(flag: str, said: str) -> None:
+def test_unknown_flags_get_a_suggestion(flag: str, said: str) -> None:
     with pytest.raises(BadSetting) as refused:
         parse(TrainSettings, [flag])
     assert str(refused.value) == said
 
 
-def test_an_unknown_command_is_told_from_the_one_like_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert student.cli.main(["trian"]) == 2
     assert capsys.readouterr().err == "student: error: no command 'trian': did you mean train?\n"
 
@@ -99,7 +99,7 @@ def test_an_error_names_flags_in_place_of_settings(
     )
 
 
-def test_unknown_variables_are_told(
+def test_unknown_variables_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for name in ("STUDENT_FRAME", "student_lamda", "STUDENT_ZZZ"):

@@ -1,4 +1,4 @@
-"""Teacher processes start, say why they do not, and end with the process that started them."""
+"""Teacher processes start, report why they do not, and end with the process that started them."""
 
 import subprocess
 import sys

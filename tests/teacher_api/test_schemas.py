@@ -1,4 +1,4 @@
-"""The wire refuses what is no question and what is no distribution."""
+"""Questions and answers are validated, and errors counted by kind."""
 
 import base64
 from typing import Any
@@ -99,7 +99,7 @@ def test_a_question_about_a_picture_carries_its_bytes() -> None:
     "probabilities",
     [{"left": 0.5, "right": 0.4}, {"left": 1.5, "right": -0.5}, {"left": float("nan"), "right": 1.0}, {}],
 )
-def test_what_is_no_distribution_is_no_answer(probabilities: dict[str, float]) -> None:
+def test_an_answer_needs_a_probability_distribution(probabilities: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="not a probability distribution"):
         _answer(probabilities, "left")
 
@@ -131,5 +131,5 @@ def test_errors_of_a_kind_have_the_same_name_and_nothing_of_the_question_in_it(m
         ),
     ],
 )
-def test_what_cannot_be_repeated_is_left_out_of_a_kind(error: dict[str, Any], kind: str) -> None:
+def test_a_kind_has_no_part_of_the_question(error: dict[str, Any], kind: str) -> None:
     assert ErrorBody(**error).kind == kind

@@ -1,4 +1,4 @@
-"""What commands write while they work: a bar that fits its terminal, lines elsewhere, what is waited for."""
+"""Progress and waiting on stderr: a bar that fits the terminal, lines elsewhere."""
 
 import fcntl
 import json
@@ -34,7 +34,7 @@ with Bar(60_416, "frames") as bar:
 
 
 def _drawn(code: str, width: int) -> list[str]:
-    """The lines that a program draws on a terminal of this width."""
+    """The lines that the child draws on a terminal of this width."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     with subprocess.Popen([sys.executable, "-c", code], stderr=its, stdout=its, stdin=its):
@@ -103,7 +103,7 @@ def _told(lines: list[str]) -> Callable[[], bool]:
 
 
 @pytest.mark.unit
-def test_threads_that_wait_for_the_same_say_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_wait_for_one_thing_print_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "_AGAIN_S", 0.0)
     lines: list[str] = []
     waiting, over = Waiting("the teacher at X", say=lines.append), threading.Event()
@@ -131,7 +131,7 @@ def test_threads_that_wait_for_the_same_say_it_in_one_line(monkeypatch: pytest.M
 
 
 @pytest.mark.unit
-def test_an_answer_that_takes_its_time_is_no_absence() -> None:
+def test_a_slow_answer_is_reported_later() -> None:
     lines: list[str] = []
     waiting = Waiting("the teacher", say=lines.append)
     with waiting.for_it(300, slow=True):

@@ -33,7 +33,7 @@ def _check(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def _ours(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
-    """With the engine that is installed wherever the tests run."""
+    """Runs the command with the engine that every test environment has."""
     return _check("--engine", "transformers", "--device", "cpu", *arguments, **env)
 
 
@@ -44,7 +44,7 @@ def _problems(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith("- ")]
 
 
-def test_a_good_one(made: Path) -> None:
+def test_a_sound_checkpoint(made: Path) -> None:
     done = _ours(made)
     assert (done.returncode, done.stderr) == (0, "")
     *facts, last = done.stdout.splitlines()
@@ -62,7 +62,7 @@ def test_a_good_one(made: Path) -> None:
     assert told["digest"] == checkpoint.digest()
 
 
-def test_everything_that_is_wrong_is_told(made: Path, tmp_path: Path) -> None:
+def test_every_problem_is_reported(made: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made, tmp_path / "broken"))
     (folder / "preprocessor_config.json").unlink()
     (folder / "tokenizer.json").write_text("{\n}")
@@ -75,13 +75,13 @@ def test_everything_that_is_wrong_is_told(made: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_what_does_not_fit_is_told(made: Path) -> None:
+def test_too_little_memory_is_reported(made: Path) -> None:
     length, memory = _problems(_ours(made, "--max-model-len", 10**10))
     assert "--max-model-len 10000000000" in length
     assert memory.startswith("- this machine: serving takes ")
 
 
-def test_what_is_no_folder() -> None:
+def test_a_missing_folder() -> None:
     (problem,) = _problems(_ours("Qwen/Qwen2.5-VL-3B-Instruct"))
     assert "is no folder here; weights come from a local folder" in problem
 
@@ -107,7 +107,7 @@ def test_vllm_is_not_recommended_where_it_has_no_packages() -> None:
 
 
 def test_an_engine_that_is_not_installed(made: Path) -> None:
-    """Said where it is not, and not where it is."""
+    """Reported exactly where vLLM is not installed."""
     from importlib.util import find_spec  # noqa: PLC0415
 
     done = _check(made)

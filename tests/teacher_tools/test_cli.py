@@ -1,4 +1,4 @@
-"""The `teacher` command: what is wrong is told in one line, and stopping is no error."""
+"""The `teacher` command: errors take one line, and stopping is no error."""
 
 import signal
 import socket
@@ -52,7 +52,7 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
     assert "--port" in told
 
 
-def test_an_address_that_is_not_ours_is_refused() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     assert "cannot listen on" in _refused("serve", "--host", "192.0.2.1", "--port", "0")
 
 
@@ -65,7 +65,9 @@ def test_a_store_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_ends_without_error(teacher_process: StartTeacher, number: signal.Signals) -> None:
+def test_sigterm_and_sigint_end_the_service_without_error(
+    teacher_process: StartTeacher, number: signal.Signals
+) -> None:
     teacher = teacher_process()
     assert teacher.greeting.startswith("teacher: listening on http://127.0.0.1:")
     assert "planner-" in teacher.greeting
@@ -74,7 +76,7 @@ def test_told_to_stop_it_ends_without_error(teacher_process: StartTeacher, numbe
     assert teacher.stderr == ""
 
 
-def test_told_to_stop_it_sends_those_who_wait_away(
+def test_waiting_requests_are_refused_when_the_service_stops(
     teacher_process: StartTeacher, ask_about: AskAbout
 ) -> None:
     teacher = teacher_process("--delay-ms", "600000")

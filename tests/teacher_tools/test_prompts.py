@@ -33,7 +33,7 @@ def test_the_list_names_every_set(tmp_path: Path) -> None:
     assert "tasks: lava_gap, dynamic_obstacles, fetch, go_to_door" in done.stdout
 
 
-def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     teacher = Path(sys.executable).with_name("teacher")
     command = f"{teacher} prompts list | head -1"
     done = subprocess.run(
@@ -43,7 +43,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_show_says_all_that_the_model_reads_and_writes_what_it_sees(tmp_path: Path) -> None:
+def test_show_prints_the_conversation_and_writes_the_picture(tmp_path: Path) -> None:
     done = _run(
         tmp_path, "show", "minigrid", "--task", "fetch", "--seed", "3", "--env", "MiniGrid-Fetch-6x6-N2-v0"
     )
@@ -75,8 +75,8 @@ def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
         assert image.size == (5 * 28, 5 * 28)
 
 
-def test_a_task_of_ones_own_as_the_document_has_it(tmp_path: Path) -> None:
-    """The commands under "A task of your own" in docs/start/environment.md, as they stand there."""
+def test_the_documents_own_task(tmp_path: Path) -> None:
+    """The commands under "A task of your own" in docs/start/environment.md, as the document has them."""
     section = (SETS.parent / "docs/start/environment.md").read_text().split("## A task of your own")[1]
     commands = section.split("```sh\n")[1].split("```")[0]
     (tmp_path / "prompts").symlink_to(SETS)
