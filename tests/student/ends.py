@@ -1,4 +1,4 @@
-"""Where a run came to, compared bit for bit with where another came to."""
+"""The results of two runs, compared bit for bit."""
 
 import json
 from pathlib import Path
@@ -6,29 +6,33 @@ from typing import Any
 
 import torch
 
+_VARYING = ("seconds", "frames_per_second", "questions", "store_hits")
+"""Figures that depend on the clock, or on what was asked before; questions and hits have a fixed sum."""
+
 
 def checkpoint(run: Path) -> dict[str, Any]:
-    """A run's newest checkpoint."""
+    """Returns a run's newest checkpoint."""
     state: dict[str, Any] = torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)
     return state
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """What was logged, without what depends on the clock, or on what others asked the teacher before."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {
-            name: value
-            for name, value in row.items()
-            if name not in ("frames_per_second", "questions", "store_hits")
-        }
-        | {"labels": row["questions"] + row["store_hits"]}
-        for row in rows
-    ]
+    """Returns the logged rows, with the sum of questions and store hits as "labels"."""
+    return [_fixed(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """Returns summary.json, with the sum of questions and store hits as "labels"."""
+    return _fixed(json.loads((run / "summary.json").read_text()))
+
+
+def _fixed(figures: dict[str, Any]) -> dict[str, Any]:
+    labels = figures["questions"] + figures["store_hits"]
+    return {name: value for name, value in figures.items() if name not in _VARYING} | {"labels": labels}
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    """Bit for bit: parameters, optimiser, random numbers, episodes, labels, logged figures."""
+    """Compares parameters, optimisers, random numbers, episodes, labels, logged figures and summaries."""
     a, b = checkpoint(one), checkpoint(other)
     for name in ("env", "frames", "updates", "rng", "episodes", "recent", "words"):
         assert a[name] == b[name], name
@@ -39,6 +43,7 @@ def assert_same_end(one: Path, other: Path) -> None:
         for name in ("keys", "probabilities", "status"):
             assert torch.equal(a["labels"][name], b["labels"][name]), name
     assert metrics(one) == metrics(other)
+    assert summary(one) == summary(other)
 
 
 def _assert_equal(a: Any, b: Any) -> None:

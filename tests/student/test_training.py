@@ -133,7 +133,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             assert f"--resume {parts}" in err
     _completed("--resume", str(parts), *frames)
     assert_same_end(whole, parts)
-    assert _summary(parts)["success"] == _summary(whole)["success"]
 
 
 def test_the_student_waits_for_a_killed_teacher_and_loses_no_label(
@@ -172,7 +171,7 @@ def test_a_teacher_gone_for_good_stops_the_run_which_can_be_resumed(
     teacher.kill()
     _, err = process.communicate(timeout=LONG_S)
     assert process.returncode == 3
-    assert f"student train --resume {run}" in err
+    assert f"resume with --resume {run}" in err
     assert "Traceback" not in err
     teacher.restart()
     _completed("--resume", str(run))

@@ -1,6 +1,5 @@
 """Asking in the background: what is learnt does not hang on the clock, keeps to a budget, survives ends."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from student.trainer import train
 from teacher_api.client import TeacherClient, TeacherUnavailable
 from teacher_api.command_line import parse
 from tests.conftest import StartTeacher, TeacherProcess, environment_without
+from tests.student.ends import assert_same_end, checkpoint, metrics, summary
 from tests.student.labels.lookup import labels_of
 from tests.waiting import metric, wait_for, without_waiting
 
@@ -244,16 +244,6 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([_STUDENT, "train", *arguments], stderr=subprocess.PIPE, text=True, env=env)
 
 
-def _end(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """A run's last checkpoint, its summary, and what it logged but for its speed."""
-    checkpoint = torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        del row["frames_per_second"]
-        row["questions"] += row.pop("store_hits")
-    return checkpoint, json.loads((run / "summary.json").read_text()), rows
-
-
 @pytest.mark.parametrize("budget", [None, 30])
 def test_sigint_ends_waiting_at_once_and_the_run_resumes_to_the_same_end(
     teacher_process: StartTeacher, tmp_path: Path, budget: int | None
@@ -273,17 +263,13 @@ def test_sigint_ends_waiting_at_once_and_the_run_resumes_to_the_same_end(
     assert metric(slow, "teacher_seconds_count", part="storing") < 20  # of the first update's 30 or more
     for flags_of_one in (("--resume", str(run)), (*flags, "--out", str(whole))):
         train(parse(TrainSettings, [*flags_of_one, "--teacher", quick.url, "--no-progress"]))
-    (resumed, summary, rows), (straight, _, expected) = _end(run), _end(whole)
-    for name in ("keys", "probabilities", "status"):
-        assert torch.equal(resumed["labels"][name], straight["labels"][name]), name
-    for name, tensor in straight["network"].items():
-        assert torch.equal(resumed["network"][name], tensor), name
-    assert rows == expected
-    questions = summary["questions"] + summary["store_hits"]
+    assert_same_end(whole, run)
+    found = summary(run)
+    questions = found["labels"]
     if budget is None:
-        assert questions == summary["states"]
+        assert questions == found["states"]
     else:  # the last rollout may have fewer states left to ask about than the budget allows
-        assert budget // 2 < questions <= budget < summary["states"]
+        assert budget // 2 < questions <= budget < found["states"]
 
 
 def test_a_run_that_goes_on_without_late_labels_ends_without_waiting_for_them(
@@ -292,10 +278,10 @@ def test_a_run_that_goes_on_without_late_labels_ends_without_waiting_for_them(
     teacher = teacher_process("--delay-ms", "60000")
     flags = [*_SMALL, "--out", str(tmp_path), "--teacher", teacher.url, "--late-labels", "go-on"]
     train(parse(TrainSettings, flags))
-    checkpoint, summary, rows = _end(tmp_path)
-    assert summary["questions"] == 0 < summary["states"]
+    found = summary(tmp_path)
+    assert found["labels"] == 0 < found["states"]
     # The frames in which lambda falls are those whose labels have come
-    assert {row["lambda"] for row in rows} == {1.0}
-    assert not checkpoint["labels"]["probabilities"].any()
+    assert {row["lambda"] for row in metrics(tmp_path)} == {1.0}
+    assert not checkpoint(tmp_path)["labels"]["probabilities"].any()
     assert not [thread for thread in threading.enumerate() if thread.name == "asker"]
     assert capfd.readouterr().err == ""

@@ -8,13 +8,12 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from student.cli import main
 from tests.conftest import StartTeacher, environment_without
+from tests.student.ends import assert_same_end, summary
 from tests.waiting import LONG_S, metric, wait_for
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
@@ -22,7 +21,6 @@ _SMALL = (
     *("--env", "MiniGrid-LavaGapS5-v0", "--environments", "4", "--rollout-steps", "32", "--frames", "4000"),
     *("--evaluate-every", "1024", "--evaluation-episodes", "5", "--checkpoint-every", "512"),
 )
-_OF_THE_CLOCK = ("seconds", "frames_per_second")
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -51,26 +49,6 @@ def _content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    """What does not hang on the clock, or on which answers the store had when the run was gone on with."""
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    labels = summary.pop("questions") + summary.pop("store_hits")
-    return {name: value for name, value in summary.items() if name not in _OF_THE_CLOCK} | {"labels": labels}
-
-
-def _network(run: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)
-    network: dict[str, torch.Tensor] = state["network"]
-    return network
-
-
-def _assert_same_end(one: Path, other: Path) -> None:
-    assert _summary(one) == _summary(other)
-    a, b = _network(one), _network(other)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run without a teacher that is complete."""
@@ -97,7 +75,7 @@ def test_the_same_command_comes_to_the_same_end_and_then_does_nothing(
         assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)
         assert not (parts / "summary.json").exists()
     second = _train(*again)
-    _assert_same_end(whole, parts)
+    assert_same_end(whole, parts)
     assert "go_on" not in json.loads((parts / "config.json").read_text())["settings"]
     questions = metric(teacher, "teacher_questions_total")
     content = _content(parts)
@@ -115,7 +93,7 @@ def test_more_frames_than_a_complete_run_has_are_trained(tmp_path: Path) -> None
     _train(*_SMALL, "--frames", "1200", "--out", str(whole))
     for frames in ("600", "1200"):
         _train(*_SMALL, "--frames", frames, "--out", str(run), "--go-on")
-    _assert_same_end(whole, run)
+    assert_same_end(whole, run)
 
 
 @pytest.mark.integration
@@ -143,7 +121,7 @@ def test_a_run_that_moved_is_gone_on_with(done: Path, tmp_path: Path) -> None:
     before = _content(done)
     shutil.copytree(done, moved)
     _train(*_SMALL, "--frames", "900", "--out", str(moved), "--go-on")
-    assert _summary(moved)["frames"] >= 900
+    assert summary(moved)["frames"] >= 900
     assert _content(done) == before
 
 
@@ -154,7 +132,7 @@ def test_a_run_without_a_checkpoint_begins_anew(done: Path, tmp_path: Path) -> N
     nothing, begun, foreign = tmp_path / "nothing", tmp_path / "begun", tmp_path / "foreign"
     (nothing / "checkpoints").mkdir(parents=True)
     _train(*command, str(nothing))
-    _assert_same_end(done, nothing)
+    assert_same_end(done, nothing)
     for run in (begun, foreign):
         (run / "checkpoints").mkdir(parents=True)
         (run / "tensorboard").mkdir()
@@ -163,7 +141,7 @@ def test_a_run_without_a_checkpoint_begins_anew(done: Path, tmp_path: Path) -> N
         (run / "checkpoints" / "000000000512.part").write_bytes(b"half")
         (run / "tensorboard" / "events.out.tfevents.1.host.1.0").write_bytes(b"")
     _train(*command, str(begun))
-    _assert_same_end(done, begun)
+    assert_same_end(done, begun)
     assert not list(begun.rglob("*.part"))
     (foreign / "tensorboard" / "notes.txt").write_text("mine")
     (foreign / "run.lock").touch()
@@ -181,7 +159,7 @@ def test_several_seeds_are_the_runs_of_each_seed(tmp_path: Path) -> None:
     assert said.splitlines()[-1].startswith("2 seeds: success ")
     _train(*flags, "--seed", "4", "--out", str(tmp_path / "one"))
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["seed-3", "seed-4"]
-    assert _summary(tmp_path / "all" / "seed-4") == _summary(tmp_path / "one")
+    assert summary(tmp_path / "all" / "seed-4") == summary(tmp_path / "one")
     before = _content(tmp_path / "all")
     again = (*flags, "--seed", "3", "--seeds", "3", "--out", str(tmp_path / "all"))
     assert "seed-3 holds a run already: resume it with --go-on" in _refused(*again)

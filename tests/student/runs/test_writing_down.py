@@ -9,10 +9,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import torch
 
 from student.cli import main
 from student.runs.folder import BadRun, CannotWrite, Run
+from tests.student.ends import assert_same_end
 from tests.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
@@ -38,26 +38,12 @@ def _train(out: Path, most_bytes: int = resource.RLIM_INFINITY) -> tuple[int, st
     return process.returncode, process.stderr
 
 
-def _network(run: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(max((run / "checkpoints").glob("*.pt")), weights_only=True)
-    network: dict[str, torch.Tensor] = state["network"]
-    return network
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert _train(out) == (0, "")
     return out
-
-
-def _assert_goes_on_to_the_same_end(whole: Path, run: Path) -> None:
-    assert _train(run) == (0, "")
-    expected, network = _network(whole), _network(run)
-    assert all(torch.equal(expected[name], network[name]) for name in expected)
-    frames = [[row["frames"] for row in Run.open(folder).metrics()] for folder in (whole, run)]
-    assert frames[0] == frames[1]
 
 
 @pytest.mark.parametrize("room", ["config", "log", "checkpoint"])
@@ -71,7 +57,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(whole: Path, tmp_path
     (line,) = said.splitlines()
     assert f"student train: error: cannot write to {run}: File too large" in line
     assert not list(run.rglob("*.part"))
-    _assert_goes_on_to_the_same_end(whole, run)
+    assert _train(run) == (0, "")
+    assert_same_end(whole, run)
 
 
 def test_a_run_that_was_cut_off_in_a_line_is_gone_on_with(whole: Path, tmp_path: Path) -> None:
