@@ -85,9 +85,8 @@ class _Trainer:
         self.settings = settings
         torch.set_num_threads(settings.threads)
         _ = np.finfo(np.float32), np.finfo(np.float64)  # computed later, numpy warns of missing denormals
-        torch.set_flush_denormal(
-            True
-        )  # Adam's moments of unused weights decay into denormals, which are slow
+        # Adam's moments of unused weights decay into denormals, which are slow
+        torch.set_flush_denormal(True)
         torch.manual_seed(settings.seed)
         self.vocabulary = Vocabulary()
         self.layout = layout_of(settings.env)
@@ -168,10 +167,9 @@ class _Trainer:
         settings = self.settings
         teacher_lambda = lambda_at(self.schedule_frames, settings) if self.labels is not None else 0.0
         # With lambda 0 the labels have no weight, so the teacher is not asked
-        asking = (
-            (self.labels.rows_of, self.labels.ask) if self.labels is not None and teacher_lambda > 0 else ()
-        )
-        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, *asking)
+        table = self.labels if teacher_lambda > 0 else None
+        numbering = (table.rows_of, table.ask) if table is not None else ()
+        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, *numbering)
         labels_U = self._labels_of(rollout, teacher_lambda)
         self.recent.extend(rollout.ended)
         doubt = doubt_at(self.schedule_frames, self._success(), settings)
