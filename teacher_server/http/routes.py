@@ -61,6 +61,19 @@ _ERRORS: _Responses = {
     503: _error("The teacher is not ready or overloaded. Retry after the seconds in `Retry-After`."),
     504: _error("The teacher did not answer in time."),
 }
+_EXAMPLE = {
+    "probabilities": {"left": 0.002, "right": 0.002, "forward": 0.996},
+    "action": "forward",
+    "analysis": "Agent: column 1, row 1, facing right. Target: the green goal square at column 4, row 4.",
+    "stages": {
+        "analysis": {"text": "Agent: column 1, row 1, facing right. ...", "tokens": 0, "milliseconds": 1.8},
+        "action": {"text": '{"left": 0.002, "right": 0.002, ...}', "tokens": 0, "milliseconds": 0.0},
+    },
+    "teacher": "planner-41a21daf5e1d557e",
+    "stored": False,
+    "milliseconds": {"waiting": 0.1, "picture": 0.6, "teacher": 2.0, "total": 2.9},
+}
+_ANSWERED: _Responses = {200: {"content": {"application/json": {"example": _EXAMPLE}}}}
 _BATCH_ERRORS: _Responses = {status: _ERRORS[status] for status in (400, 401, 413, 422, 429, 503)}
 _ADMIN_ERRORS: _Responses = {
     401: _error("The request has no valid admin key."),
@@ -96,7 +109,9 @@ _FOLDER = Body(openapi_examples={"folder": {"summary": "a folder", "value": {"mo
 router = APIRouter()
 
 
-@router.post("/policy", response_model=Answer, responses=_ERRORS, summary="Ask a question", **_QUESTIONS)
+@router.post(
+    "/policy", response_model=Answer, responses=_ANSWERED | _ERRORS, summary="Ask a question", **_QUESTIONS
+)
 async def policy(request: Request, question: Question) -> Response:
     """Asks the teacher what to do in a picture of a grid world.
 

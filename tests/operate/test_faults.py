@@ -1,4 +1,4 @@
-"""Clients that go away in mid-answer, an engine that dies or stands still, and what runs beside it."""
+"""Clients that disconnect, an engine that dies or hangs, and the processes beside the engine."""
 
 import asyncio
 import importlib.util
@@ -34,12 +34,12 @@ pytestmark = [
 ]
 
 _ROUNDING = 1e-3
-"""What batches of other sizes may make of a probability in float32."""
+"""Largest difference of a probability between batches of different sizes, in float32."""
 
 
 @pytest.fixture(scope="module")
 def teacher(start_prompted: StartPrompted, tmp_path_factory: pytest.TempPathFactory) -> TeacherProcess:
-    """Its analyses are hundreds of tokens long: seconds for fifty of them."""
+    """A teacher whose analyses have hundreds of tokens, so that fifty questions take seconds."""
     slow = shutil.copytree(SETS / "minigrid-zero-shot", tmp_path_factory.mktemp("prompts") / "slow")
     schema = json.loads((slow / "analysis.schema.json").read_text())
     schema["properties"] = {"long": {"type": "string", "minLength": 800, "maxLength": 810}}
@@ -55,7 +55,7 @@ def teacher(start_prompted: StartPrompted, tmp_path_factory: pytest.TempPathFact
     )
 
 
-def test_clients_that_go_away_free_the_engine(teacher: TeacherProcess) -> None:
+def test_clients_that_disconnect_free_the_engine(teacher: TeacherProcess) -> None:
     questions = distinct_questions(50, seed=7)
 
     async def ask_and_leave() -> int:
@@ -87,11 +87,11 @@ def test_clients_that_go_away_free_the_engine(teacher: TeacherProcess) -> None:
 
 @pytest.fixture(scope="module")
 def answers(teacher: TeacherProcess) -> list[Answer]:
-    """To 32 questions, of an engine in the place of one that was killed while it had them."""
+    """The answers to 32 questions, from the engine that replaced one that was killed while answering them."""
     return _asked_while(teacher, signal.SIGKILL)
 
 
-def test_the_questions_of_an_engine_that_dies_are_answered_by_another(
+def test_the_questions_of_a_dead_engine_are_answered_by_its_replacement(
     teacher: TeacherProcess, answers: list[Answer]
 ) -> None:
     assert metric(teacher, "teacher_replacements_total", why="dead", outcome="replaced") == 1
@@ -99,7 +99,7 @@ def test_the_questions_of_an_engine_that_dies_are_answered_by_another(
     assert len(answers) == 32
 
 
-def test_an_engine_that_stands_still_is_replaced_by_one_that_answers_alike(
+def test_a_stopped_engine_is_replaced_and_the_answers_stay_equal(
     teacher: TeacherProcess, answers: list[Answer]
 ) -> None:
     again = _asked_while(teacher, signal.SIGSTOP)
@@ -110,7 +110,7 @@ def test_an_engine_that_stands_still_is_replaced_by_one_that_answers_alike(
         assert one.probabilities == pytest.approx(other.probabilities, abs=_ROUNDING)
 
 
-def test_after_so_many_the_service_ends(teacher: TeacherProcess, answers: list[Answer]) -> None:
+def test_after_too_many_replacements_the_service_ends(teacher: TeacherProcess, answers: list[Answer]) -> None:
     assert len(answers) == 32  # it was replaced before
     (question,) = distinct_questions(1, seed=9)
     left = _engine(teacher)
@@ -127,9 +127,7 @@ def test_after_so_many_the_service_ends(teacher: TeacherProcess, answers: list[A
     assert not any(map(_lives, left))
 
 
-def test_an_engine_that_still_loads_ends_with_the_service(
-    teacher_process: StartTeacher, checkpoint: Path
-) -> None:
+def test_a_loading_engine_ends_with_the_service(teacher_process: StartTeacher, checkpoint: Path) -> None:
     loading = teacher_process("--teacher", "prompted", "--model", str(checkpoint), *VLLM_FLAGS)
     wait_for(lambda: len(_engine(loading)) == 2, "the engine's process and its worker")
     left = _engine(loading)
@@ -139,7 +137,7 @@ def test_an_engine_that_still_loads_ends_with_the_service(
     assert "Traceback" not in loading.stderr.replace("(EngineCore", "")
 
 
-def test_vllm_leaves_other_programs_their_turn_on_cpus() -> None:
+def test_vllm_yields_the_cpu_to_other_programs() -> None:
     found_in_every_process = (
         "import vllm.distributed.utils as waiting; from vllm.plugins import load_general_plugins;"
         "load_general_plugins(); print('yields', waiting.USE_SCHED_YIELD)"
@@ -151,7 +149,7 @@ def test_vllm_leaves_other_programs_their_turn_on_cpus() -> None:
         assert f"yields {yields}" in said.stdout
 
 
-def test_why_an_engine_cannot_start_is_said_in_a_line(
+def test_the_reason_why_an_engine_cannot_start_is_one_line(
     teacher_process: StartTeacher, checkpoint: Path
 ) -> None:
     flags = ("--tensor-parallel-size", "2")
@@ -165,7 +163,7 @@ def _in_engine(teacher: TeacherProcess) -> float:
 
 
 def _engine(teacher: TeacherProcess) -> list[psutil.Process]:
-    """vLLM's processes, the one that all others come from first, under whatever titles they run."""
+    """Returns vLLM's processes, the parent of the others first, whatever their titles."""
     found: list[psutil.Process] = []
     for child in psutil.Process(teacher.process.pid).children():
         if "resource_tracker" not in " ".join(child.cmdline()):
@@ -178,12 +176,12 @@ def _shared_memory(process: psutil.Process) -> set[Path]:
 
 
 def _lives(process: psutil.Process) -> bool:
-    # In a container without an init nobody takes leave of a process whose parent was killed
+    # A container without an init does not reap a process whose parent was killed
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def _asked_while(teacher: TeacherProcess, number: signal.Signals) -> list[Answer]:
-    """The answers to 32 questions that clients ask until they have them; the first engine gets a signal."""
+    """Returns the answers to 32 questions, asked until they are answered, while the engine gets a signal."""
     questions = distinct_questions(32, seed=8)
     old = _engine(teacher)
     segments = _shared_memory(old[0])
@@ -197,7 +195,7 @@ def _asked_while(teacher: TeacherProcess, number: signal.Signals) -> list[Answer
 
     with ThreadPoolExecutor(len(questions)) as pool:
         asked = [pool.submit(ask, question) for question in questions]
-        _wait_for(lambda: _in_engine(teacher), 8)  # they come one after the other
+        _wait_for(lambda: _in_engine(teacher), 8)  # the engine receives them one by one
         old[0].send_signal(number)
         began = time.monotonic()
         url = f"{teacher.url}/teacher"

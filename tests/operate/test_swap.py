@@ -1,4 +1,4 @@
-"""Checkpoints exchanged in real vLLM, with sixteen clients that ask all the time."""
+"""Swaps of the checkpoint in real vLLM, under the load of sixteen clients."""
 
 import importlib.util
 import json
@@ -36,14 +36,14 @@ _KEY = "the-admin-key"
 _HEADERS = {"Authorization": f"Bearer {_KEY}"}
 _CLIENTS = 16
 _ROUNDING = 1e-3
-"""What batches of other sizes may make of a probability in float32."""
+"""Largest difference of a probability between batches of different sizes, in float32."""
 
 StartPrompted = Callable[[Path], TeacherProcess]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`one` and `two` are of different shapes; `red` and `blue` of the same, and their output is not tied."""
+    """`one` and `two` have different shapes; `red` and `blue` have the same, with an untied output layer."""
     folder = tmp_path_factory.mktemp("models")
     make_checkpoint(folder / "one")
     make_checkpoint(folder / "two", seed=1, config_changes={"num_hidden_layers": 3, "intermediate_size": 192})
@@ -54,7 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPrompted]:
-    """Starts teachers that store nothing, in vLLM; their random weights are let say what they like."""
+    """Starts teachers with random weights in vLLM, without a store and without a least label mass."""
     folder = tmp_path_factory.mktemp("start")
     (folder / "key").write_text(_KEY)
     prompts = shortened(load_prompt_set("minigrid-zero-shot"), folder / "prompts")
@@ -101,7 +101,7 @@ def _spoilt(model: Path, folder: Path, spoil: Break) -> Path:
 
 
 def _answers(teacher: TeacherProcess, questions: Sequence[Question]) -> list[Answer]:
-    """All at once."""
+    """Returns the answers to questions of one batch."""
     with TeacherClient(teacher.url, deadline_s=900) as client:
         outcomes = client.ask_batch(questions)
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
@@ -110,7 +110,7 @@ def _answers(teacher: TeacherProcess, questions: Sequence[Question]) -> list[Ans
 
 
 def _one_by_one(teacher: TeacherProcess, questions: Sequence[Question]) -> list[tuple[str, str]]:
-    """The analysis and the labels' scores, of questions that never share a batch."""
+    """Returns the analysis and the label scores of each question; no two questions share a batch."""
     answers = [_answers(teacher, [question])[0] for question in questions]
     return [(a.analysis, a.stages.action.text) for a in answers if a.stages.action is not None]
 
@@ -123,23 +123,23 @@ def _difference(one: Answer, other: Answer) -> float:
 
 @dataclass
 class Crowd:
-    """Clients that ask one question after the other, each until it is answered."""
+    """Clients that ask one question after the other, each question until it has an answer."""
 
     url: str
     questions: Sequence[Question]
     answers: list[tuple[float, int, Answer]] = field(default_factory=list)
-    """When it came, the number of the question, and the answer."""
+    """The time, the number of the question, and the answer."""
     failures: list[str] = field(default_factory=list)
     begun: int = 0
     turned_away: int = 0
-    """503s, after which a question is asked again."""
+    """The number of 503s, after each of which the question is asked again."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _numbers: "count[int]" = field(default_factory=count)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """At its end each client still gets the answer to the question that it has begun."""
+        """Asks until the block ends; each client then waits for its last answer."""
         clients = [threading.Thread(target=self._ask) for _ in range(_CLIENTS)]
         for client in clients:
             client.start()
@@ -175,7 +175,7 @@ class Crowd:
 
 @pytest.fixture(scope="module")
 def teacher(start: StartPrompted, models: Path) -> Iterator[TeacherProcess]:
-    """Serves `one`, and later `two`."""
+    """A teacher of `one`, and later of `two`."""
     teacher = start(models / "one")
     yield teacher
     teacher.end()
@@ -187,11 +187,13 @@ def test_a_swap_under_load_gives_no_wrong_answer_and_loses_no_question(
     questions = distinct_questions(48, seed=11)
     other = start(models / "two")
     one, two = _identity(teacher), _identity(other)
-    # Each from an engine that was just started
+    # Each from a new engine
     expected = {one: _answers(teacher, questions), two: _answers(other, questions)}
     other.end()
     apart = sorted(_difference(a, b) for a, b in zip(expected[one], expected[two], strict=True))
-    assert apart[len(apart) // 4] > 10 * _ROUNDING  # else the one's answers could pass for the other's
+    assert (
+        apart[len(apart) // 4] > 10 * _ROUNDING
+    )  # otherwise one teacher's answers could pass for the other's
 
     crowd = Crowd(teacher.url, questions)
     with crowd.asking():
@@ -219,7 +221,7 @@ def test_a_swap_under_load_gives_no_wrong_answer_and_loses_no_question(
     )
 
 
-def test_the_vision_check_stops_bad_weights_and_the_one_before_answers_as_before(
+def test_the_vision_check_refuses_bad_weights_and_the_previous_checkpoint_answers_as_before(
     teacher: TeacherProcess, models: Path, tmp_path: Path
 ) -> None:
     identity, questions = _identity(teacher), distinct_questions(8, seed=12)
@@ -265,7 +267,7 @@ def test_weights_loaded_in_place_answer_exactly_as_in_a_new_engine(
     assert _one_by_one(red, questions) == expected[swapped.new]
 
 
-def test_students_in_training_stop_or_go_on_as_told(
+def test_students_in_training_stop_or_continue_as_set(
     red: TeacherProcess, models: Path, tmp_path: Path
 ) -> None:
     flags = ["--env", "MiniGrid-LavaGapS6-v0", "--teacher", red.url, "--environments", "4", "--no-progress"]
@@ -280,17 +282,17 @@ def test_students_in_training_stop_or_go_on_as_told(
         metrics = tmp_path / name / "metrics.jsonl"
         return metrics.exists() and metrics.stat().st_size > 0
 
-    # More frames than there is time for until the swap, so that both are in the midst of it
+    # More frames than fit before the swap, so that both students are still training
     pinned = train("pinned", "--frames", "100000")
-    going_on = train("going-on", "--frames", "2048", "--allow-teacher-change")
-    wait_for(lambda: has_begun("pinned") and has_begun("going-on"), "both students' beginning", 600)
-    assert going_on.poll() is None
+    allowing = train("allowing", "--frames", "2048", "--allow-teacher-change")
+    wait_for(lambda: has_begun("pinned") and has_begun("allowing"), "both students' beginning", 600)
+    assert allowing.poll() is None
     swapped = _swapped(_swap(red, models / "blue", in_place=True))
     said = pinned.communicate(timeout=300)[1]
     assert pinned.returncode == 3, said
     assert f"the run learns from the teacher {swapped.old}" in said
     assert "saved after" in said
-    said = going_on.communicate(timeout=600)[1]
-    assert going_on.returncode == 0, said
-    summary = json.loads((tmp_path / "going-on" / "summary.json").read_text())
+    said = allowing.communicate(timeout=600)[1]
+    assert allowing.returncode == 0, said
+    summary = json.loads((tmp_path / "allowing" / "summary.json").read_text())
     assert summary["teacher"] == swapped.new

@@ -205,6 +205,9 @@ def test_each_example_of_the_documentation_is_answered(http: httpx.Client) -> No
     paths = http.get("/openapi.json").json()["paths"]
     examples = paths["/policy"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert set(examples) == set(http.get("/teacher").json()["tasks"])
+    Answer.model_validate(
+        paths["/policy"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+    )
     for example in examples.values():
         answer = http.post("/policy", json=example["value"])
         assert answer.status_code == 200, answer.text

@@ -24,8 +24,8 @@ _PROMPTS = load_prompt_set("minigrid-zero-shot")
 
 
 @dataclass(eq=False)
-class ToldModel:
-    """A session factory and its sessions. What it writes fits no schema, and is an answer all the same.
+class ScriptedModel:
+    """A session factory and its sessions. Its texts fit no schema, and count as answers all the same.
 
     Attributes:
         fault: raised when it is asked; None: it answers once it `goes`.
@@ -49,16 +49,16 @@ class ToldModel:
     def find_marker(self, text: str) -> str | None:
         return None
 
-    def prepare(self, conversation: Conversation) -> "ToldModel":
+    def prepare(self, conversation: Conversation) -> "ScriptedModel":
         return self
 
-    def session(self, picture: PreparedPicture) -> "ToldModel":
+    def session(self, picture: PreparedPicture) -> "ScriptedModel":
         return self
 
-    def without_analysis(self) -> "ToldModel":
+    def without_analysis(self) -> "ScriptedModel":
         return self
 
-    async def analyse(self, decoding: Decoding) -> tuple[Generated, "ToldModel"]:
+    async def analyse(self, decoding: Decoding) -> tuple[Generated, "ScriptedModel"]:
         self.asked += 1
         if self.fault is None:
             await self.goes.wait()
@@ -81,22 +81,22 @@ class ToldModel:
             raise self.refusal
 
 
-def _answering() -> ToldModel:
-    model = ToldModel()
+def _answering() -> ScriptedModel:
+    model = ScriptedModel()
     model.goes.set()
     return model
 
 
-def _teacher(model: ToldModel, **hosting: str) -> PromptedTeacher:
+def _teacher(model: ScriptedModel, **hosting: str) -> PromptedTeacher:
     reading = ReadoutSettings("labels", "soft", 1.0, 0.0, 0.05)
     return PromptedTeacher(model, _PROMPTS, reading, checkpoint={"digest": "d"}, hosting=hosting)
 
 
-class WatchedHouse:
-    """A watched host whose first model is silent; those that replace it answer, unless others are given."""
+class WatchedHost:
+    """A watched host whose first model is silent; its replacements answer, unless the test gives others."""
 
     def __init__(
-        self, patch: pytest.MonkeyPatch, first: ToldModel, *others: ToldModel, **changes: Any
+        self, patch: pytest.MonkeyPatch, first: ScriptedModel, *others: ScriptedModel, **changes: Any
     ) -> None:
         told: dict[str, Any] = {"teacher": "prompted", "stall_s": 10, "watch_s": 4, "replacements": 2}
         self.settings = Settings(**told | changes)
@@ -115,7 +115,7 @@ class WatchedHouse:
         patch.setattr("teacher_server.service.watchdog.same_teacher", self._same_teacher)
 
     def _same_teacher(self, settings: Settings, identity: str) -> PromptedTeacher:
-        """In the place of reading a checkpoint's files: made before a start, and looked at after it."""
+        """Replaces `same_teacher`: makes a teacher before a start, and returns it again after the start."""
         assert settings == self.settings
         if self._new is not None:
             new, self._new = self._new, None
@@ -137,7 +137,7 @@ class WatchedHouse:
 
     @asynccontextmanager
     async def question(self) -> AsyncIterator["asyncio.Task[Any]"]:
-        """One that the model has; given up at the end."""
+        """A question that the model is answering; cancelled when the block ends."""
         before = self.model.asked
         task, actions = next(iter(self.teacher.tasks.items()))
         asking = asyncio.create_task(self.teacher.answer(Observation(draw(trial_grid(5)), "", task, actions)))
