@@ -1,4 +1,4 @@
-"""Checkpoints, chat prompts with pictures, and transformers engines to ask, on the CPU."""
+"""Helpers of engine tests: checkpoints, chat prompts with pictures, and transformers engines on the CPU."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 WHOLE = Decoding(96, SCHEMA)
-"""Enough tokens for the schema, greedily."""
+"""Greedy, with enough tokens for the schema."""
 ENDLESS = Decoding(20_000, {"type": "string", "minLength": 20_000})
 """Takes minutes to generate."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: its path, its body read as JSON, and its headers by lower-case names."""
+    """A request: its path, its JSON body, and its headers by lower-case names."""
 
     path: str
     body: Any
@@ -43,7 +43,7 @@ def http_server(answer: Callable[[Asked], Answer]) -> Iterator[HttpServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # headers and content leave together
+        wbufsize = -1  # sends headers and body together
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
@@ -78,6 +78,6 @@ def http_server(answer: Callable[[Asked], Answer]) -> Iterator[HttpServer]:
         finally:
             server.shutdown()
             thread.join()
-            for asked in served.asked:  # connections that are kept alive would be answered on
+            for asked in served.asked:  # or kept-alive connections would still get replies
                 with suppress(OSError):
                     asked.handler.connection.shutdown(socket.SHUT_RDWR)

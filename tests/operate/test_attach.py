@@ -49,7 +49,7 @@ _MODEL = "tiny"
 
 @dataclass(frozen=True)
 class _Room:
-    """A checkpoint, prompts, the server that is asked, and a loop for what is asked in this process."""
+    """A checkpoint, a prompt set, the server, and an event loop for this process."""
 
     checkpoint: Checkpoint
     prompts: PromptSet
@@ -67,7 +67,7 @@ class _Room:
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Room]:
-    """Its checkpoint's own sampling settings would spoil every answer, if they were mixed in."""
+    """A stock server whose own sampling settings would spoil every answer if they had an effect."""
     checkpoint = checkpoint_with_habits(tmp_path_factory.mktemp("checkpoint") / "tiny")
     short = shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "short")
     prompts = load_prompt_set(str(short))
@@ -83,7 +83,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Room]:
 
 @pytest.fixture(scope="module")
 def sessions(room: _Room) -> Iterator[MessageSessionFactory]:
-    """Talks to the server."""
+    """A session factory over the server."""
     server = ChatServer(room.server.url, _MODEL)
 
     async def attached() -> MessageSessionFactory:
@@ -98,7 +98,7 @@ def sessions(room: _Room) -> Iterator[MessageSessionFactory]:
 
 @pytest.fixture
 def attached(room: _Room, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
-    """A teacher that reads labels."""
+    """An attached teacher that reads labels."""
     with started_teachers(tmp_path_factory) as start:
         teacher = start(*_flags(room), "--min-label-mass", "0")
         wait_until_ready(teacher, 1800)
@@ -139,7 +139,7 @@ def test_the_server_writes_the_same_tokens_as_we_do(sessions: MessageSessionFact
 
 
 def _written(room: _Room, messages: list[dict[str, object]]) -> list[int]:
-    """The server's prompt of a conversation, one token for each picture."""
+    """Returns the server's prompt of a conversation, with one token for each picture."""
     body = {"model": _MODEL, "messages": messages, "max_tokens": 1, "return_token_ids": True}
     reply = httpx.post(f"{room.server.url}/chat/completions", json=body, timeout=LONG_S).json()
     picture = room.checkpoint.image_token_id
@@ -170,7 +170,7 @@ def test_label_probabilities_agree_with_our_engine(attached: TeacherProcess, roo
 async def _by_our_engine(
     room: _Room, questions: list[Question], answers: list[Answer | ErrorBody]
 ) -> list[tuple[dict[str, float], str]]:
-    """Probabilities after the analyses in the answers, and our engine's own analyses."""
+    """Returns our engine's probabilities after the answers' analyses, and its own analyses."""
     from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415  (not everywhere)
 
     tokenizer = room.checkpoint.tokenizer
@@ -221,7 +221,7 @@ def test_the_most_probable_tokens_alone_say_nothing_wrong(
 
     async def all_of_them() -> list[LabelScores]:
         known = await asyncio.gather(*map(exactly, questions))
-        # Beside requests for named tokens vLLM shows one token alone
+        # Computed together with requests for named tokens, vLLM lists one token only
         beside, _ = await asyncio.gather(
             asyncio.gather(*(as_shown(*one) for one in known)), asyncio.gather(*map(exactly, questions))
         )

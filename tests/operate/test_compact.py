@@ -1,4 +1,4 @@
-"""The checkpoint that the repository has, in stock `vllm serve`: nothing of ours is in what answers."""
+"""The repository's checkpoint in stock `vllm serve`, without code of this project in the server."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture
 def stock(tmp_path: Path) -> Iterator[StockServer]:
-    """With the checkpoint as it lies there."""
+    """A stock server with the unchanged checkpoint."""
     server = StockServer(COMPACT, tmp_path / "stock.txt", "--served-model-name", "compact")
     try:
         server.wait()

@@ -1,4 +1,4 @@
-"""Copies of a checkpoint in real vLLM: both stages of a question go to the one that has it in its cache."""
+"""Copies of a checkpoint in real vLLM: both stages of a question go to the same copy, for its cache."""
 
 import importlib.util
 from pathlib import Path
@@ -25,12 +25,12 @@ def test_stage_2_finds_all_of_stage_1(start_prompted: StartPrompted, short_promp
         *("--prompts", str(short_prompts), "--readout", "labels", "--min-label-mass", "0"),
         store="none",
     )
-    # All of one size, so that their prompts have one length
+    # Pictures of one size, so that all prompts have one length
     questions = [q for q in distinct_questions(100, seed=2) if q.task == "fetch"][:24]
     names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
 
     def count(stage: str, some: slice) -> tuple[float, float]:
-        """Tokens looked up and found, a question, asked one after the other."""
+        """Returns tokens looked up and found a question, for questions one after another."""
         before = [metric(teacher, name) for name in names]
         for question in questions[some]:
             asked = question.model_copy(update={"stage": stage}).model_dump(mode="json")
@@ -39,7 +39,7 @@ def test_stage_2_finds_all_of_stage_1(start_prompted: StartPrompted, short_promp
         queries, hits = ((metric(teacher, n) - was) / spread for n, was in zip(names, before, strict=True))
         return queries, hits
 
-    count("both", slice(4))  # so that each copy knows the examples
+    count("both", slice(4))  # so that each copy has cached the examples
     queries_1, hits_1 = count("analysis", slice(4, 14))
     queries, hits = count("both", slice(14, 24))
     print(f"\nprefix cache: stage 1 {hits_1 / queries_1:.3f}, both {hits / queries:.3f}")

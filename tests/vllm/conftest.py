@@ -1,4 +1,4 @@
-"""Prompted teachers in processes of their own, with a real checkpoint in a real engine."""
+"""Fixtures: prompted teachers in their own processes, with a checkpoint in real vLLM."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -15,11 +15,11 @@ from tools.random_checkpoint import make_checkpoint, shortened
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
 
 StartPrompted = Callable[..., TeacherProcess]
-"""start(*flags, **variables): a prompted teacher that is ready."""
+"""start(*flags, **variables) starts a prompted teacher and waits until it is ready."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says why these tests do not run where there is no vLLM."""
+    """Skips these tests, with a reason, where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         for item in items:
             if item.get_closest_marker("vllm"):
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A genuine Qwen2.5-VL of under a million parameters, with random weights.
+    """A Qwen2.5-VL checkpoint of under a million parameters, with random weights.
 
     Its own pixel bounds would scale each prepared picture; they may have no effect.
     """
@@ -39,13 +39,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def short_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`minigrid` with analyses that come to their end."""
+    """`minigrid` with analyses short enough to be complete."""
     return shortened(load_prompt_set("minigrid"), tmp_path_factory.mktemp("prompts") / "short")
 
 
 @pytest.fixture(scope="module")
 def start_prompted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[StartPrompted]:
-    """Starts prompted teachers; they are killed when the module's tests end."""
+    """Starts prompted teachers, and kills them after the module's tests."""
     with started_teachers(tmp_path_factory) as start_teacher:
 
         def start(*flags: str, **variables: str) -> TeacherProcess:

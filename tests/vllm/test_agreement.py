@@ -1,4 +1,4 @@
-"""vLLM with all its caches against plain transformers, which caches nothing: the same label probabilities."""
+"""vLLM with all its caches gives the label probabilities of transformers."""
 
 import json
 import random
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def teachers(start_prompted: StartPrompted, short_prompts: Path) -> tuple[TeacherProcess, TeacherProcess]:
-    """vLLM and transformers, with the same checkpoint and prompts."""
+    """A vLLM and a transformers teacher with the same checkpoint and prompt set."""
     flags = ("--prompts", str(short_prompts), "--readout", "labels", "--min-label-mass", "0")
     return (
         start_prompted(*VLLM_FLAGS, *flags),
@@ -50,17 +50,17 @@ def test_label_probabilities_agree(teachers: tuple[TeacherProcess, TeacherProces
         f"\n{len(both)} answers, {len(same)} with the same analysis:"
         f" largest difference {largest:.2e}; spread over pictures {spread:.3f}"
     )
-    assert spread > 0.05  # else agreeing would mean little
+    assert spread > 0.05  # otherwise agreement would mean little
     assert largest < 0.01
 
 
 def test_pictures_that_differ_in_one_tile_never_share_an_answer(
     teachers: tuple[TeacherProcess, TeacherProcess],
 ) -> None:
-    """vLLM's issue 20261: near-equal mazes that got one picture's answer."""
+    """Guards against vLLM's issue 20261, where similar mazes got the answer of one picture."""
     pairs = [_pair(seed) for seed in range(12)]
     questions = [question for pair in pairs for question in pair]
-    # One after the other, so that whatever the first of a pair left in a cache is there for the second
+    # One after another, so that the second of a pair meets what the first left in the caches
     vllm = [_answered(a) for question in questions for a in _ask(teachers[0], [question])]
     transformers = [_answered(a) for a in _ask(teachers[1], questions)]
     for i in range(0, len(questions), 2):
@@ -73,7 +73,7 @@ def test_pictures_that_differ_in_one_tile_never_share_an_answer(
 
 
 def _pair(seed: int) -> tuple[Question, Question]:
-    """A room with a ball, and the same room with the ball in another colour."""
+    """Returns questions about a grid with a ball, and about the same grid with another colour of ball."""
     rng = random.Random(seed)
     cells_HW: NDArray[np.uint8] = np.full((6, 6), code("wall", "grey"), np.uint8)
     cells_HW[1:5, 1:5] = EMPTY

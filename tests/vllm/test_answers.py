@@ -1,4 +1,4 @@
-"""A checkpoint in real vLLM, asked over HTTP: valid answers or stated failures, and what caches save."""
+"""A checkpoint in real vLLM over HTTP: valid answers or stated failures, and the hits of the prefix cache."""
 
 import math
 from collections import Counter
@@ -18,14 +18,14 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 _COUNT = 50
 _BLOCK = 128
-"""Tokens that vLLM keeps together on a CPU."""
+"""Tokens in a cache block of vLLM on a CPU."""
 _FAULTS = {"truncated", "schema", "sum"}
-"""What can go wrong with random weights, which close no sentence and add up to nothing."""
+"""Faults of random weights, which end no text and write numbers with any sum."""
 
 
 @pytest.fixture(scope="module", params=["labels", "numbers"])
 def teacher(start_prompted: StartPrompted, request: pytest.FixtureRequest) -> Iterator[TeacherProcess]:
-    """Random weights put little mass on labels, and write numbers that sum to 1 only by chance."""
+    """A teacher with low thresholds: random weights give labels little mass and numbers any sum."""
     started = start_prompted(
         *(*VLLM_FLAGS, "--readout", request.param, "--min-label-mass", "0", "--sum-tolerance", "0.5")
     )
@@ -64,7 +64,7 @@ def test_every_question_is_answered_or_fails_with_its_reason(teacher: TeacherPro
     failed = len(outcomes) - answered
     assert metric(teacher, "teacher_failures_total", status="502") == failed
     in_metrics = sum(metric(teacher, "teacher_unreadable_total", fault=fault) for fault in _FAULTS)
-    assert in_metrics >= failed  # the questions of the start count as well
+    assert in_metrics >= failed  # the trial questions of the start count too
 
 
 def test_failures_are_not_stored(teacher: TeacherProcess) -> None:
@@ -76,19 +76,19 @@ def test_failures_are_not_stored(teacher: TeacherProcess) -> None:
             assert after.stored
             assert after.probabilities == before.probabilities
         else:
-            # It was asked once more; a batch of others may round to another answer
+            # Asked again; in another batch, rounding may change the answer
             assert isinstance(after, ErrorBody) or not after.stored
 
 
 def test_stage_2_computes_little_that_stage_1_has_computed(teacher: TeacherProcess) -> None:
-    # All of one size, so that their prompts have one length
+    # Pictures of one size, so that all prompts have one length
     questions = [q for q in distinct_questions(160, seed=2) if q.task == "fetch"]
     analysed, asked = questions[:20], questions[20:40]
 
     names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
 
     def count(batch: Sequence[Question]) -> tuple[float, float, int]:
-        """Tokens looked up, tokens found, and questions that came to stage 2."""
+        """Returns tokens looked up, tokens found, and questions that reached stage 2."""
         before = [metric(teacher, name) for name in names]
         outcomes = _ask_batch(teacher, batch)
         queries, hits = (metric(teacher, name) - was for name, was in zip(names, before, strict=True))
@@ -97,14 +97,14 @@ def test_stage_2_computes_little_that_stage_1_has_computed(teacher: TeacherProce
     queries_1, hits_1, _ = count([q.model_copy(update={"stage": "analysis"}) for q in analysed])
     queries, hits, came = count(asked)
     assert came > 0
-    # Stage 1 of those asked costs what stage 1 alone did, but for missions of other lengths
+    # Stage 1 costs what stage 1 alone did, except for the missions' lengths
     queries_2, hits_2 = queries - queries_1, hits - hits_1
     prompt_1 = queries_1 / len(analysed)
     print(
         f"\nprefix cache: stage 1 {hits_1 / queries_1:.3f} of {prompt_1:.0f} tokens a question,"
         f" stage 2 {hits_2 / queries_2:.3f} of {queries_2 / came:.0f}, both {hits / queries:.3f}"
     )
-    # All of stage 1's prompt is found, but for a part of the last block
+    # All of stage 1's prompt is found, except for a part of the last block
     assert hits_2 > came * (prompt_1 - 2 * _BLOCK)
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that the repository has, in real vLLM."""
+"""The repository's checkpoint in real vLLM."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Path:
-    """What prompted teachers are started with here."""
+    """The checkpoint of this module's teachers."""
     return COMPACT
 
 

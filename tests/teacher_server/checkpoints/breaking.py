@@ -1,4 +1,4 @@
-"""Breaks a checkpoint's folder, or lays it out in another way, one thing at a time."""
+"""Breaks one thing in a checkpoint's folder, or changes its layout."""
 
 import json
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def lose_token(token: str) -> Break:
 
 
 def split(folder: Path, files: int = 3) -> None:
-    """Lays the weights out as large checkpoints do: shards, and an index of them."""
+    """Splits the weights into shards with an index, as large checkpoints do."""
     tensors = load_file(folder / WEIGHTS)
     names = sorted(tensors)
     (folder / WEIGHTS).unlink()
@@ -109,13 +109,13 @@ def _pack(tensors: dict[str, np.ndarray]) -> None:
 
 
 def quantise(folder: Path) -> None:
-    """Lays a checkpoint out as AWQ does."""
+    """Changes a checkpoint to AWQ's layout."""
     change_tensors(_pack)(folder)
     set_fields("config.json", quantization_config={"quant_method": "awq", "bits": 4})(folder)
 
 
 NOT_NUMBERS = change_tensors(lambda tensors: tensors["model.norm.weight"].fill(np.nan))
 BLIND = change_tensors(_go_blind)
-"""The vision weights are all zero, as a merge that left them out may leave them."""
+"""Sets the vision weights to zero, as a faulty merge may."""
 WITHOUT_VISION = change_tensors(_lose_sight)
-"""The vision weights are not in the file."""
+"""Removes the vision weights from the file."""

@@ -1,4 +1,4 @@
-"""A checkpoint's folder: each way it is laid out is read, and all that is wrong with one is told at once."""
+"""A checkpoint's folder: every layout is read, and all problems are reported at once."""
 
 import json
 import shutil
@@ -296,7 +296,7 @@ def test_a_file_is_no_folder(made: Path) -> None:
 
 
 def test_a_hubs_cache_is_told_from_a_checkpoint(made: Path, tmp_path: Path) -> None:
-    """As `huggingface_hub` lays it out: files are links, in a folder that bears a commit's name."""
+    """The layout of `huggingface_hub`: files are links, in a folder named by a commit."""
     root = tmp_path / "models--Qwen--Qwen2.5-VL-3B-Instruct"
     snapshot = root / "snapshots" / "66285546d2b821cf421d4f5eb2576359d3770cd3"
     snapshot.mkdir(parents=True)
@@ -342,7 +342,7 @@ def test_a_tokenizer_saved_in_training_neither_cuts_nor_pads(folder: Path) -> No
 
 
 def test_published_layout(folder: Path) -> None:
-    """Weights in shards, the chat template in a file of JSON, a rope table that old versions saved."""
+    """The published layout: shards, the chat template in JSON, and a rope table of old versions."""
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
@@ -367,7 +367,7 @@ def test_chat_template_in_the_tokenizers_config(folder: Path, several: bool) -> 
 
 
 def test_layout_of_a_newer_transformers(folder: Path) -> None:
-    """As its save_pretrained writes it, with nested config, and names of tensors as its models have them."""
+    """The layout of save_pretrained: a nested config, and tensors by transformers' names."""
     before = read_checkpoint(folder)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     model.save_pretrained(folder)
@@ -378,7 +378,7 @@ def test_layout_of_a_newer_transformers(folder: Path) -> None:
     after = read_checkpoint(folder)
     assert "hidden_size" not in after.config
     assert after.dimensions == before.dimensions
-    # The newer one saves the copy of tied weights too
+    # Newer versions save the copy of tied weights too
     assert set(after.tensors) - set(before.tensors) == {"lm_head.weight"}
     assert after.weight_bytes("bfloat16") == before.weight_bytes("bfloat16")
     assert after.dtype() == "float32"

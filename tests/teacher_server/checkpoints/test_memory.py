@@ -1,4 +1,4 @@
-"""What serving takes and what is there: against the real caches, and machines made up of files."""
+"""Memory that serving needs, compared with real caches, and the memory of simulated machines."""
 
 import os
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_shares_and_copies(large: Checkpoint) -> None:
     need, problems = _need(large, _gpus(8), tensor_parallel_size=2, data_parallel_size=3)
     assert problems == []
     assert (need.weights, need.cache, len(need.places)) == (whole.weights // 2, whole.cache // 2, 6)
-    # A head is not cut: with more GPUs than heads of keys and values, each holds one
+    # Heads are not split: with more GPUs than heads of keys and values, each GPU holds one
     sixteen, _ = _need(large, _gpus(16), tensor_parallel_size=16)
     assert sixteen.cache == whole.cache // 4
 
@@ -98,7 +98,7 @@ def test_too_small_a_gpu(large: Checkpoint) -> None:
 def test_a_gpu_that_others_use(large: Checkpoint) -> None:
     _, (problem,) = _need(large, _gpus(1, free=40))
     assert "`gpu_memory_utilization` 0.9 takes 72.0 GiB, and 40.0 GiB are free" in problem
-    # transformers takes what it needs, and no share
+    # transformers takes what it needs, not a share
     assert _need(large, _gpus(1, free=40), "transformers")[1] == []
 
 
@@ -112,7 +112,7 @@ def test_what_is_closed_before_leaves_its_memory(large: Checkpoint) -> None:
     assert [place.free for place in later.gpus or ()] == [78 * GIB, 6 * GIB]
     assert later.machine == taken.machine
     assert _need(large, later)[1] == []
-    # Others have taken of the GPU meanwhile
+    # Other programs have taken GPU memory meanwhile
     assert _need(large, _gpus(1, free=2).without(_need(large, _gpus(1, free=75))[0]))[1] == []
     assert _gpus(1, free=79).without(served).gpus == (Place("GPU 0", 80 * GIB, 80 * GIB),)
 
@@ -219,7 +219,7 @@ def test_machine_memory_without_limits(tmp_path: Path) -> None:
 
 
 def test_machine_memory_of_nested_groups(tmp_path: Path) -> None:
-    """The tightest counts, for the total and for what is free; files that can be dropped are free."""
+    """The tightest limit counts, for the total and for the free memory; the file cache counts as free."""
     files = _group("sys/fs/cgroup/a", 2_000_000, 1_900_000, 100_000) | _group(
         "sys/fs/cgroup/a/b", 1_500_000, 9, 0
     )
@@ -227,7 +227,7 @@ def test_machine_memory_of_nested_groups(tmp_path: Path) -> None:
 
 
 def test_machine_memory_in_a_container(tmp_path: Path) -> None:
-    """Where the path is the host's, and the container sees its own group at the top."""
+    """The path is the host's, and the container sees its own group at the top."""
     files = _group("sys/fs/cgroup", 1_000_000, 400_000, 0)
     assert _machine(tmp_path, "0::/docker/abc\n", files) == Place("this machine", 1_000_000, 600_000)
 
@@ -250,7 +250,7 @@ def test_machine_memory_here() -> None:
 
 
 def test_defaults_have_no_heads_of_their_own() -> None:
-    """Where a config names no heads of keys and values, there are as many as of queries."""
+    """Without heads of keys and values in the config, there are as many as of queries."""
     dimensions = Dimensions.of({"num_key_value_heads": None, "num_attention_heads": 4, "hidden_size": 32})
     assert dimensions.kv_heads == 4
     need = memory_need(dimensions, 0, "float32", EngineSettings(), "vllm", Hardware(_MACHINE, None))

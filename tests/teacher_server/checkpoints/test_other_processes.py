@@ -36,7 +36,7 @@ class cuda:
 
 
 def _gpus_with_torch(folder: Path, source: str) -> object:
-    """What is seen in a process whose torch is of this source."""
+    """Returns the GPUs in a process whose torch has this source."""
     (folder / "torch.py").write_text(source)
     look = "import dataclasses, json; from teacher_server.checkpoints.memory import gpu_memory as look;"
     look += "seen = look();"

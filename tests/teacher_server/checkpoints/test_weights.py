@@ -1,4 +1,4 @@
-"""A checkpoint's weights: what is wrong is told, and what a config asks for is what real models have."""
+"""A checkpoint's weights: reported problems, and the shapes of real models by their configs."""
 
 import shutil
 from pathlib import Path
@@ -42,7 +42,7 @@ def _renamed(prefix: str, of: str = "") -> Break:
 
 
 def _once_more(name: str) -> Break:
-    """Another value of a tensor, in the shard that the index does not place it in."""
+    """Stores another value of a tensor in a shard where the index does not place it."""
 
     def add(folder: Path) -> None:
         tensors = load_file(folder / SHARD)
@@ -244,7 +244,7 @@ def test_part_of_a_quantised_checkpoint_is_missing(folder: Path) -> None:
     def pack_one(tensors: dict[str, np.ndarray]) -> None:
         name = "model.layers.0.mlp.up_proj"
         tensors[f"{name}.qweight"] = tensors.pop(f"{name}.weight").astype(np.int32)
-        del tensors["model.layers.1.self_attn.q_proj.weight"]  # its bias is there
+        del tensors["model.layers.1.self_attn.q_proj.weight"]  # its bias stays
 
     change_tensors(pack_one)(folder)
     set_fields("config.json", quantization_config={"quant_method": "gptq"})(folder)

@@ -1,4 +1,4 @@
-"""Batches without a model: what is gathered, in which order, and what becomes of requests that fail."""
+"""Batches without a model: grouping, order, and failing requests."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ def _generate(number: int) -> Request:
 
 
 class _Echo:
-    """Answers each request with its number and keeps the batches; waits in each until `go` is set."""
+    """Answers each request with its number and records the batches; each batch waits until `go` is set."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -36,7 +36,7 @@ class _Echo:
 
 
 async def _asked(batches: Batches, requests: list[Request]) -> list[asyncio.Task[Any]]:
-    """Tasks that wait for each, once the first request is running alone."""
+    """Returns tasks that wait for each request, after the first one runs alone."""
     tasks = [asyncio.create_task(batches.answer(requests[0]))]
     await asyncio.sleep(0.05)
     tasks += [asyncio.create_task(batches.answer(request)) for request in requests[1:]]

@@ -1,4 +1,4 @@
-"""What can go wrong between the teacher and a chat server, with a server that does it."""
+"""Failures between the teacher and a chat server, with a server that causes them."""
 
 import asyncio
 import threading

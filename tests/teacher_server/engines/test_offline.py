@@ -14,7 +14,7 @@ import os, pkgutil
 from contextlib import suppress
 from importlib import import_module
 
-for name in ("minigrid", "vllm"):  # these do change variables
+for name in ("minigrid", "vllm"):  # these change variables themselves
     with suppress(ModuleNotFoundError):
         import_module(name)
 before = dict(os.environ)

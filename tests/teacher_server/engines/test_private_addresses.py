@@ -1,4 +1,4 @@
-"""Which addresses are private, and that a connection goes to no other than those that were checked."""
+"""Private addresses, and connections that go only to addresses that were checked."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ Resolve = Callable[..., None]
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """resolve([addresses], [addresses], ...): what a name stands for, look by look."""
+    """resolve([addresses], [addresses], ...) sets what a name resolves to, look-up by look-up."""
     real = socket.getaddrinfo
 
     def stand_for(*looks: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ def _get(port: int, times: int = 1, allow_host: str | None = None) -> list[httpx
 
 
 def test_the_server_is_asked_by_its_name_at_the_address_that_was_checked(resolve: Resolve) -> None:
-    # Looked up once more to connect, the name would lead elsewhere
+    # A second look-up for the connection would give another address
     resolve(["127.0.0.1"], ["8.8.8.8"])
     with http_server(lambda _: (200, "here")) as server:
         (response,) = _get(server.port)

@@ -1,4 +1,4 @@
-"""Processes ended with all that they started, whatever they do, and the shared memory that they leave."""
+"""Ending processes with their descendants, whatever they do, and removing their shared memory."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 
 def _hold(connection: Connection) -> None:
-    """Ignores SIGTERM, holds shared memory, and has a child that knows of neither."""
+    """Ignores SIGTERM, holds shared memory, and has an ordinary child."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     segment = SharedMemory(create=True, size=1000)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -31,7 +31,7 @@ def _hold(connection: Connection) -> None:
 
 @pytest.fixture
 def holder() -> Iterator[tuple[BaseProcess, Path, psutil.Process]]:
-    """A process, its shared memory, and its child."""
+    """Starts a process; returns it, its shared memory and its child."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_hold, args=(there,))

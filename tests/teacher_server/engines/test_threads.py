@@ -1,4 +1,4 @@
-"""Threads of the arithmetic wait asleep, whichever command loads torch, unless the user says otherwise."""
+"""OpenMP's threads sleep while they wait in each command that loads torch, unless the user sets otherwise."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ dispatch("some", Group("", {"command": command}), ["command"])
 
 
 def _openmp(**variables: str) -> str:
-    """What OpenMP says of its settings when a command loads torch."""
+    """Returns OpenMP's report of its settings when a command loads torch."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     env |= {"OMP_DISPLAY_ENV": "VERBOSE"} | variables
     command = [sys.executable, "-c", _COMMAND]

@@ -1,4 +1,4 @@
-"""What the transformers engine answers on a real tiny checkpoint, against plain transformers and itself."""
+"""The transformers engine's answers on a tiny checkpoint, compared with transformers and with itself."""
 
 import asyncio
 import json
@@ -54,14 +54,14 @@ def prompts(checkpoint: Checkpoint) -> list[Prompt]:
 
 
 class _Plain:
-    """Transformers' own way for one prompt: its processor, its positions, its generation."""
+    """Runs one prompt with transformers' own processor, positions and generation."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self.model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
             checkpoint.folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        # Even of a config given to `generate`, the checkpoint's own would fill the gaps
+        # The checkpoint's own config would fill the gaps even of one given to `generate`
         self.model.generation_config = transformers.GenerationConfig(
             do_sample=False, eos_token_id=checkpoint.end_token_id, pad_token_id=checkpoint.end_token_id
         )
@@ -177,7 +177,7 @@ def test_text_fits_its_schema(
         seen = set()
         for generated in shared.all(asked):
             assert generated.complete
-            # Not strict: xgrammar lets a tab into a string
+            # Not strict: xgrammar accepts a tab in a string
             found = json.loads(generated.text, strict=False)
             assert list(found) == SCHEMA["required"]
             assert found["front"] in SCHEMA["properties"]["front"]["enum"]
@@ -292,7 +292,7 @@ def _noise(seed: int) -> PreparedPicture:
 
 @pytest.fixture
 def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Columns of each forward pass from now on."""
+    """Records the number of columns of each forward pass."""
     computed: list[int] = []
     forward = transformers.Qwen2_5_VLForConditionalGeneration.forward
 
@@ -305,7 +305,7 @@ def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def _followups(shared: SharedEngine, prompts: list[Prompt]) -> list[Prompt]:
-    """Prompts that go on from what the engine has said, by 2 to 7 tokens, one of them anew."""
+    """Returns prompts that continue generated text by 2 to 7 tokens, one without its cached prefix."""
     said = shared.all([shared.engine.generate(prompt, WHOLE) for prompt in prompts])
     assert all(generated.complete for generated in said)
     return [
@@ -325,7 +325,7 @@ def test_what_goes_on_computes_only_what_is_new_and_scores_alike(
     columns.clear()
     asked = [shared.engine.score(prompt, range(600)) for prompt in followups]
     alone = shared.one_by_one(asked)
-    assert columns == [2, 3, 4, 5, 6, 7]  # what is new alone: no picture, no token that was said
+    assert columns == [2, 3, 4, 5, 6, 7]  # only the new tokens: no picture, no generated token
     columns.clear()
     together = shared.all([shared.engine.score(prompt, range(600)) for prompt in followups])
     assert max(columns) == 7

@@ -1,4 +1,4 @@
-"""A transformers engine's life on a real tiny checkpoint: cancellations, failures, start and close."""
+"""A transformers engine on a tiny checkpoint: start, cancellation, failures and close."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ def test_cancelled_requests_free_the_engine(checkpoint: Checkpoint, prompts: lis
 
     score, took = asyncio.run(scenario())
     assert score < 0
-    # All their tokens would take many minutes
+    # Generating all tokens would take many minutes
     assert took < 30
 
 

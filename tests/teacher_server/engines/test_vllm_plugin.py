@@ -69,7 +69,7 @@ def test_failures_are_noted_a_line_each(
             logger.exception("WorkerProc failed to start.")
     logger.error("no exception")
     assert file.read_text() == "no room\n2 NUMA nodes\n"
-    file.unlink()  # it has started by now
+    file.unlink()  # the engine has started
     logger.error("later", exc_info=error)
     assert not file.exists()
 

@@ -1,4 +1,4 @@
-"""Chat templates are rendered as transformers renders them, whatever they use; only the date is fixed."""
+"""Chat templates are rendered as by transformers, with a fixed date."""
 
 from typing import Any
 

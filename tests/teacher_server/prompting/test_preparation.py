@@ -1,4 +1,4 @@
-"""Prepared pictures: sizes, tiles, margins, digests; and that Qwen's own processors take them as they are."""
+"""Prepared pictures: sizes, tiles, margins and digests; Qwen's own processors do not change them."""
 
 import hashlib
 import io
@@ -217,7 +217,7 @@ def test_qwen_vl_utils_gives_the_same_pixels(
 
 @pytest.fixture(scope="module")
 def prepared() -> list[Image.Image]:
-    """Pictures of a question, and the smallest and largest that there can be."""
+    """Pictures of a question, and the smallest and largest possible ones."""
     hows: list[dict[str, Any]] = [{}, {"tile": 28, "margin": True}, {"tile": 20, "margin": True}]
     pictures = [Preparation(**how).prepare(_frame(tile=16)).image for how in hows]
     return [*pictures, *(Preparation().prepare(_noise(*size)).image for size in _SIZES)]

@@ -1,4 +1,4 @@
-"""The examples of the prompt sets: they say what their pictures show and do what the planner would."""
+"""The worked examples of the prompt sets describe their pictures and agree with the planner."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_an_example_is_what_its_picture_shows(file: Path) -> None:
     found = [[y, x] for y, row in enumerate(view.cells_HW.tolist()) for x, c in enumerate(row) if c in kinds]
     assert analysis["hazards"] == found
 
-    # Turn the world until the agent faces up: ahead is then up, and right is right
+    # Rotate the grid until the agent faces up: ahead is then up, and right is right
     dx, dy = target["column"] - view.x, target["row"] - view.y
     for _ in range((HEADINGS.index("up") - view.heading) % 4):
         dx, dy = -dy, dx
@@ -82,7 +82,7 @@ def test_an_example_does_what_the_planner_would(file: Path) -> None:
     best = max(planned, key=lambda action: planned[action])
     assert max(told["probabilities"], key=lambda action: told["probabilities"][action]) == best
     assert told["probabilities"] == pytest.approx(planned, abs=1e-4)
-    # The reasoning ends with that action, and what it says of sides is so
+    # The reasoning ends with that action, and its sides are correct
     reasoning = told["analysis"]["reasoning"]
     ending = {"pickup": "pick it up", "done": "say done", "forward": "go forward"}.get(best, f"turn {best}")
     assert reasoning.endswith(f"I {ending}.")

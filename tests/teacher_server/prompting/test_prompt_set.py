@@ -1,4 +1,4 @@
-"""Prompt sets: every mistake is told in one line; conversations have the right shape; examples are right."""
+"""Prompt sets: each mistake is reported in one line, and conversations have the right form."""
 
 import io
 import json
@@ -35,7 +35,7 @@ _MISSIONS = {
 
 @pytest.fixture(scope="module")
 def sets() -> dict[str, PromptSet]:
-    """The sets that come with the project, by name."""
+    """Name -> set that comes with the project."""
     return {name: load_prompt_set(name) for name in _NAMES}
 
 
@@ -56,7 +56,7 @@ def _text(message: dict[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-# What can be wrong with a set
+# Mistakes in a set
 
 
 def _replace(file: str, old: str, new: str) -> Callable[[Path], None]:
@@ -213,7 +213,7 @@ def test_a_template_can_neither_reach_files_nor_python(copied: Path) -> None:
             load_prompt_set(str(copied))
 
 
-# What identifies a set
+# The digest of a set
 
 
 def test_the_digest_changes_with_each_file_and_only_then(copied: Path) -> None:
@@ -228,7 +228,7 @@ def test_the_digest_changes_with_each_file_and_only_then(copied: Path) -> None:
     ):
         (copied / extra).parent.mkdir(exist_ok=True)
         (copied / extra).write_text("not a part of the set")
-    (copied / "examples.toml").write_text("")  # what the examples were made from
+    (copied / "examples.toml").write_text("")  # documents how the examples were made
     assert load_prompt_set(str(copied)).digest == before
 
     parts = [
@@ -248,7 +248,7 @@ def test_the_digest_changes_with_each_file_and_only_then(copied: Path) -> None:
     assert load_prompt_set(str(copied)).digest != before
 
 
-# What conversations look like
+# The form of conversations
 
 
 @pytest.mark.parametrize("name", _NAMES)

@@ -1,4 +1,4 @@
-"""Read-outs against their formulas."""
+"""Read-outs compared with their formulas."""
 
 import json
 import math

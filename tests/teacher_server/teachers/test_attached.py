@@ -53,7 +53,7 @@ _prompt_set = lru_cache(load_prompt_set)
 
 @dataclass
 class _Server:
-    """Answers as vLLM did; without what it is told to lack."""
+    """Replies as vLLM did, without the features in `lacks`."""
 
     lacks: set[str] = field(default_factory=set)
     tokens: dict[str, Any] = field(default_factory=lambda: dict(_RECORDED["tokens"]))
@@ -117,7 +117,7 @@ def _ask(settings: Settings, **changes: Any) -> Any:
 
 
 def _scores() -> dict[str, float]:
-    """Action -> score, as vLLM gave it by the token's id."""
+    """Returns action -> score, as vLLM returned it by token id."""
     labels = _prompt_set("minigrid").labels
     (step,) = _RECORDED["actions by id"]["choices"][0]["logprobs"]["content"]
     of_token = {entry["token"]: entry["logprob"] for entry in step["top_logprobs"]}
@@ -257,7 +257,7 @@ def test_a_label_of_several_tokens_may_be_as_probable_as_its_beginning() -> None
 
 
 def test_what_a_list_was_filled_up_with_is_no_score() -> None:
-    # As vLLM shows it to a request that was computed together with one for named tokens
+    # vLLM's reply to a request that was computed together with one for named tokens
     told = among_most_probable(_tokens(left=-0.7, **{"!": -9999.0}), {"left": "left", "right": "right"})
     assert told.at_most == {"right": -0.7}
     with pytest.raises(EngineError, match="no log-probabilities"):
@@ -325,7 +325,7 @@ def test_served_over_http(teacher_process: StartTeacher, tmp_path: Path) -> None
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
         assert reply.json()["error"]["reason"].startswith("analysis: the connection to http://127.0.0.1")
         assert httpx.post(f"{teacher.url}/policy", json=_QUESTION, timeout=LONG_S).json()["stored"]
-        # A student asks again by itself, and gets its label when the server is back
+        # The client retries, and gets its answer when the server is back
         asked = len(server.asked)
         with TeacherClient(teacher.url) as client, ThreadPoolExecutor() as pool:
             asking = pool.submit(client.ask_batch, [Question(**other)])

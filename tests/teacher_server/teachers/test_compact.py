@@ -1,4 +1,4 @@
-"""The checkpoint that the repository has: an ordinary one, small, and a teacher of the four tasks."""
+"""The repository's checkpoint: a small, ordinary checkpoint that teaches the four tasks."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_it_is_small_and_passes_the_check(capsys: pytest.CaptureFixture[str]) ->
     assert digest in told
     assert "\nprompts       compact\n" in told
     assert "note" not in told
-    # What is in it is still what it was trained with
+    # The prompt set is still the one that it was trained with
     assert checkpoint.trained_on == trained_on(
         "compact", load_prompt_set("compact"), [t.env_id for t in TASKS.values()]
     )

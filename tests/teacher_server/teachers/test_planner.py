@@ -1,4 +1,4 @@
-"""The embedded teacher: its identity, its mistakes, and what it cannot answer."""
+"""The planner teacher: its identity, its mistakes, and the questions that it cannot answer."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ def _observation(env_id: str, seed: int, tile: int = 8) -> Observation:
 
 @pytest.fixture(scope="module")
 def observations() -> list[Observation]:
-    """Several hundred states, no two of them equal."""
+    """Several hundred distinct states."""
     return [_observation("MiniGrid-Fetch-8x8-N3-v0", seed) for seed in range(400)]
 
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_answered_says_which_field_is_why(field: str, change: dic
     ("tasks", "written_down"), [(tuple(TASKS), "b99753e889c04254"), (("go_to_object",), "eed8c021a6c2abf1")]
 )
 def test_the_version_stands_for_the_answers(tasks: tuple[str, ...], written_down: str) -> None:
-    """If this fails, the planner's answers changed: raise PLANNER_VERSION, then write both down here."""
+    """If this fails, the planner's answers have changed: raise PLANNER_VERSION, then update both here."""
     env_ids = [env_id for task in tasks for env_id in ALL_TASKS[task].env_ids]
     asked = [_observation(env_id, seed) for env_id in env_ids for seed in range(8)]
     plans = [plan(read(a.picture), a.task, a.mission, a.actions) for a in asked]

@@ -1,4 +1,4 @@
-"""The two stages, with an engine that says what a test tells it to: what real ones say by chance only."""
+"""The two stages with a scripted engine, which gives answers that real engines give only by chance."""
 
 import asyncio
 import json
@@ -44,12 +44,12 @@ _PROMPTS = load_prompt_set("minigrid-zero-shot")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Its tokenizer and chat template are what counts here."""
+    """A checkpoint, for its tokenizer and chat template."""
     return read_checkpoint(make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny"))
 
 
 class _Engine:
-    """Says `texts` one after the other and scores labels with `scores`; remembers what it was asked."""
+    """Generates `texts` in turn and scores labels with `scores`; records the requests."""
 
     def __init__(self, checkpoint: Checkpoint, *texts: str | Exception, **scores: float) -> None:
         self._tokenizer, self._texts = checkpoint.tokenizer, list(texts)
@@ -81,7 +81,7 @@ MakeTeacher = Callable[..., tuple[PromptedTeacher, _Engine]]
 
 @pytest.fixture
 def make_teacher(checkpoint: Checkpoint) -> MakeTeacher:
-    """make_teacher(*texts, reading={...}, **scores by label): a teacher and its engine."""
+    """make_teacher(*texts, reading={...}, **scores by label) returns a teacher and its engine."""
 
     def make(
         *texts: str | Exception,
@@ -334,5 +334,5 @@ def test_what_gives_no_readable_answer_does_not_pass_the_vision_check(
     ):
         asyncio.run(check_vision(teacher))
     teacher, _ = make_teacher(*unreadable, A=-3.0, B=-3.0, C=-3.0)
-    with pytest.raises(VisionCheckFailed, match="changing one tile moves"):  # it went on to that
+    with pytest.raises(VisionCheckFailed, match="changing one tile moves"):  # it reached the comparison
         asyncio.run(check_vision(teacher, allow_unreadable=True))

@@ -1,4 +1,4 @@
-"""A prompted teacher in a real process, by transformers: what cannot be served, and what cannot be read."""
+"""A prompted teacher under transformers in its own process: unusable settings and unreadable answers."""
 
 import json
 import re
@@ -28,13 +28,13 @@ _TEACHER = str(Path(sys.executable).with_name("teacher"))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A genuine Qwen2.5-VL of under a million parameters, with random weights."""
+    """A Qwen2.5-VL checkpoint of under a million parameters, with random weights."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture
 def start_prompted(teacher_process: StartTeacher, checkpoint: Path) -> Callable[..., TeacherProcess]:
-    """start(*flags): a prompted teacher that is ready."""
+    """start(*flags) starts a prompted teacher and waits until it is ready."""
 
     def start(*flags: str) -> TeacherProcess:
         given = ("--teacher", "prompted", "--engine", "transformers", "--model", str(checkpoint))
@@ -202,7 +202,7 @@ def test_settings_that_are_missing_are_named() -> None:
 
 
 def _refused(*flags: str) -> str:
-    """What `teacher serve` says as it refuses, in one line."""
+    """Returns the one line with which `teacher serve` refuses."""
     command = [_TEACHER, "serve", "--teacher", "prompted", "--engine", "transformers", "--port", "0"]
     command += ["--store", "none", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)

@@ -1,4 +1,4 @@
-"""Watches over what PROMPTED_VERSION stands for: how a conversation is made and an answer read."""
+"""PROMPTED_VERSION has to change with how a conversation is made or an answer is read."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The teacher that knows nothing, on its own and as it is served."""
+"""The uniform teacher, alone and over HTTP."""
 
 import asyncio
 
