@@ -43,11 +43,16 @@ def say(line: str) -> None:
 
     A setting's field in backticks is printed as its flag: `max_batch` as --max-batch.
     """
-    line = re.sub(r"`(\w+)`", lambda found: _flags.get(found[1], found[0]), _speaker + line)
+    line = _speaker + with_flags(line)
     if _bar is not None:
         _bar.write(line)
     else:
         print(line, file=sys.stderr, flush=True)
+
+
+def with_flags(text: str) -> str:
+    """Replaces settings in backticks by their flags, as `say` does."""
+    return re.sub(r"`(\w+)`", lambda found: _flags.get(found[1], found[0]), text)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from teacher_api.command_line import BadSetting, PromptSetName, flags_and_variables
+from teacher_api.terminal import with_flags
 from teacher_server.checkpoints.checkpoint import (
     ARCHITECTURE,
     BadCheckpoint,
@@ -66,7 +67,7 @@ def main(settings: CheckSettings) -> int:
         print(_row("checkpoint", str(settings.model)))
         problems += error.problems
     problems += of_prompts
-    print("\n".join(f"- {' '.join(problem.split())}" for problem in problems) or "ok")
+    print("\n".join(f"- {with_flags(' '.join(problem.split()))}" for problem in problems) or "ok")
     return 1 if problems else 0
 
 
@@ -135,7 +136,7 @@ def _facts(
     from teacher_server.teachers.registry import training_notes  # noqa: PLC0415 - as above
 
     for note in training_notes(checkpoint.trained_on, prompts, readout or prompts.readout):
-        yield "note", note
+        yield "note", with_flags(note)
 
 
 def _row(name: str, value: str) -> str:

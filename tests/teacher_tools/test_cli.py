@@ -93,7 +93,7 @@ def test_waiting_requests_are_refused_when_the_service_stops(
 
 _FAILING = """
 import sys
-from teacher_server import cli
+from teacher_tools import cli
 from teacher_server.teachers.planner import PlannerTeacher
 from tests.waiting import LONG_S
 
