@@ -25,7 +25,7 @@ from gridworld.pictures import (
 from gridworld.tasks import ALL_TASKS
 from gridworld.tiles import tile_picture
 from gridworld.views import EMPTY, View, code, encode_cells, view_of
-from tests.student.odd_rooms import Star
+from tests.student.custom_environments import Star
 
 pytestmark = pytest.mark.unit
 

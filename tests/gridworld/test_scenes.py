@@ -93,7 +93,7 @@ def test_scenes_have_the_same_key_when_they_are_the_same() -> None:
 
 
 def test_the_target_has_the_goals_colour() -> None:
-    env = gymnasium.make("tests.student.odd_rooms:Odd-TwoGoals-v0")
+    env = gymnasium.make("tests.student.custom_environments:Custom-TwoGoals-v0")
     env.reset()
     view = view_of(env)
     scene = Scene("lava_gap", "get to the red goal square", view)

@@ -27,7 +27,7 @@ from gridworld.views import (
     uncode,
     view_of,
 )
-from tests.student.odd_rooms import Coin, Ice, Star
+from tests.student.custom_environments import Coin, Ice, Star
 
 pytestmark = pytest.mark.unit
 

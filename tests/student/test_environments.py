@@ -32,7 +32,7 @@ OTHERS = [
     "MiniGrid-RedBlueDoors-6x6-v0",  # 12 x 6
     "MiniGrid-ObstructedMaze-1Dlhb-v0",  # 11 x 6, with a box, a ball, a key and a locked door
     "BabyAI-GoToObjS4-v0",
-    "tests.student.rooms:Rooms-Painted-v0",  # 7 x 4, things change in place and the mission too
+    "tests.student.custom_environments:Custom-Painted-v0",  # 7 x 4, changes in place, as its mission does
 ]
 """Of no family."""
 
@@ -75,27 +75,45 @@ def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
         ("nowhere.to.be.found:Maze-v0", "'nowhere.to.be.found:Maze-v0': No module named 'nowhere'"),
         ("json:Maze-v0", "unknown environment 'json:Maze-v0'"),
         ("CartPole-v1", "'CartPole-v1' is not a MiniGridEnv"),
-        ("tests.student.rooms:Rooms-Broken-v0", "unknown environment .*: the roof is leaking"),
-        ("tests.student.rooms:Rooms-Eight-Actions-v0", r"has the actions Discrete\(8\)"),
+        ("tests.student.custom_environments:Custom-Broken-v0", "unknown environment .*: the roof is leaking"),
+        ("tests.student.custom_environments:Custom-EightActions-v0", r"has the actions Discrete\(8\)"),
         (
-            "tests.student.rooms:Rooms-Limited-v0",
+            "tests.student.custom_environments:Custom-Limited-v0",
             "is registered with max_episode_steps, which this project leaves out",
         ),
-        ("tests.student.odd_rooms:Odd-Wrapped-v0", "with the wrapper StochasticActionWrapper, which"),
         (
-            "tests.student.odd_rooms:Odd-Compass-v0",
+            "tests.student.custom_environments:Custom-Wrapped-v0",
+            "with the wrapper StochasticActionWrapper, which",
+        ),
+        (
+            "tests.student.custom_environments:Custom-Compass-v0",
             "has the actions up, down, left, right; they have to be MiniGrid's, or some of them: left, right,"
             " forward, pickup, drop, toggle, done",
         ),
         (
-            "tests.student.odd_rooms:Odd-Gaps-v0",
+            "tests.student.custom_environments:Custom-Gaps-v0",
             r"actions Discrete\(2\), and names for left, right; its `act",
         ),
-        ("tests.student.odd_rooms:Odd-Unnamed-v0", r"the actions Discrete\(2\), and names for none"),
-        ("tests.student.odd_rooms:Odd-Icy-v0", "cannot be observed: a blue ice is none of MiniGrid's"),
-        ("tests.student.odd_rooms:Odd-Orange-v0", "cannot be observed: an orange ball is none of MiniGrid's"),
-        ("tests.student.odd_rooms:Odd-Starry-v0", "observed: Star, a yellow ball, has its own render()"),
-        ("tests.student.rooms:Rooms-Talkative-v0", "cannot be observed: UnknownWord: .* has 17 words"),
+        (
+            "tests.student.custom_environments:Custom-Unnamed-v0",
+            r"the actions Discrete\(2\), and names for none",
+        ),
+        (
+            "tests.student.custom_environments:Custom-Icy-v0",
+            "cannot be observed: a blue ice is none of MiniGrid's",
+        ),
+        (
+            "tests.student.custom_environments:Custom-Orange-v0",
+            "cannot be observed: an orange ball is none of MiniGrid's",
+        ),
+        (
+            "tests.student.custom_environments:Custom-Starry-v0",
+            "observed: Star, a yellow ball, has its own render()",
+        ),
+        (
+            "tests.student.custom_environments:Custom-Talkative-v0",
+            "cannot be observed: UnknownWord: .* has 17 words",
+        ),
     ],
 )
 def test_an_environment_that_cannot_be_used_is_refused_in_one_line(env_id: str, said: str) -> None:
@@ -106,7 +124,7 @@ def test_an_environment_that_cannot_be_used_is_refused_in_one_line(env_id: str, 
 
 def test_actions_in_another_order_are_known_by_their_names() -> None:
     """`right` is 0, `forward` 1 and `left` 2 there."""
-    layout = layout_of("tests.student.odd_rooms:Odd-Swapped-v0")
+    layout = layout_of("tests.student.custom_environments:Custom-Swapped-v0")
     assert layout.actions == ("right", "forward", "left")
     env = Environment(layout, Vocabulary(), lambda episode: episode)
     assert layout.view(_row(env.reset())).heading == 0
@@ -115,10 +133,12 @@ def test_actions_in_another_order_are_known_by_their_names() -> None:
         assert (view.x, view.y, view.heading) == pose
 
 
-@pytest.mark.parametrize("env_id", ["Odd-Seen-v0", "Odd-Human-v0", "Odd-Coins-v0", "Odd-TwoGoals-v0"])
-def test_an_odd_environment_that_can_be_shown_is_taken(env_id: str) -> None:
+@pytest.mark.parametrize(
+    "env_id", ["Custom-Seen-v0", "Custom-Human-v0", "Custom-Coins-v0", "Custom-TwoGoals-v0"]
+)
+def test_an_unusual_environment_that_can_be_drawn_is_accepted(env_id: str) -> None:
     """One in a wrapper of observations, one that would open a window, objects and colours of its own."""
-    layout = layout_of(f"tests.student.odd_rooms:{env_id}")
+    layout = layout_of(f"tests.student.custom_environments:{env_id}")
     env = Environment(layout, Vocabulary(), lambda episode: episode)
     view = layout.view(_row(env.reset()))
     env.step(2)
@@ -126,8 +146,11 @@ def test_an_odd_environment_that_can_be_shown_is_taken(env_id: str) -> None:
 
 
 def test_an_environment_may_look_at_its_own_observation() -> None:
-    for env_id, actions in (("Odd-Looking-v0", (2, 2)), ("Odd-LookingReward-v0", (2, 2, 2, 1, 2, 2, 2))):
-        layout = layout_of(f"tests.student.odd_rooms:{env_id}")
+    for env_id, actions in (
+        ("Custom-Looking-v0", (2, 2)),
+        ("Custom-LookingReward-v0", (2, 2, 2, 1, 2, 2, 2)),
+    ):
+        layout = layout_of(f"tests.student.custom_environments:{env_id}")
         env = Environment(layout, Vocabulary(), lambda episode: episode)
         env.reset()
         rewards = [env.step(action)[1] for action in actions]
@@ -139,28 +162,28 @@ def test_an_environment_may_look_at_its_own_observation() -> None:
     ("env_id", "after", "said"),
     [
         (
-            "Odd-Failing-v0",
+            "Custom-Failing-v0",
             20,
             "in step 21 of the episode with seed 70: RecursionError: rejection sampling failed",
         ),
         (
-            "Odd-Growing-v0",
+            "Custom-Growing-v0",
             150,
             "at the start of the episode with seed 72: its grid has 8 x 8 cells, and had 6 x 6",
         ),
         (
-            "Odd-Turning-v0",
+            "Custom-Turning-v0",
             70,
             "at the start of the episode with seed 71: its grid has 5 x 9 cells, and had 9 x 5",
         ),
     ],
 )
 def test_an_environment_that_fails_or_changes_its_size_is_named(env_id: str, after: int, said: str) -> None:
-    layout = layout_of(f"tests.student.odd_rooms:{env_id}")
+    layout = layout_of(f"tests.student.custom_environments:{env_id}")
     env = Environment(layout, Vocabulary(), lambda episode: 70 + episode)
     with pytest.raises(EnvironmentFailed, match=said) as caught:
         _turn_about(env, after + 1)
-    assert f"'tests.student.odd_rooms:{env_id}' failed" in str(caught.value)
+    assert f"'tests.student.custom_environments:{env_id}' failed" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Environments of no family, from another package, on the ways that a user takes."""
+"""Environments of no known family, from another package, through the commands."""
 
 import json
 from pathlib import Path
@@ -10,31 +10,31 @@ from student.experiments.plans import BadPlan, read_plan
 from student.runs.folder import Run
 from tests.conftest import TeacherProcess
 
-_ROOMS = "tests.student.rooms:Rooms-Painted-v0"
+_CUSTOM = "tests.student.custom_environments:Custom-Painted-v0"
 
 
 @pytest.mark.integration
 def test_another_packages_environment_is_learnt_resumed_and_evaluated(
     shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The planner sees a goal in a room of walls, whatever the room is called."""
+    """The planner needs a goal and walls, not a known id."""
     run, teacher = tmp_path / "run", shared_teacher.url
     small = ("--evaluation-episodes", "5", "--no-progress")
-    told = ("--env", _ROOMS, "--task", "lava_gap", "--teacher", teacher)
+    told = ("--env", _CUSTOM, "--task", "lava_gap", "--teacher", teacher)
     assert main(["train", *told, *small, "--frames", "512", "--out", str(run)]) == 0
     assert main(["train", "--resume", str(run), "--frames", "1024"]) == 0
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["env"], summary["frames"], summary["failed"]) == (_ROOMS, 1024, 0)
+    assert (summary["env"], summary["frames"], summary["failed"]) == (_CUSTOM, 1024, 0)
     assert summary["states"] > 20
     assert Run.open(run).config["settings"]["task"] == "lava_gap"
     assert main(["evaluate", str(run), "--episodes", "5", "--gif", str(tmp_path / "student.gif")]) == 0
     assert (tmp_path / "student.gif").stat().st_size > 0
     report = tmp_path / "teacher.json"
-    asked = ("--env", _ROOMS, "--task", "lava_gap", "--episodes", "20", "--out", str(report))
+    asked = ("--env", _CUSTOM, "--task", "lava_gap", "--episodes", "20", "--out", str(report))
     assert main(["evaluate", teacher, *asked]) == 0
     assert json.loads(report.read_text())["argmax"]["success"] == 1
     capsys.readouterr()
-    assert main(["train", "--resume", str(run), "--task", "fetch", "--env", _ROOMS]) == 2
+    assert main(["train", "--resume", str(run), "--task", "fetch", "--env", _CUSTOM]) == 2
     assert "--task cannot be changed when a run is resumed" in capsys.readouterr().err
 
 
@@ -42,7 +42,7 @@ def test_another_packages_environment_is_learnt_resumed_and_evaluated(
 def test_a_run_says_how_many_labels_failed_and_why(
     shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """BabyAI's missions name boxes and places, which are none of the task's."""
+    """BabyAI's missions name boxes and places, which the task does not have."""
     run, small = tmp_path / "run", ("--evaluation-episodes", "2", "--no-progress", "--environments", "4")
     told = ("--env", "BabyAI-PickupLoc-v0", "--task", "fetch", "--teacher", shared_teacher.url)
     assert main(["train", *told, *small, "--frames", "512", "--out", str(run)]) == 0
@@ -62,17 +62,17 @@ def test_a_run_says_how_many_labels_failed_and_why(
 @pytest.mark.unit
 def test_a_sweeps_teacher_needs_to_be_told_the_task(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
-    lines = [f'envs = ["{_ROOMS}"]', 'algos = ["ppo"]', "seeds = 1", 'baseline = "alone"']
+    lines = [f'envs = ["{_CUSTOM}"]', 'algos = ["ppo"]', "seeds = 1", 'baseline = "alone"']
     lines += ["[arms.alone]", 'teacher = "none"']
     plan.write_text("\n".join(lines))
-    assert read_plan(plan).settings_of("alone", "ppo", _ROOMS).task is None
+    assert read_plan(plan).settings_of("alone", "ppo", _CUSTOM).task is None
     lines += ["[arms.taught]", 'teacher = { teacher = "uniform" }']
     plan.write_text("\n".join(lines))
-    with pytest.raises(BadPlan, match=f"`task` is missing: {_ROOMS}"):
+    with pytest.raises(BadPlan, match=f"`task` is missing: {_CUSTOM}"):
         read_plan(plan)
-    lines += [f'[env."{_ROOMS}"]', 'task = "lava_gap"']
+    lines += [f'[env."{_CUSTOM}"]', 'task = "lava_gap"']
     plan.write_text("\n".join(lines))
-    assert read_plan(plan).settings_of("taught", "ppo", _ROOMS).task == "lava_gap"
+    assert read_plan(plan).settings_of("taught", "ppo", _CUSTOM).task == "lava_gap"
 
 
 @pytest.mark.unit
@@ -80,7 +80,7 @@ def test_a_run_whose_environment_fails_is_saved_and_says_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, flags = tmp_path / "run", ("--environments", "8", "--rollout-steps", "16", "--no-progress")
-    env = "tests.student.odd_rooms:Odd-Failing-v0"
+    env = "tests.student.custom_environments:Custom-Failing-v0"
     assert main(["train", "--env", env, *flags, "--frames", "600", "--out", str(run)]) == 5
     said = capsys.readouterr().err
     assert "failed in step 21 of the episode with seed " in said

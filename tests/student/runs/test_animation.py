@@ -42,7 +42,7 @@ def test_images_show_the_state_and_a_bar_as_long_as_the_probability_of_the_actio
 
 
 def test_all_images_have_one_size_whatever_the_missions_are(tmp_path: Path) -> None:
-    layout, vocabulary = layout_of("tests.student.rooms:Rooms-Painted-v0"), Vocabulary()
+    layout, vocabulary = layout_of("tests.student.custom_environments:Custom-Painted-v0"), Vocabulary()
     animate(_forward, layout, vocabulary, 1, tmp_path / "student.gif")
     with Image.open(tmp_path / "student.gif") as animation:
         assert animation.size == (448 // 7 * 7 + 300, 22 * (2 + 1 + 6 + 1 + 7 + 1))

@@ -124,4 +124,4 @@ def test_an_environment_of_no_family_gets_the_named_task() -> None:
 
 def test_sampling_fails_where_the_planner_never_finds_a_plan() -> None:
     with pytest.raises(CannotStart, match="no plan in 100 episodes of tests"):
-        Sampler(["tests.student.odd_rooms:Odd-Coins-v0"], seed=0, task="go_to_door").block(0, 1)
+        Sampler(["tests.student.custom_environments:Custom-Coins-v0"], seed=0, task="go_to_door").block(0, 1)

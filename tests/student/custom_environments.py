@@ -1,4 +1,4 @@
-"""Environments as users of MiniGrid write them, each with something that MiniGrid's own do not have."""
+"""Environments as users of MiniGrid write them; importing this module registers their ids."""
 
 from enum import IntEnum
 from typing import Any
@@ -21,14 +21,14 @@ class Room(MiniGridEnv):
     ) -> None:
         space = MissionSpace(mission_func=lambda: mission)
         super().__init__(space, width=width, height=height, max_steps=64, **more)
-        self._said = mission
+        self._mission = mission
 
     def _gen_grid(self, width: int, height: int) -> None:
         self.grid = Grid(width, height)
         self.grid.wall_rect(0, 0, width, height)
         self.furnish(width, height)
         self.agent_pos, self.agent_dir = (1, 1), 0
-        self.mission = self._said
+        self.mission = self._mission
 
     def furnish(self, width: int, height: int) -> None:
         self.put_obj(Goal(), width - 2, height - 2)
@@ -51,7 +51,7 @@ class TwoGoals(Room):
 
 
 class Looking(Room):
-    """Reads its own observation in reset and step, in each of the ways that a dictionary has."""
+    """Reads its own observation in reset and step, by each method of a dictionary."""
 
     def reset(self, **more: Any) -> Any:
         obs, info = super().reset(**more)
@@ -64,7 +64,7 @@ class Looking(Room):
 
 
 class LookingReward(Room):
-    """Overrides neither step nor reset, and looks all the same."""
+    """Reads its own observation in the reward, without overriding step or reset."""
 
     def _reward(self) -> float:
         return float(self.gen_obs()["image"].any())
@@ -113,14 +113,14 @@ class Ice(WorldObj):
 
 
 class Star(Ball):
-    """A ball by its type, and something else in the picture."""
+    """A ball by its type with another picture."""
 
     def render(self, img: Any) -> Any:
         img[:] = 255
 
 
 class Coin(Ball):
-    """Drawn as MiniGrid's ball, and walked over."""
+    """Drawn as MiniGrid's ball, and can be walked over."""
 
     def can_overlap(self) -> bool:
         return True
@@ -177,6 +177,52 @@ class Named(Room):
         self.actions, self.action_space = actions, gymnasium.spaces.Discrete(n)
 
 
+class Painted(MiniGridEnv):
+    """A grid of 7 x 4 whose ball changes its colour at every step, and the mission with it."""
+
+    def __init__(self, **more: Any) -> None:
+        mission_space = MissionSpace(mission_func=lambda: "the ball is red")
+        super().__init__(mission_space, width=7, height=4, max_steps=40, **more)
+
+    def _gen_grid(self, width: int, height: int) -> None:
+        self.grid = Grid(width, height)
+        self.grid.wall_rect(0, 0, width, height)
+        self.ball = Ball("red")
+        self.put_obj(self.ball, 4, 1)
+        self.put_obj(Goal(), 5, 2)
+        self.place_agent()
+        self.mission = "the ball is red"
+
+    def step(self, action: Any) -> Any:
+        self.ball.color = ("red", "blue", "green")[self.step_count % 3]
+        self.mission = f"the ball is {self.ball.color}"
+        return super().step(action)
+
+
+class Broken(Painted):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("the roof\nis leaking")
+
+
+class EightActions(Painted):
+    """Has an action that MiniGrid does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gymnasium.spaces.Discrete(8)
+
+
+class Talkative(Painted):
+    """Its mission has 17 words."""
+
+    def reset(self, **more: Any) -> Any:
+        result = super().reset(**more)
+        self.mission = " ".join(["go"] * 17)
+        return result
+
+
 for _name, _kind in {
     "Room": Room,
     "TwoGoals": TwoGoals,
@@ -190,11 +236,16 @@ for _name, _kind in {
     "Starry": Starry,
     "Coins": Coins,
 }.items():
-    gymnasium.register(f"Odd-{_name}-v0", _kind)
-gymnasium.register("Odd-Compass-v0", lambda: Named(Compass, 4))
-gymnasium.register("Odd-Swapped-v0", lambda: Named(Swapped, 3))
-gymnasium.register("Odd-Gaps-v0", lambda: Named(Gaps, 2))
-gymnasium.register("Odd-Unnamed-v0", lambda: Named(("left", "right"), 2))
-gymnasium.register("Odd-Human-v0", Room, kwargs={"render_mode": "human"})
-gymnasium.register("Odd-Wrapped-v0", lambda: StochasticActionWrapper(Room()))
-gymnasium.register("Odd-Seen-v0", lambda: FullyObsWrapper(Room()))
+    gymnasium.register(f"Custom-{_name}-v0", _kind)
+gymnasium.register("Custom-Compass-v0", lambda: Named(Compass, 4))
+gymnasium.register("Custom-Swapped-v0", lambda: Named(Swapped, 3))
+gymnasium.register("Custom-Gaps-v0", lambda: Named(Gaps, 2))
+gymnasium.register("Custom-Unnamed-v0", lambda: Named(("left", "right"), 2))
+gymnasium.register("Custom-Human-v0", Room, kwargs={"render_mode": "human"})
+gymnasium.register("Custom-Wrapped-v0", lambda: StochasticActionWrapper(Room()))
+gymnasium.register("Custom-Seen-v0", lambda: FullyObsWrapper(Room()))
+gymnasium.register("Custom-Painted-v0", Painted)
+gymnasium.register("Custom-Broken-v0", Broken)
+gymnasium.register("Custom-EightActions-v0", EightActions)
+gymnasium.register("Custom-Talkative-v0", Talkative)
+gymnasium.register("Custom-Limited-v0", Painted, max_episode_steps=5)
