@@ -15,7 +15,8 @@ _ONE_AFTER_ANOTHER = (
     ("README.md", "start/quickstart.md", "start/pandas.md", "guides/answers.md", "guides/train-student.md"),
     ("guides/export.md", "guides/sweeps.md", "guides/reports.md"),
     ("reference/policy.md", "start/checkpoint.md", "guides/swap.md"),
-    ("guides/bench.md", "guides/score.md", "how/planner.md", "guides/playground.md", "guides/serve.md"),
+    ("guides/bench.md", "guides/score.md", "guides/playground.md", "guides/serve.md", "how/planner.md"),
+    ("guides/prompts.md", "start/environment.md"),
 )
 """Pages under docs/ that are read in one folder, beside the same servers: no command is run twice."""
 
