@@ -90,23 +90,25 @@ def _lines(page: str) -> list[str]:
 def _blocks(page: str) -> Iterator[tuple[str, int, list[str]]]:
     """The blocks of a page: the language, the first line's number, and the lines.
 
-    What is indented by four is a block of commands too.
+    What is indented by four after a blank line is a block of commands too.
     """
     language: str | None = None
     block: list[str] = []
+    before = ""
     for number, line in enumerate([*_lines(page), ""], 1):
+        in_text, before = bool(before.strip()) and not block, line
         fence = re.match(r"```(\w*)$", line)
         if fence and language is None:
             language = fence[1]
             if language not in ("sh", "python", *_OTHER_LANGUAGES):
                 raise BadPage(
-                    f"{page}, line {number}: ```{language}: write ```sh or ```python for what is run, else"
+                    f"{page}, line {number}: ```{language}: write ```sh or ```python if it is run, else one of"
                     f" {', '.join(sorted(_OTHER_LANGUAGES))} for anything else"
                 )
         elif fence:
             yield str(language), number - len(block), block
             language, block = None, []
-        elif language is not None or line.startswith("    "):
+        elif language is not None or (line.startswith("    ") and not in_text):
             block.append(line if language is not None else line[4:])
         elif not line.strip() and block and number < len(_lines(page)) and _goes_on(page, number):
             block.append("")
