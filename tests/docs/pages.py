@@ -102,7 +102,7 @@ def _blocks(page: str) -> Iterator[tuple[str, int, list[str]]]:
             language = fence[1]
             if language not in ("sh", "python", *_OTHER_LANGUAGES):
                 raise BadPage(
-                    f"{page}, line {number}: ```{language}: write ```sh or ```python if it is run, else one of"
+                    f"{page}, line {number}: ```{language}: write ```sh or ```python for commands, or"
                     f" {', '.join(sorted(_OTHER_LANGUAGES))} for anything else"
                 )
         elif fence:
