@@ -1,9 +1,13 @@
-"""Files that are replaced atomically: a reader sees the old content or the new one, never a part."""
+"""Writes files: atomically, so that a reader sees the old or the new content, and with one error message."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from teacher_api.command_line import CannotStart
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -27,3 +31,16 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(setting: str, path: Path) -> Iterator[None]:
+    """Reports an OSError of a `with` block that writes to a setting's file or folder.
+
+    Raises:
+        CannotStart: names the setting, the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CannotStart(f"`{setting}`: cannot write to {path}: {error.strerror or error}") from error

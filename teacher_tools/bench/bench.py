@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_api.command_line import CannotStart, fail
+from teacher_api.files import writing
 from teacher_api.schemas import Question
 from teacher_tools.bench.measuring import BenchPlan, Load, Round, measure
 from teacher_tools.bench.progress import BenchProgress
@@ -37,7 +38,9 @@ def main(settings: BenchSettings, serve_flags: list[str]) -> int:
         CannotStart: a setting or a teacher cannot be used.
     """
     seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-    _make_folder(settings.out)
+    if settings.out is not None:
+        with writing("out", settings.out):
+            settings.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         found = find_teachers(settings, serve_flags, stack)
         tasks = common_tasks(settings, found.values())
@@ -100,14 +103,6 @@ def _about(settings: BenchSettings, plan: BenchPlan, tasks: Sequence[str]) -> di
         "target_ms": settings.target_ms,
         "timeout_s": settings.timeout_s,
     }
-
-
-def _make_folder(out: Path | None) -> None:
-    try:
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotStart(f"`out`: cannot write to {out}: {error.strerror or error}") from error
 
 
 def _finish(report: Report, out: Path | None) -> int:

@@ -13,6 +13,7 @@ from gridworld.scenes import Scene
 from gridworld.tasks import ACTIONS
 from teacher_api.client import TeacherClient
 from teacher_api.command_line import CannotStart
+from teacher_api.files import writing
 from teacher_api.keys import read_key
 from teacher_api.schemas import Answer
 from teacher_tools.score.answers import CachedAnswers, Outcome
@@ -171,11 +172,9 @@ def animate(steps: Sequence[Step], path: Path) -> None:
     frames = [_frame(step) for step in steps]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0)
-    try:
+    with writing("gif", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.getvalue())
-    except OSError as error:
-        raise CannotStart(f"`gif`: {path} cannot be written: {error.strerror or error}") from error
 
 
 def _frame(step: Step) -> Image.Image:

@@ -11,9 +11,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from teacher_api.files import writing
 from teacher_tools.score.measures import BINS
 from teacher_tools.score.results import Calibration, Mean, Score
-from teacher_tools.score.scoring import BadScore
 from teacher_tools.score.tables import ScoreTable, short, table, verdicts, with_interval
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
@@ -45,7 +45,7 @@ def write_score(out: Path, score: Score) -> None:
     """Writes score.md, reliability.png and mistakes/*.png beside score.json.
 
     Raises:
-        BadScore: a file cannot be written.
+        CannotStart: a file cannot be written.
     """
     reliability = _draw_reliability(
         {
@@ -73,7 +73,7 @@ def write_comparison(out: Path, teachers: Sequence[ComparedTeacher]) -> dict[str
     """Writes compare.md and the self-contained compare.html; returns the tables by environment.
 
     Raises:
-        BadScore: a file cannot be written.
+        CannotStart: a file cannot be written.
     """
     envs = list(dict.fromkeys(env for teacher in teachers for env in teacher.score.tasks))
     tables, panels = {}, {}
@@ -201,10 +201,8 @@ def _rendered(name: str, content: Mapping[str, Any]) -> bytes:
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> None:
-    try:
+    with writing("out", out):
         for name, content in files.items():
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    except OSError as error:
-        raise BadScore(f"`out`: cannot write to {out}: {error.strerror}") from error

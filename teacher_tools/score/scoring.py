@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from teacher_api.client import TeacherClient, TeacherError, connect
 from teacher_api.command_line import CannotStart
-from teacher_api.files import write_whole
+from teacher_api.files import write_whole, writing
 from teacher_api.terminal import Bar
 from teacher_api.validation import in_words
 from teacher_tools.score import measures
@@ -30,7 +30,8 @@ def score_teacher(url: str, settings: ScoringSettings, out: Path | None) -> Scor
             again. None: nothing is kept.
 
     Raises:
-        BadScore: the folder holds the score of another teacher or of other settings, or cannot be written.
+        BadScore: the folder holds the score of another teacher or of other settings.
+        CannotStart: the folder cannot be written.
         BadSetting: the settings name no environment.
         TeacherError: the teacher cannot be reached, or does not know the task.
     """
@@ -96,11 +97,9 @@ def _stored(out: Path, score: Score) -> Score:
 
 def _save(out: Path, score: Score) -> None:
     """Writes score.json; replaces the file atomically."""
-    try:
+    with writing("out", out):
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / _FILE, f"{score.model_dump_json(indent=1)}\n".encode())
-    except OSError as error:
-        raise BadScore(f"`out`: cannot write to {out}: {error.strerror}") from error
 
 
 def _score_task(
