@@ -83,7 +83,7 @@ def test_too_little_memory_is_reported(made: Path) -> None:
 
 def test_a_missing_folder() -> None:
     (problem,) = _problems(_ours("Qwen/Qwen2.5-VL-3B-Instruct"))
-    assert "is no folder here; weights come from a local folder" in problem
+    assert "is not a folder here; models are not downloaded" in problem
 
 
 def test_dummy_weights(made: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_an_engine_that_is_not_installed(made: Path) -> None:
     from importlib.util import find_spec  # noqa: PLC0415
 
     done = _check(made)
-    missing = f"vllm not installed here: {how_to_install('vllm')}" in done.stdout
+    missing = "vllm not installed here: pip install 'lvlm2p[vllm]'" in done.stdout
     assert missing == (find_spec("vllm") is None)
     assert (done.returncode == 1) == missing
 

@@ -176,7 +176,7 @@ def test_what_is_served_already_is_left_alone(teacher: TeacherProcess, models: P
 @pytest.mark.parametrize(
     ("wanted", "field", "reason"),
     [
-        ({"model": "/no/such/folder"}, "model", "/no/such/folder is no folder here"),
+        ({"model": "/no/such/folder"}, "model", "/no/such/folder is not a folder here"),
         ({"model": "models/two"}, "model", "an absolute path on the teacher's machine, not 'models/two'"),
         ({"model": ""}, "model", "write an absolute path"),
         ({"model": "/a\0b"}, "model", "write an absolute path"),
@@ -210,7 +210,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_touched(
     assert metric(teacher, "teacher_questions_total", way="asked") == asked
 
 
-@pytest.mark.parametrize(("spoil", "reason"), [(NOT_NUMBERS, "not numbers"), (BLIND, "differ in one tile")])
+@pytest.mark.parametrize(("spoil", "reason"), [(NOT_NUMBERS, "not numbers"), (BLIND, "changing one tile")])
 def test_the_vision_check_stops_what_does_not_see_and_the_one_before_answers_again(
     teacher: TeacherProcess, models: Path, tmp_path: Path, spoil: Break, reason: str
 ) -> None:
@@ -285,7 +285,7 @@ def test_the_command_swaps_and_says_what_came_of_it(
     wrong_key = tmp_path / "wrong"
     wrong_key.write_text("wrong")
     for arguments, said in (
-        (["nowhere", *flags], f"{models / 'nowhere'} is no folder here"),
+        (["nowhere", *flags], f"{models / 'nowhere'} is not a folder here"),
         (["two", *flags, "--digest", "abc"], "not abc"),
         (["two", "--url", teacher.url], "this teacher requires a key"),
         (["two", "--url", teacher.url, "--admin-key-file", str(wrong_key)], "is not valid"),

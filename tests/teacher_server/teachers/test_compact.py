@@ -59,8 +59,8 @@ def test_stock_transformers_reads_pictures_with_it() -> None:
 @pytest.mark.parametrize(
     ("flags", "status", "told"),
     [
-        (["--prompts", "minigrid"], 1, "take --prompts compact"),
-        (["--prompts", "minigrid-zero-shot"], 0, "is asked with another, minigrid-zero-shot"),
+        (["--prompts", "minigrid"], 1, "set `prompts` to compact"),
+        (["--prompts", "minigrid-zero-shot"], 0, "is used with another, minigrid-zero-shot"),
         (["--readout", "numbers"], 0, "was trained for the read-out labels, and is used with numbers"),
     ],
 )
