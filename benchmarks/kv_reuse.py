@@ -20,7 +20,7 @@ import torch
 
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.engines.base import Decoding, Prompt
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.transformers.engine import TransformersEngine
 from teacher_server.pictures.decoding import decode, from_base64
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_server.settings import EngineSettings

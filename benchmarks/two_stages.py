@@ -141,7 +141,7 @@ def _by_grammar(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _batches(arguments: argparse.Namespace, prompts: PromptSet) -> dict[str, Any]:
-    from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415  (vLLM takes seconds to import)
+    from teacher_server.engines.vllm.engine import VllmEngine  # noqa: PLC0415  (vLLM takes seconds to import)
 
     checkpoint = read_checkpoint(arguments.model)
     chat = checkpoint.chat_format

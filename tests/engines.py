@@ -18,7 +18,7 @@ from teacher_server.settings import EngineSettings
 from tools.random_checkpoint import make_checkpoint
 
 if TYPE_CHECKING:
-    from teacher_server.engines.transformers import TransformersEngine
+    from teacher_server.engines.transformers.engine import TransformersEngine
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def settings(**changes: Any) -> EngineSettings:
 async def started(checkpoint: Checkpoint, **changes: Any) -> AsyncIterator["TransformersEngine"]:
     """Yields an engine, and closes it after the block."""
     # Only where it is used: transformers is not everywhere
-    from teacher_server.engines.transformers import TransformersEngine  # noqa: PLC0415
+    from teacher_server.engines.transformers.engine import TransformersEngine  # noqa: PLC0415
 
     engine = TransformersEngine(checkpoint, settings(**changes))
     await engine.start()

@@ -218,7 +218,7 @@ def _memory_need(settings: Settings) -> MemoryNeed:
 
 
 def _vllm(checkpoint: Checkpoint, settings: Settings, prompts: PromptSet) -> ChatEngine:
-    from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415
+    from teacher_server.engines.vllm.engine import VllmEngine  # noqa: PLC0415
 
     examples = max(len(_conversation(prompts, task, prompts.readout).pictures) for task in prompts.tasks)
     most = prompts.preparation.max_pixels
@@ -230,7 +230,7 @@ def _conversation(prompts: PromptSet, task: str, readout: Readout) -> Conversati
 
 
 def _transformers(checkpoint: Checkpoint, settings: Settings, _: PromptSet) -> ChatEngine:
-    from teacher_server.engines.transformers import TransformersEngine  # noqa: PLC0415
+    from teacher_server.engines.transformers.engine import TransformersEngine  # noqa: PLC0415
 
     return TransformersEngine(checkpoint, settings)
 

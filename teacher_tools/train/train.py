@@ -113,7 +113,7 @@ def _run(settings: TrainingSettings, base: Checkpoint | None, checkpoint: Checkp
     try:
         import torch  # noqa: PLC0415
 
-        from teacher_server.engines.processor import picture_processor  # noqa: PLC0415
+        from teacher_server.engines.transformers.processor import picture_processor  # noqa: PLC0415
         from teacher_tools.train.models import CompactModel, LoraModel, TrainableModel  # noqa: PLC0415
         from teacher_tools.train.training import Run  # noqa: PLC0415
 

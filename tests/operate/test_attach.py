@@ -171,7 +171,7 @@ async def _by_our_engine(
     room: _Room, questions: list[Question], answers: list[Answer | ErrorBody]
 ) -> list[tuple[dict[str, float], str]]:
     """Returns our engine's probabilities after the answers' analyses, and its own analyses."""
-    from teacher_server.engines.vllm import VllmEngine  # noqa: PLC0415  (not everywhere)
+    from teacher_server.engines.vllm.engine import VllmEngine  # noqa: PLC0415  (not everywhere)
 
     tokenizer = room.checkpoint.tokenizer
     settings = EngineSettings(dtype="float32", eager=True, kv_cache_gib=1, max_model_len=16384)

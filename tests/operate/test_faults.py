@@ -18,7 +18,7 @@ import pytest
 
 from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer, Question
-from teacher_server.engines.vllm_plugin import VARIABLE
+from teacher_server.engines.vllm.plugin import VARIABLE
 from teacher_server.prompting.prompt_set import SETS
 from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import StartTeacher, TeacherProcess, environment_without

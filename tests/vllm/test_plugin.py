@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from teacher_server.engines.vllm_plugin import VARIABLE
+from teacher_server.engines.vllm.plugin import VARIABLE
 from tests.conftest import environment_without
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from teacher_server.engines.processes import Processes
+from teacher_server.engines.vllm.processes import Processes
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,7 @@ pytest.importorskip("xgrammar")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from teacher_server.engines.transformers import TransformersEngine  # noqa: E402
+from teacher_server.engines.transformers.engine import TransformersEngine  # noqa: E402
 
 pytestmark = pytest.mark.integration
 

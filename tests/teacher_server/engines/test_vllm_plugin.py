@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from teacher_server.engines import vllm_plugin
 from teacher_server.engines.exceptions import words_of
-from teacher_server.engines.vllm_plugin import VARIABLE, cause_of
+from teacher_server.engines.vllm import plugin as vllm_plugin
+from teacher_server.engines.vllm.plugin import VARIABLE, cause_of
 from tests.conftest import environment_without
 
 _PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
@@ -36,7 +36,7 @@ def test_it_leaves_other_engines_of_the_environment_alone() -> None:
         env=environment_without(VARIABLE),
     )
     ours = ["teacher_server", "teacher_server.engines"]
-    ours += ["teacher_server.engines.exceptions", "teacher_server.engines.vllm_plugin"]
+    ours += ["teacher_server.engines.exceptions", "teacher_server.engines.vllm.plugin"]
     assert done.stdout.splitlines() == [str(ours), "True"]
 
 

@@ -26,7 +26,7 @@ pytest.importorskip("transformers")
 # Python runs this before the teacher: the engine's own thread is what raises or hangs
 _ILL = """
 import pathlib, threading
-from teacher_server.engines import batching
+from teacher_server.engines.transformers import batching
 
 class Ill(batching.Batches):
     made = 0

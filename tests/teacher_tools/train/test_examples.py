@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from gridworld.tasks import TASKS
 from teacher_server.checkpoints.checkpoint import Checkpoint, label_problems, read_checkpoint
 from teacher_server.engines.constraints import grammar_of
-from teacher_server.engines.processor import picture_processor
+from teacher_server.engines.transformers.processor import picture_processor
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.train.batches import IGNORED, Batch, Patches, batches_by_length
 from teacher_tools.train.compact import write_folder

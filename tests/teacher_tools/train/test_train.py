@@ -17,8 +17,8 @@ from teacher_api import terminal
 from teacher_api.client import TeacherClient
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.engines.base import Prompt
-from teacher_server.engines.processor import picture_processor
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.transformers.engine import TransformersEngine
+from teacher_server.engines.transformers.processor import picture_processor
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_server.settings import Settings
 from teacher_tools.cli import main

@@ -32,8 +32,8 @@ from teacher_server.engines.base import (
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.engines.exceptions import words_of
 from teacher_server.engines.offline import set_offline
-from teacher_server.engines.processes import Processes
-from teacher_server.engines.vllm_plugin import VARIABLE, cause_of
+from teacher_server.engines.vllm.plugin import VARIABLE, cause_of
+from teacher_server.engines.vllm.processes import Processes
 from teacher_server.prompting.preparation import MIN_PIXELS
 from teacher_server.settings import EngineSettings
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnresponsive, Prompt
-from teacher_server.engines.batching import Batches, Request
+from teacher_server.engines.transformers.batching import Batches, Request
 
 pytestmark = pytest.mark.unit
 

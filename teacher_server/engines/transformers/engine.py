@@ -8,9 +8,9 @@ import torch
 
 from teacher_server.checkpoints.checkpoint import Checkpoint
 from teacher_server.engines.base import Decoding, EngineDead, Generated, Prompt
-from teacher_server.engines.batching import Batches, Request
 from teacher_server.engines.offline import set_offline
-from teacher_server.engines.transformers_runner import Runner
+from teacher_server.engines.transformers.batching import Batches, Request
+from teacher_server.engines.transformers.runner import Runner
 from teacher_server.settings import EngineSettings
 
 

@@ -10,12 +10,17 @@ import xgrammar
 
 from teacher_server.checkpoints.checkpoint import Checkpoint
 from teacher_server.engines.base import Decoding, EngineError, Generated, check_seen
-from teacher_server.engines.batching import Request
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.engines.exceptions import words_of
-from teacher_server.engines.kv_cache import CachedPrefix, PrefixCache, cached_prefix, join_prefixes
-from teacher_server.engines.processor import picture_processor
-from teacher_server.engines.transformers_model import device_of, is_out_of_memory, load_model
+from teacher_server.engines.transformers.batching import Request
+from teacher_server.engines.transformers.kv_cache import (
+    CachedPrefix,
+    PrefixCache,
+    cached_prefix,
+    join_prefixes,
+)
+from teacher_server.engines.transformers.model import device_of, is_out_of_memory, load_model
+from teacher_server.engines.transformers.processor import picture_processor
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.settings import EngineSettings
 
