@@ -238,7 +238,7 @@ class ArmComparison:
 
 
 def arms_that_differ_in(name: str, results: Results, algo: str, env: str) -> list[dict[Any, str]]:
-    """Returns groups of arms with a teacher that differ in one setting alone: the arms by its value."""
+    """Returns groups of arms with a teacher that differ in one setting alone: value of the setting -> arm."""
     groups: dict[str, dict[Any, str]] = {}
     for arm in results.design.arms:
         runs = results.runs.get(Cell(arm, algo, env), [])
@@ -249,7 +249,7 @@ def arms_that_differ_in(name: str, results: Results, algo: str, env: str) -> lis
 
 
 def name_arms(runs: Sequence[FinishedRun]) -> list[str]:
-    """Names the arm of each run where no plan does, by the teacher and the settings that differ between runs.
+    """Names the arms of runs without a plan, by teacher and by the settings that differ between runs.
 
     Runs that differ only in seed, environment, algorithm or frames get the same name. Where presets differ,
     the name has the preset instead of the settings that follow from it.

@@ -69,7 +69,8 @@ class ReportSettings(BaseSettings):
         default=0.9,
         gt=0,
         le=1,
-        description="success that three evaluations in a row must reach; for LavaGap's return it is 0.91",
+        description="success that three evaluations in a row must reach; LavaGap's return has a threshold of"
+        " its own, 0.91",
     )
     resamples: int = Field(default=2000, ge=200, description="bootstrap resamples for each interval")
     seed: int = Field(default=1, ge=0, description="seed of the resampling")

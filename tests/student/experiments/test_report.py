@@ -351,6 +351,16 @@ def test_notes_are_on_the_page_and_on_stderr(tmp_path: Path, capsys: pytest.Capt
     assert {row["arm"] for row in _rows(out / "speedups.csv")} == {"alone", "taught"}
 
 
+def test_runs_under_a_former_name_of_their_algorithm_are_read(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"alone": ALONE}, (1, 2), algos=("dqn",))
+    for seed in (1, 2):
+        run = write_run(tmp_path, "alone", seed, step(5, 20), algo="dqn")
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["algo"] = "soft-q"  # as a run that was trained after the algorithm was renamed
+    write(run / "config.json", config)
+    assert [len(runs) for runs in read_sweep(tmp_path).runs.values()] == [2]
+
+
 def test_an_environment_without_a_baseline_has_no_speed_up(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"alone": ALONE, "taught": TAUGHT}, (1, 2), (ENV, _OTHER_ENV))
     for seed in (1, 2):

@@ -122,6 +122,16 @@ def test_settings_of_one_algorithm(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+def test_a_former_name_of_an_algorithm_stays_in_the_names_of_runs(tmp_path: Path) -> None:
+    plan = read_plan(
+        _write(tmp_path, ('"ppo"', '"dqn"'), ("[settings]", "[algo.dqn]\nepochs = 2\n[settings]"))
+    )
+    assert {run.name.split("/")[1] for run in plan.runs()} == {"dqn"}
+    settings = plan.settings_of("alone", "dqn", _ENV)
+    assert (settings.algo, settings.epochs) == ("soft-q", 2)
+
+
+@pytest.mark.unit
 def test_the_precedence_of_settings(tmp_path: Path) -> None:
     tables = f'[env."{_ENV}"]\nframes = 7\nlambda = 0.7\n[settings]'
     plan = read_plan(_write(tmp_path, ("[settings]", tables), ('"hard"', '"hard"\nlambda = 0.9')))
