@@ -79,7 +79,7 @@ class Teacher(Protocol):
     """Answers observations.
 
     Attributes:
-        kind: The name of its class of teachers, as in `--teacher`.
+        kind: The name of its class of teachers, as the setting `teacher` names them.
         description: All that can change an answer, and nothing else.
         identity: The digest of the description.
         hosting: Where and by what the teacher runs; changes no answer.

@@ -113,7 +113,7 @@ class PromptedTeacher:
         self.sessions, self._prompts, self._reading, self._seed = sessions, prompts, reading, seed
         self._notes = tuple(notes)
         self._schema = jsonschema.Draft202012Validator(prompts.schema)
-        self._prepared = lru_cache(maxsize=512)(self._write)
+        self._prepared = lru_cache(maxsize=512)(self._prepare)
         self.tasks = dict(prompts.tasks)
         self.hosting = hosting
         self.activity = Activity()
@@ -127,10 +127,9 @@ class PromptedTeacher:
         if prompts.temperature > 0:
             self.description["seed"] = seed
         self.identity = identity_of(self.description)
+        # Refuses conversations that cannot be written before weights are loaded
         for task, actions in self.tasks.items():
-            self._prepared(
-                task, "", actions
-            )  # refuses a conversation that cannot be written before any loading
+            self._prepared(task, "", actions)
 
     @property
     def model(self) -> Self:
@@ -144,7 +143,7 @@ class PromptedTeacher:
 
     @property
     def prompts(self) -> PromptSet:
-        """The prompt set."""
+        """The prompt set of the conversations."""
         return self._prompts
 
     def with_prompts(self, prompts: PromptSet) -> "PromptedTeacher":
@@ -268,7 +267,7 @@ class PromptedTeacher:
         """Frees what `start` took."""
         await self.sessions.close()
 
-    def _write(self, task: str, mission: str, actions: tuple[str, ...]) -> PreparedConversation:
+    def _prepare(self, task: str, mission: str, actions: tuple[str, ...]) -> PreparedConversation:
         """Returns the conversation; raises ValueError for a mission that cannot be part of one."""
         if marker := self.sessions.find_marker(mission):
             raise ValueError(f"the mission holds {marker!r}, a control token of the model")

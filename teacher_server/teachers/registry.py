@@ -82,10 +82,10 @@ def choose_teacher(
 
 
 def same_teacher(settings: Settings, identity: str) -> ModelTeacher:
-    """The prompted teacher that the settings asked for before, once more and not started: its files are read.
+    """Returns the model's teacher once more, not started, after reading its files again.
 
     Raises:
-        CannotTeach: it would be another one by now, or there cannot be one any more.
+        CannotTeach: the files have changed, or no longer make a teacher.
     """
     again = choose_teacher(settings, check_memory=False)
     if again.identity != identity:
@@ -191,7 +191,7 @@ def training_notes(record: TrainedOn | None, prompts: PromptSet, readout: Readou
 def conversation_problems(
     checkpoint: Checkpoint, prompts: PromptSet, readout: Readout, max_model_len: int
 ) -> list[str]:
-    """Returns why a prompt set's conversations, with up to 16 x 16 tiles, do not fit a checkpoint."""
+    """Returns why a prompt set's conversations about grids of up to 16 x 16 tiles do not fit a checkpoint."""
     chat, picture, longest = checkpoint.chat_format, prompts.preparation.prepare(draw(trial_grid(16))), 0
     for task in prompts.tasks:
         conversation = _conversation(prompts, task, readout)

@@ -96,7 +96,7 @@ class Runner:
         # Inside a JSON string the grammar accepts a special token, such as <|image_pad|>, as letters
         special = {checkpoint.tokenizer.token_to_id(token) for token in checkpoint.special_tokens}
         self._forbidden = torch.tensor(sorted(special - {checkpoint.end_token_id}), device=self._device)
-        # Room for the pictures of all running questions, twice, and for 64 worked examples
+        # Holds the pictures of all running questions, twice, and of 64 worked examples
         self._max_pictures = 2 * settings.max_num_seqs + 64
         self._features: OrderedDict[str, _Features] = OrderedDict()
         self._prefixes = PrefixCache(checkpoint.prefix_cache_bytes(settings))
