@@ -304,7 +304,7 @@ class Swap(BaseModel):
         return model
 
 
-class Sight(BaseModel):
+class VisionCheck(BaseModel):
     """The vision check of a checkpoint: two pictures that differ in one tile."""
 
     model_config = ConfigDict(frozen=True)
@@ -325,7 +325,7 @@ class Swapped(BaseModel):
     new: str = Field(description="the identity that answers now")
     how: Literal["new engine", "in place", "served already"]
     seconds: dict[str, float] = Field(description="the seconds of each step, in order")
-    sight: Sight | None = Field(default=None, description="the vision check; None if nothing was loaded")
+    sight: VisionCheck | None = Field(default=None, description="the vision check; None if nothing was loaded")
 
 
 class Hosted(BaseModel):

@@ -6,7 +6,7 @@ from itertools import starmap
 
 from gridworld.pictures import draw
 from gridworld.views import code
-from teacher_api.schemas import Sight
+from teacher_api.schemas import VisionCheck
 from teacher_server.teachers.base import ModelTeacher, Observation, UnreadableAnswer
 from teacher_server.teachers.prompted import trial_grid
 
@@ -20,7 +20,7 @@ class VisionCheckFailed(Exception):
     """The model does not see, or gives no probabilities or no answer; the message says which."""
 
 
-async def check_vision(teacher: ModelTeacher, *, allow_unreadable: bool = False) -> Sight:
+async def check_vision(teacher: ModelTeacher, *, allow_unreadable: bool = False) -> VisionCheck:
     """Checks that a started teacher sees a change of one tile: lava in front of the agent instead of nothing.
 
     The check reads the labels' log-probabilities directly after each picture, twice. They have to be
@@ -67,7 +67,7 @@ async def check_vision(teacher: ModelTeacher, *, allow_unreadable: bool = False)
             f" {difference:.2g} nats, and asking twice about one picture by {repeated:.2g}: check that the"
             " vision weights belong to this checkpoint"
         )
-    return Sight(apart=difference, repeat=repeated, readable=readable)
+    return VisionCheck(apart=difference, repeat=repeated, readable=readable)
 
 
 def _check(scores: Sequence[float]) -> None:
