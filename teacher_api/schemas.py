@@ -325,7 +325,9 @@ class Swapped(BaseModel):
     new: str = Field(description="the identity that answers now")
     how: Literal["new engine", "in place", "served already"]
     seconds: dict[str, float] = Field(description="the seconds of each step, in order")
-    sight: VisionCheck | None = Field(default=None, description="the vision check; None if nothing was loaded")
+    sight: VisionCheck | None = Field(
+        default=None, description="the vision check; None if nothing was loaded"
+    )
 
 
 class Hosted(BaseModel):
