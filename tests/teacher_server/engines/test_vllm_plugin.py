@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from teacher_server.engines.exceptions import words_of
-from teacher_server.engines.vllm import plugin as vllm_plugin
+from teacher_server.engines.vllm import plugin
 from teacher_server.engines.vllm.plugin import VARIABLE, cause_of
 from tests.conftest import environment_without
 
@@ -36,7 +36,7 @@ def test_it_leaves_other_engines_of_the_environment_alone() -> None:
         env=environment_without(VARIABLE),
     )
     ours = ["teacher_server", "teacher_server.engines"]
-    ours += ["teacher_server.engines.exceptions", "teacher_server.engines.vllm.plugin"]
+    ours += [f"teacher_server.engines.{name}" for name in ("exceptions", "vllm", "vllm.plugin")]
     assert done.stdout.splitlines() == [str(ours), "True"]
 
 
@@ -44,7 +44,7 @@ def test_it_leaves_other_engines_of_the_environment_alone() -> None:
 def logger() -> Iterator[logging.Logger]:
     """A logger that records failures, as vLLM's does in our processes."""
     logger = logging.Logger("vllm")
-    logger.addHandler(vllm_plugin._Failures(logging.ERROR))
+    logger.addHandler(plugin._Failures(logging.ERROR))
     return logger
 
 
