@@ -163,7 +163,7 @@ def _run(name: str, command: Command, arguments: Sequence[str]) -> int:
             raise
         # Each program has an extra of its name
         extra = name.partition(" ")[0]
-        raise CannotStart(f"it needs {package}: pip install 'lvlm2p[{extra}]'") from error
+        raise CannotStart(f"{package} is not installed: pip install 'lvlm2p[{extra}]'") from error
 
 
 def _warn_of_unknown_variables(program: str, settings: Sequence[str]) -> None:

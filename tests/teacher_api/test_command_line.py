@@ -125,7 +125,7 @@ def test_the_extra_of_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert teacher_tools.cli.main(["serve"]) == 2
     assert capsys.readouterr().err == (
-        "teacher serve: error: it needs uvicorn: pip install 'lvlm2p[teacher]'\n"
+        "teacher serve: error: uvicorn is not installed: pip install 'lvlm2p[teacher]'\n"
     )
 
 
