@@ -105,9 +105,10 @@ def _cores() -> tuple[int | None, int | None]:
 @contextmanager
 def _teacher(folder: Path, core: int | None) -> Iterator[str]:
     with TeacherProcess([f"--store={folder / 'answers.sqlite3'}"]) as teacher:
+        url = teacher.url  # waits: only the event loop's thread is pinned, not the threads of the start
         if core is not None:
             os.sched_setaffinity(teacher.process.pid, {core})
-        yield teacher.url
+        yield url
 
 
 def _all_answered(client: TeacherClient, questions: Sequence[Question], *, stored: bool) -> None:

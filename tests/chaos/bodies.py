@@ -1,4 +1,4 @@
-"""Bodies of questions without end: real pictures, each file another, with some asked again."""
+"""An endless supply of request bodies: real pictures, each in a file of its own, with some repeats."""
 
 import base64
 import json
@@ -12,14 +12,14 @@ from typing import Any
 from teacher_tools.bench.questions import distinct_questions
 
 _PICTURES = 2000
-_AGAIN = 0.1
-"""Share of questions that were asked before."""
+_REPEATS = 0.1
+"""The share of questions that were asked before."""
 _AFTER_HEADER = 33
-"""Where in a PNG file the first chunk behind its header may stand."""
+"""The offset of the first chunk after a PNG file's header, in bytes."""
 
 
 class Bodies:
-    """Questions as /policy takes them."""
+    """Questions in the form of /policy."""
 
     def __init__(self, kept: Path, seed: int = 0) -> None:
         if not kept.exists():
@@ -33,8 +33,8 @@ class Bodies:
         self._asked: list[int] = []
 
     def question(self) -> dict[str, Any]:
-        """One question; nine of ten are new to every teacher."""
-        if self._asked and self._rng.random() < _AGAIN:
+        """Returns a question; nine of ten are new to every teacher."""
+        if self._asked and self._rng.random() < _REPEATS:
             number = self._rng.choice(self._asked)
         else:
             number = len(self._asked)
@@ -44,15 +44,15 @@ class Bodies:
         return self.questions[which] | {"image": base64.b64encode(picture).decode()}
 
     def body(self) -> bytes:
-        """One question as JSON."""
+        """Returns a question as JSON."""
         return json.dumps(self.question()).encode()
 
 
 def with_text(png: bytes, text: str) -> bytes:
-    """The same picture in another file: a teacher knows pictures by their files' digests."""
+    """Returns the same picture as another file: a teacher identifies a picture by its file's digest."""
     return png[:_AFTER_HEADER] + chunk(b"tEXt", b"number\0" + text.encode()) + png[_AFTER_HEADER:]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG file."""
+    """Returns a chunk of a PNG file."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

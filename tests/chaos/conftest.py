@@ -1,4 +1,4 @@
-"""What the chaos suite's tests share, and which of them cannot run here."""
+"""Fixtures of the chaos suite; skips what cannot run here."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ __all__ = ["checkpoint", "pytest_collection_modifyitems", "short_prompts", "star
 
 _TOOLS = ("aiohttp", "hypothesis", "pip_audit", "schemathesis")
 
-# Without the extra `chaos` nothing here can even be imported
+# Without the extra `chaos` the tests cannot be imported
 collect_ignore_glob = ["test_*.py"] if not all(map(importlib.util.find_spec, _TOOLS)) else []
 
 
 @pytest.fixture(scope="session")
 def bodies(pytestconfig: pytest.Config) -> Bodies:
-    """Questions without end; their pictures are drawn once and kept in pytest's cache."""
+    """An endless supply of questions; their pictures are drawn once and kept in pytest's cache."""
     folder: Path = pytestconfig.cache.mkdir("chaos")  # type: ignore[union-attr]
     return Bodies(folder / "questions.json")
 

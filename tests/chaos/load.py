@@ -1,4 +1,4 @@
-"""Load on a teacher: closed loops, whose clients wait for their answers, and open ones, whose do not."""
+"""Load on a teacher: closed loops, whose clients wait for answers, and open loops, whose clients do not."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ import aiohttp
 import numpy as np
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "300"))
-"""How long the load lasts; the environment variable makes it shorter for a try."""
+"""Duration of the load; set the environment variable for a shorter run."""
 
 OVERLOAD = (429, 503)
 _NO_REPLY = 0
@@ -19,9 +19,9 @@ _NO_REPLY = 0
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client saw: the status (0: the connection broke), the wait in seconds, and when it began.
+    """A client's view of a request: status (0: the connection broke), duration in seconds, start.
 
-    `answers` counts a batch's; one that is no batch has at most one.
+    `answers` is the number of answers in a batch's reply, and at most 1 for a single question.
     """
 
     status: int
@@ -32,14 +32,14 @@ class Reply:
 
 
 class Clients:
-    """Clients of one teacher in one process, with connections that are kept."""
+    """Clients of one teacher in one process, with persistent connections."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._http, self._url = http, url
         self.replies: list[Reply] = []
 
     async def ask(self, body: bytes, name: str = "", path: str = "/policy") -> Reply:
-        """One question's way; what came is kept."""
+        """Sends a request and records its reply."""
         headers = {"Content-Type": "application/json"} | ({"X-Client": name} if name else {})
         at = time.perf_counter()
         status, retry_after, answers = _NO_REPLY, None, 0
@@ -57,14 +57,14 @@ class Clients:
         return reply
 
     async def closed_loop(self, body: Callable[[], bytes], until: float, name: str = "") -> None:
-        """One client that asks again when it has its answer, or when it was told to come again."""
+        """Runs a client that asks again after its answer, or after the reply's Retry-After."""
         while time.perf_counter() < until:
             reply = await self.ask(body(), name)
             if reply.status != 200:
                 await asyncio.sleep(float(reply.retry_after or 0.1))
 
     async def open_loop(self, body: Callable[[], bytes], per_s: float, seconds: float) -> None:
-        """So many questions a second, whatever becomes of them; none is asked again."""
+        """Sends `per_s` questions a second, whatever their replies; none is repeated."""
         began, asking = time.perf_counter(), []
         for number in range(round(per_s * seconds)):
             await asyncio.sleep(max(0, began + number / per_s - time.perf_counter()))
@@ -73,48 +73,48 @@ class Clients:
 
 
 def http_session() -> aiohttp.ClientSession:
-    """As many connections as there are questions under way."""
+    """Returns a session without a limit on connections."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=600)
     )
 
 
 def rate(replies: Sequence[Reply]) -> float:
-    """Answers a second, from the first question to the last one."""
+    """Returns the answers per second from the first question to the last one."""
     first, last = min(reply.at for reply in replies), max(reply.at for reply in replies)
     return sum(reply.answers for reply in replies if reply.at + reply.seconds <= last) / (last - first)
 
 
 def percentiles(replies: Sequence[Reply]) -> str:
-    """The waits' p50, p99 and longest in words."""
+    """Returns p50, p99 and maximum of the durations as text."""
     if not replies:
         return "none"
     waits_B = np.array([reply.seconds for reply in replies]) * 1000
     p50, p99 = np.percentile(waits_B, [50, 99])
-    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {waits_B.max():.1f} ms"
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, maximum {waits_B.max():.1f} ms"
 
 
 def p99(replies: Sequence[Reply]) -> float:
-    """In seconds."""
+    """Returns the 99th percentile of the durations, in seconds."""
     return float(np.percentile([reply.seconds for reply in replies], 99))
 
 
 def statuses(replies: Sequence[Reply]) -> Mapping[int, int]:
-    """How many replies there were of each status."""
+    """Returns the number of replies by status."""
     return dict(sorted(Counter(reply.status for reply in replies).items()))
 
 
 def answered(replies: Sequence[Reply]) -> list[Reply]:
-    """Those with an answer."""
+    """Returns the replies with an answer."""
     return [reply for reply in replies if reply.status == 200]
 
 
 def refused(replies: Sequence[Reply]) -> list[Reply]:
-    """Those that the service was too busy for."""
+    """Returns the replies of a service that was too busy."""
     return [reply for reply in replies if reply.status in OVERLOAD]
 
 
 def assert_answered_or_refused(replies: Sequence[Reply]) -> None:
-    """Each reply is an answer, or says that the service is busy and when to come again."""
+    """Asserts that each reply is an answer, or a refusal with a Retry-After."""
     others = [r for r in replies if r.status != 200 and not (r.status in OVERLOAD and r.retry_after)]
     assert not others, statuses(others)

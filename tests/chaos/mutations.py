@@ -1,4 +1,4 @@
-"""Files and texts that nobody would send by mistake: what fuzzers start from and how they change it."""
+"""Hostile files and texts: the fuzzers' seeds and mutations."""
 
 import io
 import random
@@ -24,14 +24,14 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def png(
     width: int, height: int, depth: int = 8, colour: int = 2, *, interlaced: int = 0, data: bytes
 ) -> bytes:
-    """A PNG file with a header as told, whatever the data are; `data` is compressed here."""
+    """Returns a PNG file with this header and any data, which is compressed here."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     body = chunk(b"IDAT", zlib.compress(data))
     return _SIGNATURE + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
 def picture_files(pictures: list[bytes]) -> list[bytes]:
-    """Whole files and bombs to start from.
+    """Returns valid files and decompression bombs as seeds.
 
     Args:
         pictures: PNG files that a teacher can read.
@@ -72,7 +72,7 @@ def picture_files(pictures: list[bytes]) -> list[bytes]:
 
 
 def answer_texts() -> list[bytes]:
-    """What a model, or a damaged store, could have written."""
+    """Returns texts that a model or a damaged store might contain."""
     texts = [
         '{"left": 0.2, "right": 0.3, "forward": 0.5}',
         '{"left": 1e-400, "right": 1e400, "forward": -0.0}',
@@ -92,12 +92,12 @@ def answer_texts() -> list[bytes]:
 
 
 def mutated(source: bytes, rng: random.Random, others: list[bytes]) -> bytes:
-    """The bytes with one to eight changes: of bits and numbers, of pieces cut, doubled or from elsewhere."""
+    """Returns the bytes with one to eight mutations: bits, numbers, pieces cut, doubled or spliced in."""
     data = bytearray(source)
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
         rng.choice(_IN_JSON if source[:1] == b"{" else _IN_FILES)(data, rng, others)
     changed = bytes(data)
-    # A right checksum lets the change past the first look
+    # A correct checksum lets the mutation past the first check
     return _with_right_checksums(changed) if rng.random() < 0.5 else changed
 
 
@@ -130,7 +130,7 @@ def _splice(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
 
 
 def _value(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
-    """Another value in a JSON text, which stays JSON."""
+    """Replaces a value in a JSON text, which stays JSON."""
     places = list(_JSON_VALUE.finditer(data))
     if places:
         place = rng.choice(places)

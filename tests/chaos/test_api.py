@@ -1,4 +1,4 @@
-"""Our own description of the service against the service: whatever it allows and whatever it does not."""
+"""The service against its own OpenAPI document: requests that it allows and requests that it forbids."""
 
 import os
 import time
@@ -26,7 +26,7 @@ from tests.waiting import LONG_S
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 CASES = int(os.environ.get("CHAOS_CASES", "10000"))
-"""Over all operations; the environment variable makes a try shorter."""
+"""Cases over all operations; set the environment variable for a shorter run."""
 _CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -38,7 +38,7 @@ _LONGEST_S = 60
 
 @pytest.fixture
 def guarded_teacher(teacher_process: StartTeacher, tmp_path: Path) -> TeacherProcess:
-    """It asks for both keys."""
+    """A teacher that requires both keys."""
     for name in ("api", "admin"):
         (tmp_path / name).write_text(f"{name}-key")
     return teacher_process(
@@ -46,9 +46,9 @@ def guarded_teacher(teacher_process: StartTeacher, tmp_path: Path) -> TeacherPro
     )
 
 
-def test_every_reply_is_as_the_document_says(guarded_teacher: TeacherProcess, bodies: Bodies) -> None:
+def test_every_reply_conforms_to_the_document(guarded_teacher: TeacherProcess, bodies: Bodies) -> None:
     teacher = guarded_teacher
-    # The document is what it is for a client: fetched, without keys
+    # As a client gets the document: fetched, without keys
     schema = schemathesis.openapi.from_url(f"{teacher.url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
     with_body = [operation for operation in operations if operation.body]
@@ -63,7 +63,7 @@ def test_every_reply_is_as_the_document_says(guarded_teacher: TeacherProcess, bo
             nonlocal longest_s
             number = seen.total()
             key = ("admin" if case.path.startswith("/admin") else "api") + "-key"
-            # One in eight bears the wrong key, and half of the bodies a picture that can be read
+            # One request in eight has a wrong key; half of the bodies have a readable picture
             headers = {"Authorization": f"Bearer {key if number % 8 else 'another'}"}
             if number % 2:
                 _give_pictures(case.body, bodies)
@@ -92,7 +92,7 @@ def test_every_reply_is_as_the_document_says(guarded_teacher: TeacherProcess, bo
             for mode in modes if operation.body else modes[:1]:
                 run(operation, mode, CASES // 100)
         mib.append(process.memory_info().rss / 2**20)
-        # What has no body has few cases: the others make the number whole
+        # Operations without a body have few cases: the others make up the number
         while (missing := CASES - seen.total()) > 0:
             before = seen.total()
             for operation in with_body:
@@ -126,12 +126,14 @@ def test_every_reply_is_as_the_document_says(guarded_teacher: TeacherProcess, bo
     ],
     ids=["deep lists", "deep objects", "long number", "half a character", "key", "bytes", "", "null", "zero"],
 )
-def test_bodies_that_no_generator_makes(guarded_teacher: TeacherProcess, path: str, body: bytes) -> None:
+def test_bodies_that_the_generators_do_not_make(
+    guarded_teacher: TeacherProcess, path: str, body: bytes
+) -> None:
     key = "admin-key" if path.startswith("/admin") else "api-key"
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     reply = httpx.post(guarded_teacher.url + path, content=body, headers=headers, timeout=LONG_S)
-    told = httpx.get(f"{guarded_teacher.url}/openapi.json", timeout=LONG_S).json()["paths"][path]["post"]
-    assert str(reply.status_code) in told["responses"], reply.text
+    document = httpx.get(f"{guarded_teacher.url}/openapi.json", timeout=LONG_S).json()["paths"][path]["post"]
+    assert str(reply.status_code) in document["responses"], reply.text
     assert reply.json()["error"]["reason"]
 
 

@@ -1,4 +1,4 @@
-"""Known vulnerabilities of what the project is tested with, as PyPI's advisories or OSV tell them."""
+"""Known vulnerabilities of the pinned packages, from PyPI's advisories or OSV."""
 
 import json
 import subprocess
@@ -19,25 +19,25 @@ def test_no_constraint_has_a_known_vulnerability(tmp_path: Path) -> None:
     one.write_text(
         next(line for line in _CONSTRAINTS.read_text().splitlines() if line.startswith(_KNOWN_TO_ALL))
     )
-    why_not = []
+    failures = []
     for source in ("pypi", "osv"):
         try:
-            if not _audited(one, source):  # a mirror may have the packages and nothing said about them
-                why_not.append(f"{source} does not know {one.read_text()}")
+            if not _audited(one, source):  # a mirror may have packages and no advisories
+                failures.append(f"{source} does not know {one.read_text()}")
                 continue
         except RuntimeError as error:
-            why_not.append(f"{source}: {error}")
+            failures.append(f"{source}: {error}")
             continue
         packages = _audited(_CONSTRAINTS, source)
         found = {package["name"]: package["vulns"] for package in packages if package["vulns"]}
-        print(f"\naudit: {len(packages)} packages asked about at {source}: {found or 'nothing is known'}")
+        print(f"\naudit: {len(packages)} packages checked at {source}: {found or 'no known vulnerability'}")
         assert not found
         return
-    pytest.skip(f"no source of advisories answers here: {'; '.join(why_not)}")
+    pytest.skip(f"no source of advisories answers here: {'; '.join(failures)}")
 
 
 def _audited(requirements: Path, source: str) -> list[dict[str, Any]]:
-    """The packages that the source knows.
+    """Returns the packages that the source knows.
 
     Raises:
         RuntimeError: the source does not answer.

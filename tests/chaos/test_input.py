@@ -1,4 +1,4 @@
-"""Hostile input: fuzzers on whatever reads what comes from outside, in this process."""
+"""Hostile input: fuzzers on every reader of external data, in this process."""
 
 import base64
 import gc
@@ -27,12 +27,12 @@ from tests.chaos.mutations import answer_texts, mutated, picture_files
 from tests.conftest import AskAbout
 
 INPUTS = int(os.environ.get("CHAOS_INPUTS", "100000"))
-"""For each fuzzer; the environment variable makes a try shorter."""
+"""Inputs per fuzzer; set the environment variable for a shorter run."""
 _DRAWN = INPUTS // 10
-"""Of these, drawn by hypothesis, which knows more of what makes readers stumble; the rest are mutated."""
+"""The number of these that hypothesis draws; the others are mutations."""
 _MOST_PIXELS = 4096 * 4096
 _LONGEST_S = 60
-"""For one input: a machine with others on it may stand still for long, a hang stands still for ever."""
+"""The limit for one input: a busy machine may pause for long, a hang never ends."""
 _ENVS = (
     "MiniGrid-LavaGapS5-v0",
     "MiniGrid-Fetch-5x5-N2-v0",
@@ -46,7 +46,7 @@ _Draw = st.SearchStrategy[bytes]
 
 
 class _Fuzzed:
-    """Feeds a reader; counts what became of the inputs, and watches time and memory."""
+    """Feeds a reader; counts outcomes, and watches time and memory."""
 
     def __init__(self, reader: Callable[[bytes], str]) -> None:
         self._reader = reader
@@ -55,7 +55,7 @@ class _Fuzzed:
         self._mib: list[float] = []
 
     def feed(self, data: bytes) -> None:
-        """One input; the reader lets no exception out but those that it documents."""
+        """Feeds one input; the reader raises only the exceptions that it documents."""
         began = time.perf_counter()
         try:
             self.outcomes[self._reader(data)] += 1
@@ -65,7 +65,7 @@ class _Fuzzed:
         self.longest_s = max(self.longest_s, time.perf_counter() - began)
 
     def run(self, name: str, drawn: _Draw, sources: list[bytes], seed: int = 0) -> None:
-        """All inputs; prints what was seen."""
+        """Feeds all inputs and prints the outcomes."""
         began, rng = time.perf_counter(), random.Random(seed)
         for source in sources:
             self.feed(source)
@@ -105,7 +105,7 @@ def test_the_picture_reader(ask_about: AskAbout) -> None:
 
 
 def test_the_picture_reader_on_pixels(ask_about: AskAbout) -> None:
-    """Pixels that are nearly a grid: with tiles of others, of other sizes, noisy, blurred."""
+    """Pictures that are nearly a grid: with other tiles, other sizes, noise."""
 
     pictures = [
         decode(base64.b64decode(ask_about(env, 0, tile).image), max_pixels=_MOST_PIXELS)
@@ -252,12 +252,10 @@ def _assert_distribution(numbers: dict[str, float], actions: tuple[str, ...]) ->
 
 
 def _packed(value: float) -> bytes:
-
     return struct.pack(">d", value)
 
 
 def _unpacked(data: bytes) -> float:
-
     (value,) = struct.unpack(">d", data.ljust(8, b"\0"))
     return float(value)
 

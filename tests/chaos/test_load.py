@@ -1,4 +1,4 @@
-"""Five hundred clients at once, for minutes: no failure, bounded waits, and memory that stays."""
+"""500 clients at once for minutes: no failures, bounded latency, stable memory."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + 600)]
 
 _CLIENTS = 500
 _UNEVEN = 3
-"""The slowest tenth of a second may be so many times slower than the average, on a machine with others."""
+"""How many times slower than the average the slowest answers may be, on a shared machine."""
 
 
 def test_five_hundred_clients_at_once(teacher_process: StartTeacher, bodies: Bodies) -> None:
@@ -46,7 +46,7 @@ def test_five_hundred_clients_at_once(teacher_process: StartTeacher, bodies: Bod
 
     replies = asyncio.run(load()).replies
     good = answered(replies)
-    # All that are in the service wait behind each other: the last one for as long as all together take
+    # Requests queue: the last one waits for as long as all of them take
     bound = _UNEVEN * _CLIENTS / rate(replies)
     stored = metric(teacher, "teacher_questions_total", way="stored")
     start, middle, end = mib[0], mib[len(mib) // 2], mib[-1]

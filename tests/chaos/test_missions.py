@@ -1,4 +1,4 @@
-"""Missions that want to be more than missions: they change neither the answer's form nor others' answers."""
+"""Hostile missions change neither the form of their answers nor the answers to other questions."""
 
 import math
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ _HOSTILE = (
 
 @pytest.fixture(scope="module", params=["planner", "vllm"])
 def teacher(request: pytest.FixtureRequest) -> TeacherProcess:
-    """Without a store: each answer is given anew."""
+    """A teacher without a store: each answer is computed."""
     if request.param == "planner":
         start: StartTeacher = request.getfixturevalue("module_teacher")
         return start(store="none")
@@ -57,7 +57,7 @@ def test_hostile_missions_break_nothing(teacher: TeacherProcess) -> None:
     hostile = [plain[number % len(plain)] | {"mission": mission} for number, mission in enumerate(_HOSTILE)]
     alone = _asked(teacher, plain)
     furthest = 0.0
-    # Between them, so that they are in the engine at the same time
+    # Interleaved, so that all are in the engine at the same time
     mixed = [*hostile[:7], plain[0], *hostile[7:12], plain[1], plain[2], *hostile[12:], plain[3]]
     together = _asked(teacher, mixed)
     for question, before in zip(plain, alone, strict=True):
@@ -81,7 +81,7 @@ def test_hostile_missions_break_nothing(teacher: TeacherProcess) -> None:
         f" {statuses.count(200)} answers, {statuses.count(422)} refused by field; the plain ones' answers are"
         f" the same to the letter as without, and their probabilities within {furthest:.1g}"
     )
-    # An engine's sums depend in their last digits on what else is in the batch; a planner's do not
+    # The last digits of an engine's sums depend on the rest of the batch; a planner's do not
     assert furthest < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Ten times more questions than the teacher can answer: what it can is answered, the rest told at once."""
+"""Ten times more questions than the teacher can answer: it answers at capacity and refuses the others."""
 
 import asyncio
 import json
@@ -25,13 +25,13 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(SECONDS + 600)]
 
 _CONCURRENCY, _DELAY_MS, _PENDING = 5, 50, 20
 _CAPACITY = _CONCURRENCY * 1000 / _DELAY_MS
-"""Questions a second that the teacher is told to take its time for."""
+"""The teacher's capacity by its flags, in questions per second."""
 _SECONDS = max(10, SECONDS / 10)
 
 
 @pytest.fixture(scope="module")
 def busy_teacher(tmp_path_factory: pytest.TempPathFactory, bodies: Bodies) -> Iterator[TeacherProcess]:
-    """Its capacity is known, and it lets few wait."""
+    """A teacher with a known capacity and a short queue."""
     with started_teachers(tmp_path_factory) as start:
         teacher = start(
             *("--delay-ms", str(_DELAY_MS), "--concurrency", str(_CONCURRENCY)),
@@ -43,7 +43,7 @@ def busy_teacher(tmp_path_factory: pytest.TempPathFactory, bodies: Bodies) -> It
 
 
 async def _warm_up(teacher: TeacherProcess, bodies: Bodies) -> None:
-    """The planner draws every tile once, which takes seconds."""
+    """Has the planner draw every tile once, which takes seconds."""
     async with http_session() as http:
         clients = Clients(http, teacher.url)
         for _ in range(20):
@@ -64,7 +64,7 @@ def test_ten_times_the_capacity(busy_teacher: TeacherProcess, bodies: Bodies) ->
     begins = [reply.at for reply in opened]
     offered = len(begins) / (max(begins) - min(begins))
     print(
-        f"\noverload: capacity {capacity:.1f} answers/s in a closed loop (told: {_CAPACITY:g});"
+        f"\noverload: capacity {capacity:.1f} answers/s in a closed loop (by its flags: {_CAPACITY:g});"
         f" {offered:.0f} questions/s offered for {_SECONDS:g} s"
         f"\noverload: goodput {goodput:.1f} answers/s, {goodput / capacity:.1%} of the capacity;"
         f" {statuses(opened)}"
@@ -76,7 +76,7 @@ def test_ten_times_the_capacity(busy_teacher: TeacherProcess, bodies: Bodies) ->
     assert goodput >= 0.9 * capacity
 
 
-def test_a_greedy_client_leaves_modest_ones_their_share(busy_teacher: TeacherProcess, bodies: Bodies) -> None:
+def test_a_greedy_client_leaves_the_others_their_share(busy_teacher: TeacherProcess, bodies: Bodies) -> None:
     greedy_at_once, modest = 4, 8
 
     def batch() -> bytes:
@@ -113,7 +113,7 @@ def test_a_greedy_client_leaves_modest_ones_their_share(busy_teacher: TeacherPro
         )
     fair = _CAPACITY / (modest + 1)
     assert_answered_or_refused([reply for client in beside for reply in client.replies])
-    # Each asks one question at a time, and so less than its share
+    # Each asks one question at a time, which is less than its share
     assert all(len(answered(client.replies)) / _SECONDS > fair / 2 for client in beside)
 
 

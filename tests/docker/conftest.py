@@ -1,4 +1,4 @@
-"""The project as its users start it: `docker compose` with the images built from this checkout."""
+"""Fixtures: `docker compose` as users start it, with images built from this checkout."""
 
 import json
 import os
@@ -22,7 +22,7 @@ VLLM_CPU = f"{GPU} -f docker/compose.vllm-cpu.yml"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says why these tests do not run where there is no Docker."""
+    """Skips the tests, with the reason, where there is no Docker."""
     ours = [item for item in items if item.get_closest_marker("docker")]
     if ours and not docker_info():
         for item in ours:
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def docker_info() -> str:
-    """What Docker says of itself; nothing where there is none."""
+    """Returns the output of `docker info`; empty where there is no Docker."""
     if shutil.which("docker") is None:
         return ""
     done = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
@@ -38,7 +38,7 @@ def docker_info() -> str:
 
 
 class Stack:
-    """A compose project with a name, ports and an .env of its own, whose `variables` may be changed."""
+    """A compose project with its own name, ports and .env file; `variables` may be changed."""
 
     def __init__(self, name: str, files: str, folder: Path, **variables: str) -> None:
         self._name, self._files, self._env_file = name, files, folder / "env"
@@ -52,16 +52,16 @@ class Stack:
         self.variables = dict(self._variables)
 
     def reset(self) -> None:
-        """Takes all changes of `variables` back."""
+        """Resets `variables`."""
         self.variables = dict(self._variables)
 
     @property
     def url(self) -> str:
-        """The teacher's address, as published by the gateway."""
+        """The teacher's address as published by the gateway."""
         return f"http://127.0.0.1:{self.teacher_port}"
 
     def __call__(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        """Runs `docker compose`; nothing is raised where it fails."""
+        """Runs `docker compose`, which may fail."""
         self._env_file.write_text("".join(f"{name}={value}\n" for name, value in self.variables.items()))
         chosen = ["-p", self._name, "--env-file", str(self._env_file), *self._files.split()]
         return subprocess.run(
@@ -75,39 +75,39 @@ class Stack:
         )
 
     def do(self, *arguments: str, timeout: float = 600) -> str:
-        """Runs `docker compose`, which has to succeed; what it printed."""
+        """Runs `docker compose`, which has to succeed; returns its output."""
         done = self(*arguments, timeout=timeout)
         assert done.returncode == 0, f"docker compose {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def up(self, *arguments: str) -> None:
-        """Starts everything, or what is named; returns when what others depend on is healthy."""
+        """Starts all services or those named; returns when the services that others depend on are healthy."""
         self.do("up", "--detach", "--no-build", *arguments)
 
     def run_ended(self) -> int:
-        """Waits for the student's end; its exit code."""
+        """Waits for the student's end; returns its exit code."""
         wait_for(lambda: self.state("student")["State"] == "exited", "the student's end", 300)
         return int(self.state("student")["ExitCode"])
 
     def summary(self, run: str) -> dict[str, Any]:
-        """A run's summary.json, read from the volume."""
+        """Returns a run's summary.json from the volume."""
         cat = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "cat", "student")
         summary: dict[str, Any] = json.loads(self.do(*cat, f"/runs/{run}/summary.json"))
         return summary
 
     def state(self, service: str) -> dict[str, Any]:
-        """What `docker compose ps` says of a service's container."""
+        """Returns the output of `docker compose ps` for a service's container."""
         (line,) = self.do("ps", "--all", "--format", "json", service).splitlines()
         state: dict[str, Any] = json.loads(line)
         return state
 
     def python(self, service: str, code: str) -> str:
-        """What a piece of Python prints inside a service's container."""
+        """Runs Python code in a service's container; returns its output."""
         return self.do("exec", "-T", service, "python3", "-c", code).strip()
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    """Asks again until it is so, and takes a refused connection for a no."""
+    """Waits for the condition; a refused connection counts as False."""
 
     def holds() -> object:
         try:
@@ -127,7 +127,7 @@ def _free_port() -> int:
 
 @contextmanager
 def stack(name: str, files: str, folder: Path, build: str = "", **variables: str) -> Iterator[Stack]:
-    """A stack whose images, or the one named, are built from this checkout; nothing else is left over."""
+    """Yields a stack whose images, or the one named, are built from this checkout; removes it afterwards."""
     made = Stack(name, files, folder, **variables)
     made.do("down", "--volumes", "--remove-orphans")
     made.do("build", *build.split(), timeout=1500)

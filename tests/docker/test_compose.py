@@ -1,4 +1,4 @@
-"""`docker compose up` without a GPU and without weights: a user's day. Each test can be run alone."""
+"""`docker compose up` without a GPU and without weights. Each test can run alone."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ print("user", os.getuid())
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack whose student has ended the run `first`."""
+    """A stack whose student has completed the run `first`."""
     folder = tmp_path_factory.mktemp("cpu")
     key, admin_key = folder / "key", folder / "admin-key"
     key.write_text(f"{_KEY}\n")
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def cpu(trained: Stack) -> Stack:
-    """The same, as it was started, whatever other tests made of it."""
+    """The same stack in its initial state."""
     trained.reset()
     trained.up("--wait", "--scale", "teacher=1", "teacher", "gateway", "tensorboard")
     return trained
@@ -87,24 +87,24 @@ def test_the_teachers_image_can_recover_damaged_stores(cpu: Stack) -> None:
 
 
 @pytest.mark.parametrize("service", ["teacher", "tensorboard"])  # the second is the student's image
-def test_nothing_gets_out_and_nothing_can_be_changed(cpu: Stack, service: str) -> None:
-    said = cpu.python(service, _OUTSIDE).splitlines()
-    assert said == ["name failed", *["address failed"] * 4, "root failed", "code failed", "user 2000"]
+def test_containers_have_no_network_outside_and_a_read_only_root(cpu: Stack, service: str) -> None:
+    printed = cpu.python(service, _OUTSIDE).splitlines()
+    assert printed == ["name failed", *["address failed"] * 4, "root failed", "code failed", "user 2000"]
 
 
-def test_only_this_machine_is_published_to(cpu: Stack) -> None:
+def test_ports_are_published_on_this_machine_only(cpu: Stack) -> None:
     published = cpu.do("ps", "--format", "{{.Ports}}").split()
     hosts = {each.rpartition(":")[0] for each in ",".join(published).split(",") if "->" in each}
     assert hosts == {"127.0.0.1"}
 
 
-def test_the_gateway_passes_no_administration_on(cpu: Stack) -> None:
+def test_the_gateway_refuses_administration(cpu: Stack) -> None:
     refused = httpx.post(f"{cpu.url}/admin/checkpoint", json={"model": "/models/any"}, headers=_HEADERS)
     assert refused.status_code == 403
     assert "gateway" in refused.json()["error"]["reason"]
 
 
-def test_the_keys_are_secrets_and_the_admin_s_is_asked_for_inside(cpu: Stack) -> None:
+def test_the_keys_are_secrets_and_the_admin_key_is_required_inside(cpu: Stack) -> None:
     known = cpu.do("exec", "-T", "teacher", "env")
     assert _KEY not in known
     assert _ADMIN_KEY not in known
@@ -128,15 +128,15 @@ def test_a_second_up_asks_nothing_new(cpu: Stack) -> None:
     assert second["sampled"] == first["sampled"]
 
 
-def test_a_run_that_is_complete_is_left_as_it_is(cpu: Stack) -> None:
+def test_a_completed_run_stays_unchanged(cpu: Stack) -> None:
     before = cpu.summary("first")
     cpu.up("--force-recreate", "student")
     assert cpu.run_ended() == 0
     assert cpu.summary("first") == before
 
 
-def test_a_stop_saves_the_run_and_the_next_up_goes_on(cpu: Stack) -> None:
-    """It ends as the run that nobody stopped."""
+def test_a_stop_saves_the_run_and_the_next_up_resumes_it(cpu: Stack) -> None:
+    """The resumed run ends as the uninterrupted one."""
     cpu.variables |= {"STUDENT_RUN": "stopped"}
     cpu.up()
     begun = ("exec", "-T", "student", "test", "-s", "/runs/stopped/metrics.jsonl")
@@ -153,7 +153,7 @@ def test_several_teachers_share_the_questions(cpu: Stack) -> None:
     def asked(index: int) -> float:
         page = cpu.do("exec", "-T", "--index", str(index), "teacher", "python3", "-c", _METRICS)
         counts = [line.removeprefix(_ASKED) for line in page.splitlines() if line.startswith(_ASKED)]
-        return float(counts[0]) if counts else 0.0  # a teacher that nobody has asked yet has no such line
+        return float(counts[0]) if counts else 0.0  # a teacher without questions has no such line
 
     cpu.up("--wait", "--scale", "teacher=2", "teacher", "gateway")
     before = [asked(1), asked(2)]
@@ -164,7 +164,7 @@ def test_several_teachers_share_the_questions(cpu: Stack) -> None:
         assert 10 <= asked(index) - before[index - 1] <= 30
 
 
-def test_a_teacher_that_stops_answers_what_it_has_begun(cpu: Stack) -> None:
+def test_a_teacher_that_stops_finishes_its_pending_answers(cpu: Stack) -> None:
     cpu.variables |= {"TEACHER_DELAY_MS": "3000"}
     cpu.up("--wait", "--scale", "teacher=1", "teacher", "gateway")
     question = distinct_questions(1, seed=5)[0].model_dump(mode="json")
@@ -177,7 +177,7 @@ def test_a_teacher_that_stops_answers_what_it_has_begun(cpu: Stack) -> None:
     assert cpu.state("teacher")["ExitCode"] == 0
 
 
-def test_without_a_key_all_may_ask(cpu: Stack) -> None:
+def test_without_a_key_no_authentication_is_required(cpu: Stack) -> None:
     del cpu.variables["API_KEY_FILE"]
     cpu.up("--wait", "teacher", "gateway")
     assert httpx.get(f"{cpu.url}/teacher").status_code == 200

@@ -1,4 +1,4 @@
-"""The compose file as it stands, for a GPU, on a machine that has none."""
+"""The compose file for a GPU, on a machine without one."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gpu(models: Path) -> Iterator[Stack]:
-    """The teacher's image without vLLM in it: that Docker does not start it has other reasons."""
+    """A stack whose teacher image has no vLLM: Docker refuses to start it for other reasons."""
     image = {"VLLM_IMAGE": "python:3.11-slim-bookworm", "TEACHER_IMAGE": "lvlm2p-teacher-cpu"}
     with stack("lvlm2p-test-gpu", GPU, models.parent, "teacher", MODELS_DIR=str(models), **image) as made:
         yield made
@@ -33,7 +33,7 @@ def vllm_cpu(models: Path) -> Iterator[Stack]:
         yield made
 
 
-def test_the_teacher_asks_for_the_gpu_as_docker_documents_it(gpu: Stack) -> None:
+def test_the_teacher_requests_the_gpu_as_docker_documents_it(gpu: Stack) -> None:
     teacher = json.loads(gpu.do("config", "--format", "json"))["services"]["teacher"]
     devices = teacher["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"capabilities": ["gpu"], "count": -1, "driver": "nvidia"}]
@@ -45,13 +45,13 @@ def test_the_teacher_asks_for_the_gpu_as_docker_documents_it(gpu: Stack) -> None
 
 
 @pytest.mark.skipif("nvidia" in docker_info(), reason="there is a GPU's runtime here")
-def test_without_a_gpu_docker_says_so(gpu: Stack) -> None:
+def test_without_a_gpu_docker_reports_it(gpu: Stack) -> None:
     done = gpu("up", "--detach", "--no-build", "teacher")
     assert done.returncode != 0
     assert 'could not select device driver "nvidia" with capabilities: [[gpu]]' in done.stderr
 
 
-def test_without_the_models_folder_docker_says_so(gpu: Stack, models: Path) -> None:
+def test_without_the_models_folder_docker_reports_it(gpu: Stack, models: Path) -> None:
     models.rmdir()
     gpu.variables["TEACHER_GPUS"] = "0"
     done = gpu("up", "--detach", "--no-build", "teacher")
@@ -60,7 +60,7 @@ def test_without_the_models_folder_docker_says_so(gpu: Stack, models: Path) -> N
     assert str(models) in done.stderr
 
 
-def test_without_the_checkpoint_the_teacher_says_so_once(vllm_cpu: Stack) -> None:
+def test_without_the_checkpoint_the_teacher_reports_it_once(vllm_cpu: Stack) -> None:
     assert vllm_cpu("up", "--detach", "--no-build", "teacher", "student").returncode != 0
     assert vllm_cpu.state("teacher")["ExitCode"] == 2
     assert vllm_cpu.state("teacher")["State"] == "exited"

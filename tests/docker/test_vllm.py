@@ -1,4 +1,4 @@
-"""A checkpoint under vLLM on the CPU, through the gateway, and its swap while a student learns."""
+"""A checkpoint under vLLM on the CPU, through the gateway, and its swap while a student trains."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints, and the prompt set `minigrid` with analyses that come to their end."""
+    """Two checkpoints, and the prompt set `minigrid` with short analyses."""
     folder = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("one", "two")):
         make_checkpoint(folder / name, seed=seed)
@@ -41,7 +41,7 @@ def vllm(models: Path) -> Iterator[Stack]:
         TEACHER_DTYPE="float32",
         TEACHER_MAX_MODEL_LEN="16384",
         TEACHER_KV_CACHE_GIB="1",
-        TEACHER_MIN_LABEL_MASS="0",  # random weights hardly ever mean to answer with a label
+        TEACHER_MIN_LABEL_MASS="0",  # random weights put little mass on labels
         STUDENT_FRAMES="160",
         STUDENT_LOG_EVERY="16",
         STUDENT_ENVIRONMENTS="4",
@@ -69,7 +69,7 @@ def test_the_checkpoint_answers_through_the_gateway(vllm: Stack) -> None:
     assert answer["teacher"] == _identity(vllm)
 
 
-def test_a_swapped_checkpoint_goes_on_teaching_the_student_that_waits(vllm: Stack) -> None:
+def test_a_swapped_checkpoint_continues_to_teach_the_waiting_student(vllm: Stack) -> None:
     vllm.reset()
     vllm.up("--wait", "teacher", "gateway")
     first = _identity(vllm)
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_swapped_in_the_running_container(vllm: Stack) -> None:
     vllm.variables["TEACHER_MODEL"] = "two"
     vllm.up("--wait", "teacher", "gateway")
     before = _identity(vllm)
-    said = vllm.do("exec", "-T", "teacher", "teacher", "swap", "/models/one")
-    assert "new engine" in said
+    output = vllm.do("exec", "-T", "teacher", "teacher", "swap", "/models/one")
+    assert "new engine" in output
     assert before != _identity(vllm)
-    assert _identity(vllm) in said
+    assert _identity(vllm) in output
