@@ -150,7 +150,7 @@ def served_teacher(
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEACHER_")}
     env.setdefault("OMP_NUM_THREADS", "1")
     with TeacherProcess([f"--store={store}", *_arguments(flags or {})], log=log, env=env) as teacher:
-        starting = Waiting("the teacher, which is being started")
+        starting = Waiting("the new teacher")
         with starting.for_it(slow=True):
             url = teacher.url
         starting.came()
