@@ -12,8 +12,11 @@ from tests.docs.pages import PAGES, ROOT, Command, Reply, Stop, inline_commands,
 from tests.docs.reader import Reader
 
 _ONE_AFTER_ANOTHER = (
-    ("README.md", "start/quickstart.md", "start/pandas.md", "guides/answers.md", "guides/train-student.md"),
-    ("guides/export.md", "guides/sweeps.md", "guides/reports.md"),
+    (
+        *("README.md", "start/quickstart.md", "start/pandas.md"),
+        *("guides/answers.md", "guides/train-student.md", "guides/export.md"),
+    ),
+    ("guides/sweeps.md", "guides/reports.md"),
     ("reference/policy.md", "start/checkpoint.md", "guides/swap.md"),
     ("guides/bench.md", "guides/score.md", "guides/playground.md", "guides/serve.md", "how/planner.md"),
     ("guides/prompts.md", "start/environment.md"),
