@@ -30,6 +30,7 @@ from student.experiments.tables import (
     speed_ups_csv,
     teachers_table,
 )
+from teacher_api.files import writing
 from teacher_api.terminal import say
 
 _PAGES = {"report.html", "report.md"}
@@ -58,7 +59,8 @@ def report(settings: ReportSettings) -> tuple[Path, list[str]]:
 
     Raises:
         BadPlan: sweep.json cannot be read.
-        BadSweep: no run is finished, the baseline is not an arm, or the folder cannot be written.
+        BadSweep: no run is finished, the baseline is not an arm, or the folder holds other files.
+        CannotStart: the folder cannot be written.
     """
     out = settings.out or _common_folder(settings.runs) / "report"
     _refuse_other_content(out)
@@ -170,7 +172,7 @@ def _refuse_other_content(out: Path) -> None:
 def _write(out: Path, files: dict[str, bytes]) -> None:
     """Writes the files into a new folder, which then replaces the old one."""
     part, old = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("new", "old"))
-    try:
+    with writing("out", out):
         try:
             part.mkdir(parents=True)
             for name, content in files.items():
@@ -183,5 +185,3 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
                 old.rename(out)
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise BadSweep(f"cannot write to {out}: {error.strerror}") from error

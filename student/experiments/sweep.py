@@ -28,7 +28,7 @@ from student.experiments.settings import SweepSettings
 from student.experiments.workers import Job, LocalWorkers, Workers, evaluate_teacher, locked, train_run
 from teacher_api.client import connect
 from teacher_api.command_line import INTERRUPTED, CannotStart, CommandFailed, fail
-from teacher_api.files import write_json
+from teacher_api.files import write_json, writing
 from teacher_api.processes import TeacherDidNotStart, served_teacher
 from teacher_api.terminal import say
 
@@ -79,10 +79,8 @@ def sweep(settings: SweepSettings, plan: SweepPlan) -> dict[str, str]:
     """
     _check_address(settings, plan)
     folder = settings.out.resolve()
-    try:
+    with writing("out", settings.out):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotStart(f"cannot write to {settings.out}: {error.strerror}") from error
     with locked(folder), ExitStack() as stack:
         _check_folder(folder, plan)
         left = [run for run in plan.runs() if not (folder / "runs" / run.name / "summary.json").exists()]

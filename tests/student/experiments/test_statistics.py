@@ -36,7 +36,7 @@ pytestmark = pytest.mark.unit
         ([], None),
     ],
 )
-def test_a_threshold_has_to_hold(values: list[float], expected: int | None) -> None:
+def test_a_threshold_needs_three_evaluations_in_a_row(values: list[float], expected: int | None) -> None:
     frames = [10 * (i + 1) for i in range(len(values))]
     assert samples_to(0.9, frames, values) == expected
 
@@ -49,7 +49,7 @@ def _rng() -> np.random.Generator:
 
 
 def _times(*frames: float, never: int = 0, run: float = 100) -> CensoredTimes:
-    """Seeds that got there after these frames, and `never` ones that did not within `run`."""
+    """Seeds that reached the threshold after these frames, and `never` seeds that did not within `run`."""
     return CensoredTimes(
         np.array([*frames, *[run] * never], float), np.array([True] * len(frames) + [False] * never)
     )
@@ -63,7 +63,7 @@ def _speed_up(
     return exponential(estimate(log_speed_up(*medians)))
 
 
-def test_kaplan_meier_medians_are_scipys() -> None:
+def test_kaplan_meier_medians_equal_scipys() -> None:
     rng = _rng()
     frames_RN = rng.integers(1, 12, size=(300, 9)).astype(float)  # with many ties
     reached_RN = rng.random(frames_RN.shape) < 0.7
@@ -85,7 +85,7 @@ def test_kaplan_meier_medians_are_scipys() -> None:
         (_times(10, 20, never=2), Bound(20)),
         (_times(10, 20, never=3), Bound(100, ">=")),
         (_times(never=3), Bound(100, ">=")),
-        # 3/4 are on their way after 5; two drop out; the last gets there: 3/4 * 0
+        # S = 3/4 after 5; two seeds are censored; the last one reaches the threshold: S = 3/4 * 0
         (CensoredTimes(np.array([5.0, 10, 20, 30]), np.array([True, False, False, True])), Bound(30)),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_speed_ups_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_a_censored_interval_covers_the_truth() -> None:
-    """A run ends at 70, soon after the median of 60: the interval's end has to say that it is open."""
+    """Runs end at 70, soon after the median of 60: the upper end of the interval must be a bound."""
     rng = _rng()
     covered = opened = 0
     for _ in range(100):
@@ -127,21 +127,21 @@ def test_a_censored_interval_covers_the_truth() -> None:
     assert opened > 50
 
 
-def test_a_baseline_that_never_gets_there_makes_a_lower_bound() -> None:
+def test_a_censored_baseline_gives_a_lower_bound() -> None:
     value, low, high = _speed_up(_times(never=5), _times(10, 20, 25, 40, 50))
     assert value == Bound(pytest.approx(4.0), ">=")
     assert (low.sign, high.sign) == ("", ">=")
     assert low.value <= 4
 
 
-def test_an_arm_that_never_gets_there_makes_an_upper_bound() -> None:
+def test_a_censored_arm_gives_an_upper_bound() -> None:
     value, low, high = _speed_up(_times(10, 20, 25, 40, 50), _times(never=5))
     assert value == Bound(pytest.approx(0.25), "<=")
     assert (low.sign, high.sign) == ("<=", "")
     assert high.value >= 0.25
 
 
-def test_nothing_is_known_where_neither_gets_there() -> None:
+def test_nothing_is_known_if_both_are_censored() -> None:
     assert _speed_up(_times(never=3), _times(never=3))[0].sign == "?"
 
 
@@ -191,7 +191,7 @@ def test_resamples_come_after_the_seeds_themselves() -> None:
 
 
 def test_resampling_stays_within_each_environment() -> None:
-    """Environments that differ, of seeds that agree: no spread, as pooled seeds would have."""
+    """Seeds that agree within environments that differ have no spread; pooled seeds would have one."""
     drawn_R = stratified([np.zeros(5), np.ones(5)], np.mean, _RESAMPLES, _rng())
     assert drawn_R.tolist() == [0.5] * (_RESAMPLES + 1)
 
