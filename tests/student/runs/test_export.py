@@ -314,7 +314,9 @@ def test_an_environment_of_another_shape(file: Path, capsys: pytest.CaptureFixtu
         if fits:
             assert main(["evaluate", str(file), "--env", env, "--episodes", "2"]) == 0
         else:
-            assert f"{env} has another size or other actions" in _fails(capsys, "evaluate", file, "--env", env)
+            assert f"{env} has another size or other actions" in _fails(
+                capsys, "evaluate", file, "--env", env
+            )
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
