@@ -89,12 +89,12 @@ def test_bad_requests_fail_alone(checkpoint: Checkpoint, prompts: list[Prompt]) 
                 (engine.generate(prompts[1], WHOLE), None),
                 (engine.generate(two_places, WHOLE), "1 pictures for 2 image tokens"),
                 (engine.generate(prompts[1], Decoding(9, {"type": "no such type"})), "schema"),
-                (engine.generate(prompts[0], Decoding(2048, SCHEMA)), "max-model-len is 2048"),
-                (engine.generate(long, WHOLE), "max-model-len is 2048"),
+                (engine.generate(prompts[0], Decoding(2048, SCHEMA)), "`max_model_len` is 2048"),
+                (engine.generate(long, WHOLE), "`max_model_len` is 2048"),
                 (engine.generate(prompts[2], WHOLE), None),
                 (engine.score(prompts[1], [5, 6]), None),
-                (engine.score(prompts[1], [5, 10**6]), "no token has the number 1000000"),
-                (engine.score(prompts[1], [-1]), "no token has the number -1"),
+                (engine.score(prompts[1], [5, 10**6]), "no token has the id 1000000"),
+                (engine.score(prompts[1], [-1]), "no token has the id -1"),
                 (engine.score(two_places, [5]), "1 pictures for 2 image tokens"),
                 (engine.score(Prompt((), ()), [5]), "0 tokens"),
                 (engine.score(prompts[2], []), None),
@@ -128,7 +128,7 @@ def test_a_failed_batch_is_answered_and_the_next_one_runs(
             monkeypatch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", failing)
             with pytest.raises(EngineError, match="a kernel broke"):
                 await engine.score(prompts[0], [1])
-            with pytest.raises(EngineError, match=r"out of memory.*lower --max-num-seqs"):
+            with pytest.raises(EngineError, match=r"out of memory.*lower `max_num_seqs`"):
                 await engine.generate(prompts[0], Decoding(9, SCHEMA))
             assert len(await engine.score(prompts[0], [1])) == 1
 
