@@ -21,7 +21,7 @@ from teacher_server.answers.opening import open_existing, open_store
 from teacher_server.answers.reading import known_teachers, names_of
 from teacher_server.answers.size import bytes_in_use, delete, evict, shrink
 from teacher_tools.answers.exchange import BadExport, export, import_
-from teacher_tools.answers.recover import recover
+from teacher_tools.answers.recover import program, recover
 from teacher_tools.answers.settings import (
     ExportSettings,
     ImportSettings,
@@ -87,9 +87,12 @@ def recover_answers(settings: RecoverSettings) -> int:
     """Runs `teacher answers recover`; returns 0."""
     if settings.store.exists() and settings.file.exists() and settings.store.samefile(settings.file):
         raise CannotStart(f"{settings.file} is the store itself: set `store` to another file")
+    sqlite3_program = program()
+    if not settings.file.is_file():
+        raise CannotStart(f"there is no file {settings.file}")
     with _store(settings.store, make=True) as connection:
         try:
-            report = recover(connection, settings.file, settings.store.absolute().parent)
+            report = recover(connection, settings.file, settings.store.absolute().parent, sqlite3_program)
         except OSError as error:
             raise CannotStart(f"{settings.file} cannot be recovered: {error.strerror or error}") from error
     found = f"{_answers(report.new + report.known)} recovered ({report.new} new, {report.known} known)"

@@ -58,20 +58,20 @@ class RecoveryReport:
     failure: str | None = None
 
 
-def recover(connection: sqlite3.Connection, file: Path, folder: Path) -> RecoveryReport:
+def recover(connection: sqlite3.Connection, file: Path, folder: Path, sqlite3_program: str) -> RecoveryReport:
     """Adds the whole answers of a damaged store to a sound one, a few at a time.
 
     Args:
         connection: of the sound store.
         file: the damaged store; its -wal is read too. Neither is changed.
         folder: gets a copy of the damaged store for the time of the call.
+        sqlite3_program: the path of SQLite's program, from `program`.
 
     Raises:
-        CannotStart: there is no program sqlite3 with .recover.
         sqlite3.Error, OSError: the store cannot be written, or the damaged one not be read or copied.
     """
     report = RecoveryReport()
-    command = [program(), "-safe", "-batch", "-init", os.devnull]
+    command = [sqlite3_program, "-safe", "-batch", "-init", os.devnull]
     with _readable_copy(file, folder) as copy, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen([*command, copy, ".recover"], stdout=subprocess.PIPE, stderr=errors)
         try:

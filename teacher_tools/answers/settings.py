@@ -128,7 +128,9 @@ class PruneSettings(_OfAStore, BaseSettings):
     def _says_what(self) -> Self:
         by_age_or_teacher = bool(self.identities) or self.before is not None
         if by_age_or_teacher == (self.max_mib is not None):
-            raise ValueError("give `identities`, `before` or both, or else `max_mib`: what is to be deleted")
+            raise ValueError(
+                "nothing says what to delete: give `identities`, `before` or both, or else `max_mib`"
+            )
         if self.before is not None:
             _seconds(self.before)
         return self

@@ -262,12 +262,13 @@ def test_a_program_that_cannot_recover_is_reported(
 def test_what_cannot_be_recovered_is_refused(
     damaged: Path, store: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_store(store, range(1))
-    shutil.copy(store, damaged)
-    assert "is the store itself" in run(store)[2]
+    make_store(damaged, range(1))
     _install(tmp_path, monkeypatch, "exit 0")
-    assert "No such file" in run(tmp_path / "nothing")[2]
+    assert "there is no file" in run(tmp_path / "nothing")[2]
     monkeypatch.setenv("PATH", "")
     code, _, err = run(damaged)
     assert (code, err.count("\n")) == (2, 1)
     assert "sqlite3, which is not installed: install " in err
+    assert not store.exists()
+    shutil.copy(damaged, store)
+    assert "is the store itself" in run(store)[2]
