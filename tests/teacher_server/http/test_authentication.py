@@ -143,10 +143,10 @@ def test_a_file_without_a_key_is_refused_at_the_start(tmp_path: Path) -> None:
 def test_what_cannot_be_a_key(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "key"
     file.write_bytes(content + b"\n")
-    with pytest.raises(BadKeyFile, match="holds no key") as refused:
+    with pytest.raises(BadKeyFile, match="has no key in line 1") as refused:
         read_key(file)
     assert json.dumps(content.decode("latin-1")) not in str(refused.value)
-    with pytest.raises(ValueError, match="no line of printable ASCII"):
+    with pytest.raises(ValueError, match="one line of printable ASCII"):
         TeacherClient("http://127.0.0.1:9", key=content.decode("latin-1"))
 
 
@@ -183,7 +183,7 @@ def test_a_public_address_needs_keys_or_allow_keyless(
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert "--host 0.0.0.0 is not a loopback address, so the service requires API keys" in line
-    assert "--api-key-file FILE, or --allow-keyless" in line
+    assert "set --api-key-file, or --allow-keyless" in line
     for flags in (("--allow-keyless",), ("--api-key-file", str(key_file))):
         assert "listening on http://0.0.0.0" in teacher_process("--host", "0.0.0.0", *flags).greeting
 
