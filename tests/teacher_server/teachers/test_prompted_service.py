@@ -189,12 +189,12 @@ def test_what_cannot_be_served_is_refused_at_the_start(
     assert said in _refused("--model", str(model), "--prompts", str(prompts))
 
 
-def test_too_little_memory_or_room_is_refused_at_the_start(checkpoint: Path) -> None:
+def test_too_little_memory_or_length_is_refused_at_the_start(checkpoint: Path) -> None:
     model = ("--model", str(checkpoint))
     assert "more than --max-model-len 300" in _refused(*model, "--max-model-len", "300")
     said = _refused(*model, "--max-model-len", "100000000")
     assert "lower it to 32768" in said
-    assert "GiB are there" in said
+    assert "GiB are available" in said
 
 
 def test_settings_that_are_missing_are_named() -> None:
