@@ -95,7 +95,7 @@ def test_the_questions_of_a_dead_engine_are_answered_by_its_replacement(
     teacher: TeacherProcess, answers: list[Answer]
 ) -> None:
     assert metric(teacher, "teacher_replacements_total", why="dead", outcome="replaced") == 1
-    assert "the engine is dead and is being replaced: vLLM's process is gone" in teacher.stderr
+    assert "the engine is dead and is being replaced: vLLM's process has ended" in teacher.stderr
     assert len(answers) == 32
 
 
@@ -120,7 +120,7 @@ def test_after_too_many_replacements_the_service_ends(teacher: TeacherProcess, a
         left[0].kill()
         reply = asked.result()
     assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
-    assert "vLLM's process is gone" in reply.json()["error"]["reason"]
+    assert "vLLM's process has ended" in reply.json()["error"]["reason"]
     assert teacher.process.wait(60) == 1
     assert "teacher serve: error: the teacher is gone: its engine is dead" in teacher.stderr
     assert "it has been replaced 2 times within an hour, as often as --replacements allows" in teacher.stderr
