@@ -65,4 +65,4 @@ def test_without_the_checkpoint_the_teacher_reports_it_once(vllm_cpu: Stack) -> 
     assert vllm_cpu.state("teacher")["ExitCode"] == 2
     assert vllm_cpu.state("teacher")["State"] == "exited"
     (line,) = vllm_cpu.do("logs", "--no-log-prefix", "teacher").splitlines()
-    assert "teacher serve: error: --model /models/Qwen2.5-VL-3B-Instruct: " in line
+    assert "teacher serve: error: /models/Qwen2.5-VL-3B-Instruct: " in line
