@@ -142,7 +142,7 @@ def test_a_broken_set_is_refused_with_its_file(tmp_path: Path) -> None:
     (mine / "question.txt").write_text("{{ picture }} {{ goal }}")
     done = _run(tmp_path, "show", "mine", "--task", "fetch")
     assert done.returncode == 2
-    assert "mine/question.txt: unknown variable 'goal'; those known here are" in done.stderr
+    assert "mine/question.txt: unknown variable 'goal'; known variables are" in done.stderr
 
 
 def test_making_the_examples_again_gives_the_same(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_the_table_sets_both_side_by_side() -> None:
         ["a batch of 64", "0.250 ms"],
         ["... from its store", "2.000 ms"],
         [
-            "prompted-1: medians of 3 questions that it had to answer and 1 that its store knew,"
+            "prompted-1: medians of 3 questions that it answered and 1 that its store answered,"
             " 1 without an answer"
         ],
     ]
@@ -234,7 +234,7 @@ def test_a_file_that_is_there_stays_unless_told(
 ) -> None:
     file = tmp_path / "mine.onnx"
     file.write_bytes(b"mine")
-    assert "is there already" in _fails(capsys, "export", run, "--out", file)
+    assert "exists already" in _fails(capsys, "export", run, "--out", file)
     assert file.read_bytes() == b"mine"
     command = [_STUDENT, "export", str(run), "--out", str(file), "--overwrite"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=True)
