@@ -142,12 +142,12 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
             CHAT_TEMPLATE.replace("in messages -", "in messages if message.role != 'assistant' -"),
         ),
         "chat_template.jinja",
-        ("leaves out what the assistant said",),
+        ("omits the assistant's earlier turn",),
     ),
     "template of the last turn": (
         write("chat_template.jinja", CHAT_TEMPLATE.replace("in messages -", "in messages[-1:] -")),
         "chat_template.jinja",
-        ("leaves out or changes 'You look at pictures.'",),
+        ("omits or changes 'You look at pictures.'",),
     ),
     "template refusing": (
         write("chat_template.jinja", "{{ raise_exception('text only') }}"),
