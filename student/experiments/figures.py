@@ -11,30 +11,18 @@ import numpy as np
 from student.experiments.comparison import ArmComparison, Curve, arms_that_differ_in
 from student.experiments.results import Cell
 from student.experiments.statistics import Estimate
+from teacher_api.plot_style import COLOURS, STYLE
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
-"""Okabe and Ito's palette for colour-blind readers, without yellow; markers distinguish arms in print."""
 _BASELINE_COLOUR = "#222222"
 _MARKERS = "osD^vPX*"
+"""Distinguish the arms in print."""
 _INCHES_A_CHARACTER = 0.08
 _TITLE_WIDTH = 40
 """Characters of a title that fit above one panel."""
 _TEACHER_DASHES = ((5, 2), (1, 1.5), (6, 2, 1, 2), (3, 3))
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
 
 
 def short_env(env_id: str) -> str:
@@ -45,7 +33,7 @@ def short_env(env_id: str) -> str:
 def draw_success(comparison: ArmComparison) -> bytes:
     """Draws success against frames, the paper's figure 3: a row per algorithm, a column per environment."""
     design = comparison.design
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _panels(len(design.algos), len(design.envs), 3.3, 2.6)
         for row, algo in enumerate(design.algos):
             for column, env in enumerate(design.envs):
@@ -61,7 +49,7 @@ def draw_success(comparison: ArmComparison) -> bytes:
 def draw_samples(comparison: ArmComparison) -> bytes:
     """Draws samples to the threshold of success: medians with intervals, and the single seeds."""
     design = comparison.design
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = 1.0 + 0.32 * len(design.arms)
         figure, axes = _panels(len(design.algos), len(design.envs), 3.3, height, sharey=True)
         figure.set_figwidth(figure.get_figwidth() + _INCHES_A_CHARACTER * max(map(len, design.arms)))
@@ -95,7 +83,7 @@ def draw_ablations(comparison: ArmComparison) -> bytes | None:
     if not rows:
         return None
     kinds = ["targets"] * any(targets.values()) + ["success", "samples"] * any(lambdas.values())
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _panels(len(rows), len(kinds), 3.6, 2.6)
         for row, (algo, env) in enumerate(rows):
             for column, kind in enumerate(kinds):
@@ -184,7 +172,7 @@ def _draw_lambdas(
             estimates = [median for cell in cells if (median := comparison.speed_up(cell).median)]
         x = [value or zero for value in arms]
         ticks |= {zero: "0"} if 0 in arms else {}
-        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
         y = [each.value.value for each in estimates]
         below = [(each.value.value - each.low.value) if each.low else 0.0 for each in estimates]
         above = [(each.high.value - each.value.value) if each.high else 0.0 for each in estimates]
@@ -215,7 +203,7 @@ def _style(comparison: ArmComparison, arm: str) -> dict[str, Any]:
     design = comparison.design
     number = list(design.arms).index(arm)
     others = [each for each in design.arms if each != design.baseline]
-    colour = _BASELINE_COLOUR if arm == design.baseline else _COLOURS[others.index(arm) % len(_COLOURS)]
+    colour = _BASELINE_COLOUR if arm == design.baseline else COLOURS[others.index(arm) % len(COLOURS)]
     return {"color": colour, "marker": _MARKERS[number % len(_MARKERS)]}
 
 

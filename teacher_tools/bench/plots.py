@@ -7,28 +7,14 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from teacher_api.plot_style import COLOURS, STYLE
 from teacher_tools.bench.report import Point, Report
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogFormatter
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
-"""The palette of Okabe and Ito without yellow, which the colour-blind can distinguish."""
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.handlelength": 3.2,
-    "lines.linewidth": 1.6,
-}
+_STYLE: Any = STYLE | {"legend.fontsize": 8, "legend.handlelength": 3.2}
 _LABELS = {"concurrency": "questions at once (closed loop)", "rate": "arrivals a second (open loop)"}
 _DASHES = {"p50": "-", "p95": "--", "p99": ":"}
 _MARKERS = {"cold": "o", "warm": "s"}
@@ -45,7 +31,7 @@ def draw_latency(report: Report, file: Path) -> None:
         )
         for column, kind in enumerate(kinds):
             for number, (name, series) in enumerate(_series(report, points, kind).items()):
-                _draw_series(axes[:, column], name, series, _COLOURS[number % len(_COLOURS)])
+                _draw_series(axes[:, column], name, series, COLOURS[number % len(COLOURS)])
             loads = sorted({point.load.value for point in points if point.load.kind == kind})
             axes[1, column].set_xlabel(_LABELS[kind])
             axes[1, column].set_xticks(loads, [f"{load:g}" for load in loads])
@@ -74,7 +60,7 @@ def draw_distribution(report: Report, file: Path) -> None:
                 panel.ecdf(
                     np.array(latencies),
                     label=f"{_prefix(report, point)}{point.load}",
-                    color=_COLOURS[loads.index(point.load) % len(_COLOURS)],
+                    color=COLOURS[loads.index(point.load) % len(COLOURS)],
                     linestyle=("-", "--", ":")[list(report.targets).index(point.target) % 3],
                 )
             panel.set(title=pass_, xlabel="latency, ms")

@@ -12,12 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from teacher_api.files import writing
+from teacher_api.plot_style import COLOURS
 from teacher_tools.score.measures import BINS
 from teacher_tools.score.results import Calibration, Mean, Score
 from teacher_tools.score.tables import ScoreTable, short, table, verdicts, with_interval
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D")
-"""The palette of Okabe and Ito without yellow, which the colour-blind can distinguish."""
 _MARKERS = "osD^vPX"
 """Distinguish the lines in print."""
 
@@ -150,7 +149,7 @@ def _draw_reliability(panels: Mapping[str, Mapping[str, Calibration]]) -> bytes 
         upper.set_title(title, fontsize=9.5)
         upper.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
         for number, (name, calibration) in enumerate(lines.items()):
-            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
             confidence = [each.confidence for each in calibration.bins]
             right = [each.optimal.value for each in calibration.bins]
             below = [max(each.optimal.value - each.optimal.low, 0) for each in calibration.bins]
