@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import student
+import teacher_api
 from tests.conftest import StartTeacher, TeacherProcess, environment_without
 from tests.student.ends import assert_same_end, checkpoint, metrics
 from tests.waiting import LONG_S, wait_for, without_waiting
@@ -289,8 +290,9 @@ def test_the_demo_leaves_what_it_promises(teacher: str, says: str, identity: str
 
 
 def _package_elsewhere(folder: Path) -> str:
-    """The demo's package as if it were installed into a folder that holds nothing else."""
-    (folder / "student").symlink_to(student.__path__[0])
+    """The packages as if they were installed into a folder that holds nothing else."""
+    for package in (student, teacher_api):
+        (folder / package.__name__).symlink_to(package.__path__[0])
     return "no checkpoint in "
 
 
