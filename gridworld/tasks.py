@@ -1,9 +1,13 @@
 """Task families: keys, objectives, useful actions and environments; the seeds of held-out episodes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 """MiniGrid's seven actions, in the order of its action numbers."""
+
+Fault = Literal["mirrored", "shifted", "blind"]
+"""Systematic faults of the planner: see gridworld.faults."""
 
 EVALUATION_SEEDS = 2**31
 """Evaluation episodes have this seed and higher ones; training seeds are lower."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings
 
+from gridworld.tasks import Fault
 from teacher_api.command_line import File, Folder, PromptSetName, flags_and_variables
 
 LogFormat = Literal["text", "json"]
@@ -100,6 +101,11 @@ class Settings(EngineSettings, BaseSettings):
     )
     noise: float = Field(
         default=0.0, ge=0, le=1, description="planner: share of questions that get a wrong answer, 0 to 1"
+    )
+    fault: Fault | None = Field(
+        default=None,
+        description="planner: answer as if every picture was misread; mirrored: left and right are exchanged;"
+        " shifted: the agent is read one column too far right; blind: hazards are not seen; default: none",
     )
     delay_ms: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each answer takes"

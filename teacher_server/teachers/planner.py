@@ -7,20 +7,23 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from gridworld.faults import faulty_plan
 from gridworld.pictures import UnreadablePicture, read
 from gridworld.planner import PLANNER_VERSION, NoPlan, Plan, plan
-from gridworld.tasks import ALL_TASKS
+from gridworld.tasks import ALL_TASKS, Fault
+from gridworld.views import View
 from teacher_api.schemas import StageReport
 from teacher_server.teachers.base import CannotAnswer, Observation, TeacherAnswer, identity_of
 
 
 class PlannerTeacher:
-    """Answers optimally, except for a share of wrong answers.
+    """Answers optimally, except for a share of wrong answers and a systematic fault.
 
     The same picture, mission, task and actions always get the same wrong answer.
 
     Args:
-        noise: share of wrong answers, 0 to 1.
+        fault: answer as if each picture was misread in this way; see `gridworld.faults`.
+        noise: share of wrong answers, 0 to 1; with a fault, of the faulty planner's answers.
         seed: selects which answers are wrong.
         delay_s: seconds by which each answer is delayed; not part of the identity.
     """
@@ -28,11 +31,15 @@ class PlannerTeacher:
     kind = "planner"
     model = None
 
-    def __init__(self, *, noise: float = 0.0, seed: int = 0, delay_s: float = 0.0) -> None:
-        self.noise, self.seed, self.delay_s = noise, seed, delay_s
+    def __init__(
+        self, *, fault: Fault | None = None, noise: float = 0.0, seed: int = 0, delay_s: float = 0.0
+    ) -> None:
+        self.fault, self.noise, self.seed, self.delay_s = fault, noise, seed, delay_s
         self.description: dict[str, Any] = {"kind": self.kind, "version": PLANNER_VERSION, "noise": noise}
         if noise > 0:
             self.description["seed"] = seed
+        if fault is not None:
+            self.description["fault"] = fault
         self.identity = identity_of(self.description)
         self.hosting: dict[str, Any] = {"delay_ms": delay_s * 1000}
         self.tasks = {task.key: task.useful for task in ALL_TASKS.values()}
@@ -61,7 +68,7 @@ class PlannerTeacher:
         began = time.perf_counter()
         try:
             view = read(observation.picture)
-            planned = plan(view, observation.task, observation.mission, observation.actions)
+            planned = self._plan(view, observation)
         except UnreadablePicture as error:
             raise CannotAnswer("image", str(error)) from error
         except NoPlan as error:
@@ -74,6 +81,10 @@ class PlannerTeacher:
         # Planning is one step; its time is reported with the analysis
         action = StageReport(text=json.dumps(probabilities), milliseconds=0.0)
         return TeacherAnswer(probabilities, analysis, action)
+
+    def _plan(self, view: View, observation: Observation) -> Plan:
+        question = (observation.task, observation.mission, observation.actions)
+        return plan(view, *question) if self.fault is None else faulty_plan(view, self.fault, *question)
 
     def _with_mistakes(self, planned: Plan, observation: Observation) -> dict[str, float]:
         """Returns the plan's probabilities, for a share `noise` of observations with a mistake.

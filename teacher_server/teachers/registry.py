@@ -68,7 +68,16 @@ def choose_teacher(
         CannotTeach: the checkpoint, the prompt set or the machine does not allow it.
     """
     if settings.teacher == "planner":
-        return PlannerTeacher(noise=settings.noise, seed=settings.seed, delay_s=settings.delay_ms / 1000)
+        return PlannerTeacher(
+            fault=settings.fault,
+            noise=settings.noise,
+            seed=settings.seed,
+            delay_s=settings.delay_ms / 1000,
+        )
+    if settings.fault is not None:
+        raise CannotTeach(
+            f"`fault` {settings.fault} is a fault of the planner: leave it out, or choose `teacher` planner"
+        )
     if settings.teacher == "uniform":
         return UniformTeacher()
     try:

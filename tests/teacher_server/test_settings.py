@@ -37,6 +37,7 @@ def test_a_flag_takes_precedence_over_a_variable(monkeypatch: pytest.MonkeyPatch
             "--noise (or TEACHER_NOISE): Input should be less than or equal to 1, not '1.5'",
         ),
         (["--noise", "nan"], "--noise"),
+        (["--fault", "deaf"], "'mirrored', 'shifted' or 'blind', not 'deaf'"),
         (["--delay-ms", "inf"], "--delay-ms"),
         (["--delay-ms", "-1"], "--delay-ms"),
         (["--port", "65536"], "--port"),

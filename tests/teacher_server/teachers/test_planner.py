@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 
 from gridworld.pictures import draw, read
 from gridworld.planner import PLANNER_VERSION, plan
-from gridworld.tasks import ALL_TASKS, TASKS, task_of
+from gridworld.tasks import ALL_TASKS, TASKS, Fault, task_of
 from gridworld.views import view_of
+from teacher_server.settings import Settings
 from teacher_server.teachers.base import CannotAnswer, Observation
 from teacher_server.teachers.planner import PlannerTeacher
+from teacher_server.teachers.registry import CannotTeach, choose_teacher
 
 pytestmark = pytest.mark.unit
 
@@ -55,6 +58,32 @@ def test_the_identity_holds_what_changes_answers_and_nothing_else() -> None:
     noisy = PlannerTeacher(noise=0.1)
     assert len({plain.identity, noisy.identity, PlannerTeacher(noise=0.1, seed=3).identity}) == 3
     assert noisy.description["version"] == PLANNER_VERSION
+    # Stored answers belong to these identities
+    assert plain.identity == "planner-41a21daf5e1d557e"
+    assert PlannerTeacher(noise=0.1, seed=3).identity == "planner-ae329dcc4af7b6b4"
+    teachers = [PlannerTeacher(fault=fault, noise=noise) for fault in get_args(Fault) for noise in (0.0, 0.1)]
+    assert len({teacher.identity for teacher in (plain, noisy, *teachers)}) == 8
+
+
+def test_a_fault_comes_before_noise() -> None:
+    """A mirrored planner exchanges left and right; the noise then replaces the best of these answers."""
+    observations = [_observation("MiniGrid-LavaGapS7-v0", seed) for seed in range(60)]
+    right = _answers(PlannerTeacher(), observations)
+    mirrored = _answers(PlannerTeacher(fault="mirrored"), observations)
+    assert mirrored == [p | {"left": p["right"], "right": p["left"]} for p in right]
+    assert mirrored != right
+    both = _answers(PlannerTeacher(fault="mirrored", noise=0.5), observations)
+    wrong = [_best(a) not in _tops(b) for a, b in zip(both, mirrored, strict=True)]
+    assert 0.3 < np.mean(wrong) < 0.7
+    assert [a for a, mistaken in zip(both, wrong, strict=True) if not mistaken] == [
+        a for a, mistaken in zip(mirrored, wrong, strict=True) if not mistaken
+    ]
+
+
+@pytest.mark.parametrize("teacher", ["uniform", "prompted"])
+def test_a_fault_of_another_teacher_is_refused(teacher: Literal["uniform", "prompted"]) -> None:
+    with pytest.raises(CannotTeach, match="`fault` blind is a fault of the planner"):
+        choose_teacher(Settings(teacher=teacher, fault="blind"))
 
 
 def test_noise_is_the_share_of_wrong_answers(observations: list[Observation]) -> None:
