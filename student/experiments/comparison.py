@@ -31,6 +31,10 @@ _NOT_COMPARED = {
 """Settings that do not distinguish arms; a teacher is compared by its identity."""
 
 
+HARM = 0.05
+"""The loss of success that the table of harm marks where the interval does not exclude it."""
+
+
 class PaperResult(NamedTuple):
     """The paper's result for an algorithm: speed-ups, and samples to `PAPER_RETURN` in LavaGap."""
 
@@ -79,7 +83,11 @@ class SpeedUp:
 
 @dataclass(frozen=True)
 class FinalSuccess:
-    """An arm's mean success at the end of its runs, and its difference to the baseline's."""
+    """An arm's mean success at the end of its runs, and its difference to the baseline's.
+
+    Attributes:
+        env: None for all environments that the arm is for; the difference is then that on these.
+    """
 
     algo: str
     env: str | None
@@ -87,6 +95,28 @@ class FinalSuccess:
     seeds: int
     success: Estimate
     difference: Estimate | None
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What learning from a teacher costs: an arm's success at the end minus the baseline's.
+
+    Attributes:
+        arm: an arm with a teacher; None for the mean over these arms.
+        env: None for the mean over environments. Each cell counts the same in a mean.
+        cells: the cells that the difference is the mean of.
+    """
+
+    algo: str
+    arm: str | None
+    env: str | None
+    cells: int
+    difference: Estimate
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the interval does not exclude a loss of more than `HARM`."""
+        return (self.difference.low or self.difference.value).value < -HARM
 
 
 @dataclass(frozen=True)
@@ -130,7 +160,10 @@ class ArmComparison:
         self._resamples = resamples
         self._rng = np.random.default_rng(seed)
         self.curves = {cell: curve for cell in results.cells() if (curve := self._curve(results.runs[cell]))}
+        self._differences: dict[Cell, NDArray[np.float64]] = {}
+        """The resampled difference to the baseline in each cell of the other arms, [1 + resamples]."""
         self.finals = list(self._finals())
+        self.harms = [row for algo in self.design.algos for row in self._harms(algo)]
         self.speed_ups = [row for algo in self.design.algos for row in self._speed_ups(algo)]
         self.questions = [_question_counts(cell, results.runs[cell]) for cell in results.cells()]
 
@@ -165,30 +198,62 @@ class ArmComparison:
         design = self.design
         for algo in design.algos:
             for env in (*design.envs, None):
-                drawn = {
-                    arm: (sum(map(len, strata)), self._resampled(strata, np.mean))
-                    for arm in design.arms
-                    if (strata := self._successes(arm, algo, env))
-                }
+                drawn = {}
+                for arm in design.arms:
+                    envs = design.envs_of(arm) if env is None else (env,)
+                    strata = self._successes(arm, algo, envs)
+                    if strata and (env is not None or self._successes(design.baseline, algo, envs)):
+                        drawn[arm] = sum(map(len, strata)), self._resampled(strata, np.mean)
                 for arm, (seeds, of_arm) in drawn.items():
                     difference = None
-                    if arm != design.baseline and design.baseline in drawn:
-                        of_baseline = drawn[design.baseline][1]
+                    if (
+                        arm != design.baseline
+                        and (of_baseline := self._baseline(arm, algo, env, drawn)) is not None
+                    ):
                         rows = min(len(of_arm), len(of_baseline))
-                        difference = _estimate(of_arm[:rows] - of_baseline[:rows])
+                        of_difference = of_arm[:rows] - of_baseline[:rows]
+                        difference = _estimate(of_difference)
+                        if env is not None:
+                            self._differences[Cell(arm, algo, env)] = of_difference
                     yield FinalSuccess(algo, env, arm, seeds, _estimate(of_arm), difference)
 
-    def _successes(self, arm: str, algo: str, env: str | None) -> list[NDArray[np.float64]]:
-        """Returns each seed's success at the end, an array per environment.
+    def _baseline(
+        self, arm: str, algo: str, env: str | None, drawn: dict[str, tuple[int, NDArray[np.float64]]]
+    ) -> NDArray[np.float64] | None:
+        """Returns the baseline's resampled success in an environment, or (None) in all those of an arm."""
+        design = self.design
+        if env is None and arm in design.own_envs:
+            return self._resampled(self._successes(design.baseline, algo, design.envs_of(arm)), np.mean)
+        return drawn[design.baseline][1] if design.baseline in drawn else None
 
-        Over all environments (None) only if both the arm and the baseline have finished runs in each.
+    def _harms(self, algo: str) -> Iterator[Harm]:
+        """Yields the cells of the arms with a teacher, row by row, with means over envs and then over arms.
+
+        The arms of one environment share the baseline's resamples.
         """
-        envs = self.design.envs if env is None else (env,)
-        if env is None and not all(
-            Cell(each, algo, one) in self.results.runs for one in envs for each in (arm, self.design.baseline)
-        ):
+        found = {
+            (cell.arm, cell.env): drawn
+            for cell, drawn in self._differences.items()
+            if cell.algo == algo and any(run.identity is not None for run in self.results.runs[cell])
+        }
+        arms = [arm for arm in self.design.arms if any(arm == each for each, _ in found)]
+        for arm in (*arms, None):
+            for env in (*self.design.envs, None):
+                parts = [
+                    drawn
+                    for (of_arm, of_env), drawn in found.items()
+                    if arm in (None, of_arm) and env in (None, of_env)
+                ]
+                if parts:
+                    rows = min(map(len, parts))
+                    mean_R = np.mean([part[:rows] for part in parts], axis=0)
+                    yield Harm(algo, arm, env, len(parts), _estimate(mean_R))
+
+    def _successes(self, arm: str, algo: str, envs: tuple[str, ...]) -> list[NDArray[np.float64]]:
+        """Returns each seed's success at the end, an array per environment; nothing if one has no runs."""
+        cells = [Cell(arm, algo, env) for env in envs]
+        if not all(cell in self.results.runs for cell in cells):
             return []
-        cells = [Cell(arm, algo, one) for one in envs if Cell(arm, algo, one) in self.results.runs]
         return [
             np.array([float(run.summary["success"]) for run in self.results.runs[cell]]) for cell in cells
         ]

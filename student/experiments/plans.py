@@ -139,20 +139,23 @@ ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), _Unless
 
 
 class Arm(BaseModel):
-    """An arm: its teacher, and as further keys the settings of its runs."""
+    """An arm: its teacher, the environments that it is for, and as further keys the settings of its runs."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     teacher: Teacher
+    envs: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None = Field(
+        default=None, exclude_if=lambda envs: envs is None
+    )
+    """None: all environments of the plan."""
 
     @model_validator(mode="before")
     @classmethod
     def _names(cls, table: Any, info: ValidationInfo) -> Any:
         if not isinstance(table, dict) or "teacher" not in table or info.context == _REPORT:
             return table
-        return {"teacher": table["teacher"]} | _by_input_name(
-            {k: v for k, v in table.items() if k != "teacher"}
-        )
+        own = {name: table[name] for name in ("teacher", "envs") if name in table}
+        return own | _by_input_name({name: value for name, value in table.items() if name not in own})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -224,15 +227,36 @@ class SweepPlan(BaseModel):
             raise ValueError(
                 f"baseline: {self.baseline!r} is not an arm; the arms are {', '.join(self.arms)}"
             )
+        for name, arm in self.arms.items():
+            if unknown := [env for env in arm.envs or () if env not in self.envs]:
+                raise ValueError(
+                    f"arms.{name}.envs: the plan's envs do not list {', '.join(unknown)}; add it there"
+                )
+        if missing := [env for env in self.envs if env not in self.envs_of(self.baseline)]:
+            raise ValueError(
+                f"arms.{self.baseline}.envs: the baseline must be for every environment; add"
+                f" {', '.join(missing)}, or leave out envs"
+            )
         if info.context == _REPORT:
             return self
         for table, known in (("env", self.envs), ("algo", self.algos)):
             for name in getattr(self, table):
                 if name not in known:
                     raise ValueError(f"{field_path((table, name))}: {table}s does not list it; add it there")
-        for arm, algo, env in product(self.arms, self.algos, self.envs):
-            self.settings_of(arm, algo, env)
+        for cell in self.cells():
+            self.settings_of(*cell)
         return self
+
+    def envs_of(self, arm: str) -> list[str]:
+        """Returns the environments that an arm is for, in the plan's order."""
+        own = self.arms[arm].envs
+        return [env for env in self.envs if own is None or env in own]
+
+    def cells(self) -> Iterator[tuple[str, str, str]]:
+        """Yields the arm, algorithm and environment of each cell of the experiment's design."""
+        for env, algo, arm in product(self.envs, self.algos, self.arms):
+            if env in self.envs_of(arm):
+                yield arm, algo, env
 
     def settings_of(self, arm: str, algo: str, env: str) -> TrainSettings:
         """Returns the settings that all seeds of an arm share.
@@ -267,7 +291,7 @@ class SweepPlan(BaseModel):
         for name, arm in self.arms.items():
             if arm.teacher_name is not None or "preset" in arm.settings:
                 continue  # a preset in the arm's own table is intended
-            presets = {self.settings_of(name, algo, env).preset for algo in self.algos for env in self.envs}
+            presets = {self.settings_of(*cell).preset for cell in self.cells() if cell[0] == name}
             if "fast" in presets:
                 yield (
                     f"arms.{name} has no teacher, and the preset fast is for students with a teacher:"
@@ -277,8 +301,9 @@ class SweepPlan(BaseModel):
 
     def runs(self) -> Iterator[PlannedRun]:
         """Yields the runs, seed by seed, so that all arms can be compared early."""
-        for seed, env, algo, arm in product(self.seeds, self.envs, self.algos, self.arms):
-            yield PlannedRun(arm, algo, env, seed)
+        for seed in self.seeds:
+            for cell in self.cells():
+                yield PlannedRun(*cell, seed)
 
 
 def read_plan(file: Path) -> SweepPlan:
@@ -344,7 +369,10 @@ def _validated(content: Any, file: Path, context: str | None = None) -> SweepPla
 
 
 def differences(old: SweepPlan, new: SweepPlan) -> list[str]:
-    """Returns what a new plan changes or removes, a line each; it may add arms, envs, algos and seeds."""
+    """Returns what a new plan changes or removes, a line each.
+
+    It may add arms, envs (also to an arm), algos and seeds.
+    """
     found = []
     for name in ("arms", "envs", "algos", "seeds"):
         gone = [str(value) for value in getattr(old, name) if value not in getattr(new, name)]
@@ -356,7 +384,11 @@ def differences(old: SweepPlan, new: SweepPlan) -> list[str]:
         before, now = old.arms[arm].teacher, new.arms[arm].teacher
         if before != now:
             found.append(f"arms.{arm}.teacher was {before!r} and is {now!r}")
-    for arm, algo, env in product(old.arms, old.algos, old.envs):
+        if gone := [env for env in old.envs_of(arm) if env not in new.envs_of(arm)]:
+            found.append(f"arms.{arm}.envs: {', '.join(gone)} is no longer there")
+    for arm, algo, env in old.cells():
+        if env not in new.envs_of(arm):
+            continue
         before, now = (plan.settings_of(arm, algo, env).in_force() for plan in (old, new))
         for name in before:
             if before[name] != now[name]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from student.experiments.comparison import ArmComparison, name_arms
+from student.experiments.comparison import HARM, ArmComparison, name_arms
 from student.experiments.figures import draw_ablations, draw_samples, draw_success, short_env
 from student.experiments.plans import SWEEP_FILE, as_stored
 from student.experiments.results import BadSweep, Results, read_runs, read_sweep
@@ -22,6 +22,8 @@ from student.experiments.tables import (
     curves_csv,
     final_csv,
     final_table,
+    harm_csv,
+    harm_tables,
     questions_csv,
     questions_table,
     settings_table,
@@ -37,7 +39,7 @@ _PAGES = {"report.html", "report.md"}
 _FIGURES = ("success.png", "samples.png", "ablations.png")
 _FORMER = {"figure3.png", "figure4.png"}
 """Figures in reports of older versions."""
-_TABLES = {"curves.csv", "speedups.csv", "final.csv", "questions.csv"}
+_TABLES = {"curves.csv", "speedups.csv", "final.csv", "harm.csv", "questions.csv"}
 _SEEDS_FOR_A_CLAIM = 10
 """With fewer seeds the page says that intervals are too narrow."""
 
@@ -107,6 +109,7 @@ def _files(comparison: ArmComparison, settings: ReportSettings) -> dict[str, byt
         "curves.csv": curves_csv(comparison.results),
         "speedups.csv": speed_ups_csv(comparison),
         "final.csv": final_csv(comparison),
+        "harm.csv": harm_csv(comparison),
         "questions.csv": questions_csv(comparison),
     }
     return figures | {name: text.encode() for name, text in (pages | tables).items()}
@@ -135,6 +138,8 @@ def _content(comparison: ArmComparison, settings: ReportSettings) -> dict[str, A
         "notes": results.notes,
         "speed_ups": speed_up_table(comparison),
         "finals": final_table(comparison),
+        "harms": harm_tables(comparison),
+        "harm": HARM,
         "questions": questions_table(comparison),
         "settings_table": settings_table(results),
         "shared": json.dumps(shared_settings(results), indent=2),

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,17 +36,32 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Design:
-    """The factors of an experiment and their levels; every arm is compared with the baseline."""
+    """The factors of an experiment and their levels; every arm is compared with the baseline.
+
+    Attributes:
+        own_envs: the environments of the arms that are not for all of them.
+    """
 
     arms: tuple[str, ...]
     algos: tuple[str, ...]
     envs: tuple[str, ...]
     seeds: tuple[int, ...]
     baseline: str
+    own_envs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def envs_of(self, arm: str) -> tuple[str, ...]:
+        """Returns the environments that an arm is for."""
+        return self.own_envs.get(arm, self.envs)
 
     def cells(self) -> list[Cell]:
         """Returns all cells, by algorithm, environment, arm."""
-        return [Cell(arm, algo, env) for algo in self.algos for env in self.envs for arm in self.arms]
+        return [
+            Cell(arm, algo, env)
+            for algo in self.algos
+            for env in self.envs
+            for arm in self.arms
+            if env in self.envs_of(arm)
+        ]
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,14 @@ def read_sweep(folder: Path) -> Results:
         BadPlan: sweep.json cannot be read.
     """
     plan = load_plan(folder, to_report=True)
-    design = Design(tuple(plan.arms), tuple(plan.algos), tuple(plan.envs), tuple(plan.seeds), plan.baseline)
+    design = Design(
+        arms=tuple(plan.arms),
+        algos=tuple(plan.algos),
+        envs=tuple(plan.envs),
+        seeds=tuple(plan.seeds),
+        baseline=plan.baseline,
+        own_envs={name: tuple(plan.envs_of(name)) for name, arm in plan.arms.items() if arm.envs is not None},
+    )
     runs: dict[Cell, list[FinishedRun]] = {}
     left_out: dict[tuple[Cell, str], list[int]] = {}
     notes: list[str] = []

@@ -233,9 +233,10 @@ def _teacher_jobs(
     """Yields the evaluations of teachers that are not done yet."""
     for teacher in teachers:
         own_folder = folder / "teachers" / teacher.name
-        arm = next(name for name, arm in plan.arms.items() if arm.teacher_name == teacher.name)
+        arms = [name for name, arm in plan.arms.items() if arm.teacher_name == teacher.name]
         for env in plan.envs:
-            if not (own_folder / f"{env}.json").exists():
+            arm = next((name for name in arms if env in plan.envs_of(name)), None)
+            if arm is not None and not (own_folder / f"{env}.json").exists():
                 arguments = {
                     "address": teacher.address,
                     "key_file": teacher.key_file,

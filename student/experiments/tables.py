@@ -14,6 +14,7 @@ from student.experiments.comparison import (
     PAPER_RETURN,
     PAPER_TASKS,
     ArmComparison,
+    Harm,
     SpeedUp,
     comparable_settings,
 )
@@ -64,7 +65,7 @@ def speed_up_table(comparison: ArmComparison) -> ReportTable:
     only_paper_tasks = families <= PAPER_TASKS
     blocks = groupby(comparison.speed_ups, key=lambda row: (row.algo, row.env, row.criterion))
     for (algo, env, criterion), block in blocks:
-        rows += [_speed_up_row(row, len(comparison.design.envs)) for row in block]
+        rows += [_speed_up_row(row, len(comparison.design.envs_of(row.arm))) for row in block]
         paper = PAPER_RESULTS.get(algo)
         if paper and env is None and only_paper_tasks:
             cells = (
@@ -108,7 +109,7 @@ def final_table(comparison: ArmComparison) -> ReportTable:
         ReportRow(
             (
                 row.algo.upper(),
-                short_env(row.env) if row.env else "all environments",
+                short_env(row.env) if row.env else _all_of(row.arm, comparison),
                 row.arm,
                 str(row.seeds),
                 formatted(row.success, ".3f"),
@@ -121,6 +122,39 @@ def final_table(comparison: ArmComparison) -> ReportTable:
     return ReportTable(
         ("algorithm", "environment", "arm", "seeds", "success", "difference to the baseline"), rows
     )
+
+
+def _all_of(arm: str, comparison: ArmComparison) -> str:
+    design = comparison.design
+    envs = design.envs_of(arm)
+    if envs == design.envs:
+        return "all environments"
+    return f"its {len(envs)} environments" if len(envs) > 1 else "its environment"
+
+
+def harm_tables(comparison: ArmComparison) -> list[ReportTable]:
+    """Returns a table for each algorithm: the difference to the baseline by teacher and environment."""
+    tables = []
+    for algo in comparison.design.algos:
+        harms = {(row.arm, row.env): row for row in comparison.harms if row.algo == algo}
+        arms = list(dict.fromkeys(arm for arm, _ in harms))
+        envs = [env for env in (*comparison.design.envs, None) if (None, env) in harms]
+        rows = [
+            ReportRow(
+                (arm or "all arms", *(_harm(harms.get((arm, env))) for env in envs)), "" if arm else "mean"
+            )
+            for arm in arms
+        ]
+        if rows:
+            named = (short_env(env) if env else "all environments" for env in envs)
+            tables.append(ReportTable((f"arm, with {algo.upper()}", *named), rows))
+    return tables
+
+
+def _harm(row: Harm | None) -> str:
+    if row is None:
+        return _NOTHING
+    return f"{'▼ ' if row.harmful else ''}{formatted(row.difference, '+z.3f')}"
 
 
 def questions_table(comparison: ArmComparison) -> ReportTable:
@@ -237,6 +271,16 @@ def final_csv(comparison: ArmComparison) -> str:
     )
     ends = ("success", "success_low", "success_high", "difference", "difference_low", "difference_high")
     return _csv(("arm", "algo", "env", "seeds", *ends), rows)
+
+
+def harm_csv(comparison: ArmComparison) -> str:
+    """Returns the unrounded tables of harm; an empty arm or environment marks a mean over all of them."""
+    rows = (
+        (row.arm or "", row.algo, row.env or "", row.cells, *_ends(row.difference), int(row.harmful))
+        for row in comparison.harms
+    )
+    ends = ("difference", "difference_low", "difference_high")
+    return _csv(("arm", "algo", "env", "cells", *ends, "harmful"), rows)
 
 
 def questions_csv(comparison: ArmComparison) -> str:

@@ -40,6 +40,7 @@ def write_run(
 ) -> Path:
     """Writes a finished run with an evaluation every 1,000 frames; the return is 0.95 of the success."""
     given = json.loads((folder / "sweep.json").read_text())["arms"][arm]
+    given.pop("envs", None)
     settings = {"env": env, "algo": algo, "seed": seed, "evaluation_episodes": 100, **given}
     settings |= {"epochs": 4} if algo == "ppo" else {}
     taught = given["teacher"] != "none"

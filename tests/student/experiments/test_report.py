@@ -37,7 +37,7 @@ _STUDENT = [sys.executable, "-m", "student"]
 _OTHER_ENV = "MiniGrid-Dynamic-Obstacles-5x5-v0"
 _FEW = ("--resamples", "200")
 _ALL = {"report.html", "report.md", "success.png", "ablations.png", "samples.png"}
-_ALL |= {"curves.csv", "speedups.csv", "final.csv", "questions.csv"}
+_ALL |= {"curves.csv", "speedups.csv", "final.csv", "harm.csv", "questions.csv"}
 _LENGTH = 30
 """Evaluations of a run."""
 
@@ -139,6 +139,56 @@ def test_final_success_and_its_difference(tmp_path: Path) -> None:
     assert float(rows["taught"]["difference"]) == pytest.approx(0.65)
     assert float(rows["taught"]["difference_low"]) >= 0.5
     assert rows["alone"]["difference"] == ""
+
+
+def test_harm_and_arms_for_some_environments(tmp_path: Path) -> None:
+    arms = {"alone": ALONE, "taught": TAUGHT, "narrow": {**TAUGHT, "lambda": 0.1, "envs": [ENV]}}
+    arms["other-alone"] = {**ALONE, "lambda": 0.5}
+    write_sweep(tmp_path, arms, (1, 2), (ENV, _OTHER_ENV))
+    success = {("alone", ENV): (0.8, 0.8), ("taught", ENV): (0.9, 0.9), ("narrow", ENV): (0.5, 0.5)}
+    success |= {("alone", _OTHER_ENV): (0.6, 0.6), ("taught", _OTHER_ENV): (0.5, 0.7)}
+    success |= {("other-alone", env): (0.1, 0.1) for env in (ENV, _OTHER_ENV)}
+    for (arm, env), values in success.items():
+        for seed, value in enumerate(values, 1):
+            write_run(tmp_path, arm, seed, [value] * 5, env=env)
+    sweep = read_sweep(tmp_path)
+    assert sweep.planned == 14
+    assert not [note for note in sweep.notes if "left out" in note]
+    out = _report(tmp_path)
+
+    harms = {(row["arm"], row["env"]): row for row in _rows(out / "harm.csv")}
+    expected = {
+        ("taught", ENV): (1, 0.1, "0"),
+        ("taught", _OTHER_ENV): (1, 0.0, "1"),  # the interval is -0.1 to 0.1
+        ("taught", ""): (2, 0.05, "0"),
+        ("narrow", ENV): (1, -0.3, "1"),
+        ("narrow", ""): (1, -0.3, "1"),
+        ("", ENV): (2, -0.1, "1"),
+        ("", _OTHER_ENV): (1, 0.0, "1"),
+        ("", ""): (3, -0.2 / 3, "1"),
+    }
+    assert harms.keys() == expected.keys()
+    for key, (cells, difference, harmful) in expected.items():
+        assert (int(harms[key]["cells"]), harms[key]["harmful"]) == (cells, harmful), key
+        assert float(harms[key]["difference"]) == pytest.approx(difference), key
+    ends = [float(harms["taught", _OTHER_ENV][f"difference_{end}"]) for end in ("low", "high")]
+    assert ends == pytest.approx([-0.1, 0.1])
+    text = (out / "report.md").read_text()
+    assert "| arm, with PPO | LavaGapS5 | Dynamic-Obstacles-5x5 | all environments |" in text
+    assert "| narrow | ▼ -0.300 [-0.300, -0.300] | – | ▼ -0.300 [-0.300, -0.300] |" in text
+    assert "<td>▼ -0.300 [-0.300, -0.300]</td>" in (out / "report.html").read_text()
+
+    finals = {(row["arm"], row["env"]): row for row in _rows(out / "final.csv")}
+    assert float(finals["narrow", ""]["difference"]) == pytest.approx(-0.3), "to the baseline there alone"
+    assert float(finals["alone", ""]["success"]) == pytest.approx(0.7)
+    assert "| PPO | its environment | narrow | 2 |" in text
+    assert "| PPO | geometric mean, 0 of 1 | success ≥ 0.9 | narrow |" in text
+
+
+def test_without_teachers_there_is_no_harm(tmp_path: Path) -> None:
+    out = _report(_small(tmp_path, {"alone": ALONE, "b": {**ALONE, "lambda": 0.1}}))
+    assert _rows(out / "harm.csv") == []
+    assert "Harm" not in (out / "report.md").read_text() + (out / "report.html").read_text()
 
 
 class _Loads(HTMLParser):

@@ -11,16 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from gridworld.tasks import TASKS
 from student.cli import main
 from student.experiments.plans import (
     BadPlan,
+    SweepPlan,
     as_stored,
     differences,
     load_plan,
@@ -32,6 +33,7 @@ from tests.student.ends import metrics, summary
 from tests.waiting import LONG_S, wait_for
 
 _ENV = "MiniGrid-LavaGapS5-v0"
+_OTHER_ENV = "MiniGrid-Fetch-5x5-N2-v0"
 _PLAN = f"""
 envs = ["{_ENV}"]
 algos = ["ppo"]
@@ -100,6 +102,14 @@ def _write(folder: Path, *changes: tuple[str, str], text: str = _PLAN) -> Path:
         ('"ppo"', '"sac"', "algos.0: unknown algorithm 'sac': choose one of ppo, a2c, soft-q"),
         ("[settings]", '[env."MiniGrid-Fetch-5x5-N2-v0"]\nframes = 1\n[settings]', "envs does not list it"),
         ("[settings]", "[algo.ppo]\nepochs = 0\n[settings]", "algo.ppo.epochs: Input should be greater than"),
+        (
+            'targets = "hard"',
+            f'envs = ["{_OTHER_ENV}"]',
+            f"arms.taught.envs: the plan's envs do not list {_OTHER_ENV}; add it there",
+        ),
+        ('targets = "hard"', "envs = []", "arms.taught.envs: List should have at least 1 item"),
+        ('targets = "hard"', f'envs = ["{_ENV}", "{_ENV}"]', f"arms.taught.envs: {_ENV} is listed more than"),
+        ('targets = "hard"', f'envs = "{_ENV}"', "arms.taught.envs: Input should be a valid list"),
     ],
 )
 def test_plans_that_cannot_be_used(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -141,20 +151,69 @@ def test_the_precedence_of_settings(tmp_path: Path) -> None:
     assert len(list(plan.runs())) == 4
 
 
+_NARROW = ((f'["{_ENV}"]', f'["{_OTHER_ENV}", "{_ENV}"]'), ('"hard"', f'"hard"\nenvs = ["{_ENV}"]'))
+"""Changes to the plan: two environments, of which the taught arm is for one."""
+
+
+@pytest.mark.unit
+def test_an_arm_for_some_environments(tmp_path: Path) -> None:
+    both = (f'["{_ENV}"]', f'["{_OTHER_ENV}", "{_ENV}"]')
+    # In the other environment this task could not be used
+    plan = read_plan(_write(tmp_path, *_NARROW, ('"hard"', '"hard"\ntask = "lava_gap"')))
+    cells = [("alone", _OTHER_ENV), ("alone", _ENV), ("taught", _ENV)]
+    assert [(run.seed, run.arm, run.env) for run in plan.runs()] == [
+        (seed, *cell) for seed in (1, 2) for cell in cells
+    ]
+    assert plan.settings_of("taught", "ppo", _ENV).targets == "hard"
+    with pytest.raises(BadPlan, match=f"the baseline must be for every environment; add {_OTHER_ENV}"):
+        read_plan(_write(tmp_path, both, ('"none"', f'"none"\nenvs = ["{_ENV}"]')))
+
+    def stored(*changes: tuple[str, str]) -> SweepPlan:
+        store_plan(tmp_path, read_plan(_write(tmp_path, *changes)))
+        read = load_plan(tmp_path)
+        assert read == load_plan(tmp_path, to_report=True)
+        return read
+
+    old, narrow, wide = stored(), stored(*_NARROW), stored(both)
+    assert "envs" not in as_stored(wide)["arms"]["taught"]
+    assert as_stored(narrow)["arms"]["taught"]["envs"] == [_ENV]
+    assert differences(old, narrow) == differences(narrow, wide) == []
+    assert differences(wide, narrow) == [f"arms.taught.envs: {_OTHER_ENV} is no longer there"]
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("plan", "alone", "taught"),
     [
-        *((name, "alone", "fast") for name in ("smoke", "compact", "fast-ppo", "fast-a2c")),
+        *(
+            (name, "alone", "fast")
+            for name in ("smoke", "compact", "fast-ppo", "fast-a2c", "wrong-ppo", "wrong-a2c")
+        ),
         ("fast-lambda", "fast", "fast"),
         *((name, "paper", "paper") for name in ("paper", "paper-lambda")),
     ],
 )
 def test_the_presets_of_the_published_plans(plan: str, alone: str, taught: str) -> None:
     read = read_plan(Path(__file__).parents[3] / "sweeps" / f"{plan}.toml")
-    for arm, algo, env in product(read.arms, read.algos, read.envs):
+    for arm, algo, env in read.cells():
         assert read.settings_of(arm, algo, env).preset == (alone if arm == "alone" else taught)
     assert not list(read.notes())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_the_plans_of_wrong_teachers(algo: str) -> None:
+    plan = read_plan(Path(__file__).parents[3] / "sweeps" / f"wrong-{algo}.toml")
+    small, large = plan.envs[:4], plan.envs[4:]
+    assert set(small) == {task.env_id for task in TASKS.values()}
+    on_all = {arm for arm in plan.arms if plan.envs_of(arm) == plan.envs}
+    on_large = {arm for arm in plan.arms if plan.envs_of(arm) == large}
+    assert (on_all, on_large) == ({"alone", "mirrored"}, {"compact-6x6"})
+    assert {arm for arm in plan.arms if plan.envs_of(arm) == small} == plan.arms.keys() - on_all - on_large
+    for arm, _, env in plan.cells():
+        settings = plan.settings_of(arm, algo, env)
+        assert settings.frames == (40_960 if env in small else 61_440)
+        assert settings.evaluate_every == (2048 if arm == "alone" else 512)
 
 
 @pytest.mark.unit
@@ -269,6 +328,20 @@ def test_a_sweep_leaves_what_the_report_needs(whole: Path) -> None:
     assert 0.5 < played["sampled"]["success"] < 1
     assert (whole / "teachers" / "planner-noise-0.1.sqlite3").exists()
     assert not (whole / "failed.json").exists()
+
+
+@pytest.mark.integration
+def test_a_sweep_and_its_report_of_an_arm_for_some_environments(tmp_path: Path) -> None:
+    small = [("seeds = 2", "seeds = 1"), ("frames = 1500", "frames = 256")]
+    plan, out = _write(tmp_path, *_NARROW, *small), tmp_path / "out"
+    assert main(_command(plan, out, "--no-progress")) == 0
+    cells = [("alone", _OTHER_ENV), ("alone", _ENV), ("taught", _ENV)]
+    assert list(_results(out)) == [f"{arm}/ppo/{env}/seed-1" for arm, env in cells]
+    assert [path.stem for path in out.glob("teachers/*/*.json")] == [_ENV]
+    assert main(["report", str(out), "--resamples", "200"]) == 0
+    text = (out / "report" / "report.md").read_text()
+    assert "3 of 3 runs are finished" in text
+    assert "## Harm" in text
 
 
 @pytest.mark.integration
