@@ -229,6 +229,9 @@ class TrainedOn(BaseModel):
     prompts_digest: str
     readout: Literal["labels", "numbers"] = "labels"
     environments: dict[str, TrainedGrids]
+    samples: int | None = Field(
+        default=None, description="the samples that the weights learned from; absent where not recorded"
+    )
 
     def lacks(self, env_id: str, task: str, size: tuple[int, int]) -> str | None:
         """Returns why an environment is outside the training; None if training had it or grids of its size.
@@ -250,7 +253,8 @@ class TrainedOn(BaseModel):
         return None
 
     def __str__(self) -> str:
-        return f"{', '.join(self.environments)}, with the prompt set {self.prompts}"
+        number = "" if self.samples is None else f"{self.samples:,} samples of "
+        return f"{number}{', '.join(self.environments)}, with the prompt set {self.prompts}"
 
 
 class TeacherInfo(BaseModel):

@@ -26,4 +26,5 @@ def read_record(folder: Path) -> TrainedOn | None:
 
 def write_record(folder: Path, record: TrainedOn) -> None:
     """Writes a folder's record."""
-    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    content = record.model_dump_json(indent=2, exclude_none=True)
+    (folder / RECORD).write_text(f"{content}\n", encoding="utf-8")

@@ -148,7 +148,11 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
             "engine": settings.engine,
             "prompts": prompts.name,
             "weight_bytes": checkpoint.weight_bytes(identified["dtype"]),
-            **({"trained_on": record.model_dump(mode="json")} if (record := checkpoint.trained_on) else {}),
+            **(
+                {"trained_on": record.model_dump(mode="json", exclude_none=True)}
+                if (record := checkpoint.trained_on)
+                else {}
+            ),
         },
         seed=settings.seed,
         notes=training_notes(checkpoint.trained_on, prompts, reading.readout),

@@ -38,7 +38,7 @@ A Qwen2.5-VL checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and tr
 
 ## Training data
 
-{samples:,} samples, made with seed {seed} from
+{samples} samples, made with seed {seed} from
 
 {environments}
 
@@ -94,23 +94,33 @@ def trained_on(prompts: str, prompt_set: PromptSet, env_ids: Sequence[str]) -> T
 
 
 def card(
-    settings: TrainingSettings, metrics: Sequence[Mapping[str, Any]], digest: str, device: str, last: int
+    settings: TrainingSettings,
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    digest: str,
+    samples: int,
+    seconds: float,
+    device: str,
+    last: int,
 ) -> str:
     """Returns the model card in Markdown.
 
     Args:
         metrics: the lines of metrics.jsonl.
         digest: of the checkpoint, as `teacher check` prints it.
+        samples: the samples learned from.
+        seconds: the time spent on them.
         device: where the model was trained.
         last: the samples that a line of metrics averages.
     """
     latest = {name: value for line in metrics for name, value in line.items()}
+    planned = sum(settings.steps) * settings.batch_size
     shares = [f"| {what} | {latest[name]:.4f} |" for name, what in _METRICS.items() if name in latest]
     return _CARD.format(
         origin=f"LoRA of rank {settings.lora_rank} on {settings.base}" if settings.base else "from scratch",
         license="other" if settings.base else "mit",  # "other": the base's own license
         prompts=settings.prompts,
-        samples=latest.get("samples", 0),
+        samples=f"{samples:,}" if samples >= planned else f"{samples:,} of {planned:,} planned",
         seed=settings.seed,
         environments="\n".join(f"- {env_id}" for env_id in settings.env),
         planner=PLANNER_VERSION,
@@ -119,6 +129,6 @@ def card(
         metrics="\n".join(shares),
         settings=json.dumps(settings.stored(), indent=2),
         device=device,
-        seconds=latest.get("seconds", 0),
+        seconds=seconds,
         digest=digest,
     )

@@ -11,7 +11,7 @@ from gridworld.environments import make
 from gridworld.tasks import ALL_TASKS, TASKS, UnknownEnvironment, UnknownTask, family_of, task_key
 from teacher_api.command_line import Folder, PromptSetName, ValueName, flags_and_variables
 
-_MACHINE_SETTINGS = {"out", "resume", "save_s", "progress", "device", "workers", "compile"}
+_MACHINE_SETTINGS = {"out", "resume", "stop_after", "save_s", "progress", "device", "workers", "compile"}
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -46,8 +46,14 @@ class TrainingSettings(BaseSettings):
     out: Folder = Field(default=Path("trained"), description="the run's folder; created if missing")
     resume: bool = Field(
         default=False,
-        description="resume the run in --out with its stored settings; only --device, --workers, --compile,"
-        " --save-s and --progress are read anew",
+        description="resume the run in --out with its stored settings; only --stop-after, --device,"
+        " --workers, --compile, --save-s and --progress are read anew",
+    )
+    stop_after: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop once the run has learned from this many samples, pictures and conversations"
+        " together, and save; --resume continues the run; default: no stop",
     )
     base: Folder | None = Field(
         default=None,
@@ -147,3 +153,9 @@ class TrainingSettings(BaseSettings):
         """Optimizer steps in the first phase (pictures) and in the second (conversations)."""
         pictures = 0 if self.base else self.pictures
         return -(-pictures // self.batch_size), -(-self.samples // self.batch_size)
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this command ends: the last one, or that of `stop_after`."""
+        total = sum(self.steps)
+        return total if self.stop_after is None else min(total, -(-self.stop_after // self.batch_size))

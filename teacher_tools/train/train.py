@@ -4,15 +4,16 @@ import json
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from teacher_api.command_line import INTERRUPTED, CannotStart, fail
 from teacher_api.files import write_json
 from teacher_api.interrupts import Interrupted
+from teacher_api.terminal import say
 from teacher_server.checkpoints.checkpoint import BadCheckpoint, Checkpoint, label_problems, read_checkpoint
-from teacher_server.checkpoints.training_record import write_record
+from teacher_server.checkpoints.training_record import read_record, write_record
 from teacher_server.engines.offline import set_offline
 from teacher_server.prompting.prompt_set import BadPromptSet, PromptSet, load_prompt_set
 from teacher_tools.train.settings import TrainingSettings
@@ -28,7 +29,7 @@ class CannotTrain(CannotStart):
 
 
 def main(given: TrainingSettings) -> int:
-    """Runs the command; returns 0 when the checkpoint is complete, 130 when a signal stopped it.
+    """Runs the command; returns 0 at its last step, 130 when a signal stopped it.
 
     Raises:
         CannotStart: a setting, the folder, the prompt set or the base checkpoint cannot be used.
@@ -52,13 +53,18 @@ def main(given: TrainingSettings) -> int:
     try:
         run.train()
     except Interrupted:
-        _write_card(settings, checkpoint.folder, run.device)
-        resume = f"saved; `teacher train --resume --out {settings.out}` resumes the run"
-        steps = f"{run.step} of {sum(settings.steps)} steps"
-        return fail(f"interrupted after {steps}; {resume}", INTERRUPTED)
-    _write_card(settings, checkpoint.folder, run.device)
+        _describe(settings, checkpoint.folder, run)
+        return fail(f"interrupted after {_so_far(settings, run)}", INTERRUPTED)
+    _describe(settings, checkpoint.folder, run)
+    if run.step < sum(settings.steps):
+        say(f"stopped after {_so_far(settings, run)}")
     print(f"{checkpoint.folder}: {serve_command(checkpoint.folder, settings.prompts)}")
     return 0
+
+
+def _so_far(settings: TrainingSettings, run: "Run") -> str:
+    resume = f"`teacher train --resume --out {settings.out}` resumes the run"
+    return f"{run.step} of {sum(settings.steps)} steps; saved; {resume}"
 
 
 def serve_command(folder: Path, prompts: str) -> str:
@@ -130,14 +136,22 @@ def _run(settings: TrainingSettings, base: Checkpoint | None, checkpoint: Checkp
     )
 
 
-def _write_card(settings: TrainingSettings, folder: Path, device: Any) -> None:
-    """Writes the model card of a checkpoint that has just been saved."""
+def _describe(settings: TrainingSettings, folder: Path, run: "Run") -> None:
+    """Writes the training record and the model card of a checkpoint that has just been saved."""
     from teacher_tools.train.card import card  # noqa: PLC0415
     from teacher_tools.train.training import REPORT_EVERY, read_metrics  # noqa: PLC0415
 
-    digest = read_checkpoint(folder).digest()
-    lines = read_metrics(settings.out)
-    text = card(settings, lines, digest, str(device), REPORT_EVERY * settings.batch_size)
+    if (record := read_record(folder)) is not None:
+        write_record(folder, record.model_copy(update={"samples": run.samples}))
+    text = card(
+        settings,
+        read_metrics(settings.out),
+        digest=read_checkpoint(folder).digest(),
+        samples=run.samples,
+        seconds=run.seconds,
+        device=str(run.device),
+        last=REPORT_EVERY * settings.batch_size,
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -70,14 +70,19 @@ class Run:
         if (folder / STATE).exists():
             self._load()
 
+    @property
+    def samples(self) -> int:
+        """Samples learned from."""
+        return self.step * self._settings.batch_size
+
     def train(self) -> None:
-        """Takes the remaining steps; saves every `save_s` seconds and at the end.
+        """Takes the steps up to the settings' last one; saves every `save_s` seconds and at the end.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the run is saved.
         """
-        total = sum(self._settings.steps)
-        if self.step >= total:
+        last = self._settings.last_step
+        if self.step >= last:
             return
         values = defaultdict[str, list[float]](list)
         saved = began = time.monotonic()
@@ -91,7 +96,7 @@ class Run:
                 self.seconds, began = self.seconds + now - began, now
                 for name, value in _metrics(result).items():
                     values[name].append(value)
-                done = self.step == total
+                done = self.step == last
                 before, (phase, samples, of) = phase, self._phase()
                 if phase == before:
                     bar.update(samples)
@@ -187,7 +192,7 @@ class Run:
     def _report(self, means: dict[str, float]) -> None:
         counts = {
             "step": self.step,
-            "samples": self.step * self._settings.batch_size,
+            "samples": self.samples,
             "seconds": self.seconds,
         }
         with (self._folder / METRICS).open("a", encoding="utf-8") as file:

@@ -53,20 +53,28 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    learn, stopped_after = training.Run._learn, iter([1, 4])
-    at = next(stopped_after)
+    learn = training.Run._learn
 
     def stopping(run: training.Run, batch: Batch) -> object:
         result = learn(run, batch)
-        if run.step == at:
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return result
 
     monkeypatch.setattr(training.Run, "_learn", stopping)
     assert main(["train", "--out", str(out), *_QUICK, *_STEPS]) == 130
-    at = next(stopped_after)
-    assert main(["train", "--out", str(out), "--resume", "--no-progress", "--workers", "2"]) == 130
     monkeypatch.undo()
+    stopped = ["train", "--out", str(out), "--resume", "--no-progress", "--workers", "2", "--stop-after", "7"]
+    for _ in range(2):  # the second time there is nothing to do
+        capsys.readouterr()
+        assert main(stopped) == 0
+        assert "teacher train: stopped after 4 of 7 steps; saved; " in capsys.readouterr().err
+        checkpoint = read_checkpoint(out / "checkpoint")
+        assert checkpoint.trained_on is not None
+        assert checkpoint.trained_on.samples == 8
+        card = (checkpoint.folder / "README.md").read_text()
+        assert "8 of 14 planned samples, made with seed 0" in card
+        assert checkpoint.digest() in card
+        assert "| answers whose most probable action is optimal | " in card
     monkeypatch.setattr(terminal, "_LINE_EVERY_S", 0.0)
     capsys.readouterr()
     assert main(["train", "--out", str(out), "--resume", "--progress"]) == 0
@@ -78,7 +86,8 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [7]
+    assert steps == [4, 7]
+    assert "stop_after" not in (out / "settings.json").read_text()
 
 
 def test_an_incomplete_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
@@ -99,6 +108,7 @@ def test_the_checkpoint_is_complete_and_small_and_has_a_card_and_a_record(traine
     assert "| answers whose most probable action is optimal | " in card
     record = checkpoint.trained_on
     assert record is not None
+    assert record.samples == 14
     assert (record.prompts, record.prompts_digest) == ("compact", load_prompt_set("compact").digest)
     assert [*record.environments] == [task.env_id for task in TASKS.values()]
     assert {grids.sizes for grids in record.environments.values()} == {((6, 6),)}
@@ -216,6 +226,7 @@ def test_an_interrupted_process_saves_its_run(tmp_path: Path) -> None:
             "go_to_object, which the prompt set compact does not have",
         ),
         (["--samples", "0"], "--samples"),
+        (["--stop-after", "0"], "--stop-after"),
         (["--prompts", "nothing"], "no prompt set 'nothing'"),
         (["--base", "nowhere"], "--base nowhere"),
         (["--resume"], "holds no run"),
