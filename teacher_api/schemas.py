@@ -101,6 +101,11 @@ class StageReport(BaseModel):
         default=None,
         description="probability of all labels together, before normalisation; None for other read-outs",
     )
+    certainty: float | None = Field(
+        default=None,
+        description="analysis: probability of its least certain token, among the tokens that its schema"
+        " allows there; None if there is no model, or the engine does not report it",
+    )
 
 
 class Stages(BaseModel):
@@ -122,6 +127,13 @@ class Answer(BaseModel):
         " asked for"
     )
     action: str | None = Field(description="the most probable action; among equals the first of the question")
+    confidence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how sure the teacher is of `action`, 0 to 1; None if the teacher does not know, if only"
+        " the analysis is asked for, or if an earlier version gave the answer",
+    )
     analysis: str = Field(description="the text of the first stage")
     stages: Stages
     teacher: str = Field(description="the identity of the teacher that gave the answer")

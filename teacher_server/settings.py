@@ -161,6 +161,12 @@ class Settings(EngineSettings, BaseSettings):
         le=1,
         description="prompted, numbers: allowed distance of the sum from 1; default: the prompt set's",
     )
+    views: int = Field(
+        default=1,
+        ge=1,
+        description="prompted: equivalent pictures of a state that are asked about, mirrored or turned; the"
+        " answer is their mean; the prompt set's views.toml declares them",
+    )
     store: File | None = Field(
         default=Path("answers.sqlite3"),
         description="the answer store, an SQLite file on a local disk, created if missing; none: answers are"

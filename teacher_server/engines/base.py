@@ -55,6 +55,8 @@ class Generated:
         tokens: number of generated tokens, as far as the engine reports it.
         complete: False if `max_tokens` cut the text.
         token_ids: empty for a chat server, which reports none.
+        least_logprob: log-probability (nats) of the least certain token, among the tokens that the schema
+            allowed there, before the temperature; None if the engine does not report it.
         cached: the engine's handle of the computed prefix, for a prompt that continues from here.
     """
 
@@ -63,6 +65,7 @@ class Generated:
     complete: bool
     token_ids: tuple[int, ...] = ()
     cached: Any = field(default=None, compare=False, repr=False)
+    least_logprob: float | None = None
 
 
 class EngineError(Exception):

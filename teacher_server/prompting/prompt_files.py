@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gridworld.tasks import ACTIONS
 from teacher_api.validation import in_words
+from teacher_server.prompting.equivalent_views import ViewsFile
 
 SYSTEM, QUESTION = "system.txt", "question.txt"
 FOLLOWUPS = {"labels": "action-labels.txt", "numbers": "action-numbers.txt"}
@@ -28,6 +29,8 @@ TEMPLATES = {
 }
 """Template -> the variables that it may use."""
 SCHEMA = "analysis.schema.json"
+VIEWS = "views.toml"
+"""Optional, and not part of the digest: a teacher that asks about one view does not use it."""
 
 _KEY = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _SPECIAL = re.compile(r"<\|.*?\|>")
@@ -178,6 +181,15 @@ class Files:
             where = ".".join(map(str, error.absolute_path))
             raise self.bad(SCHEMA, f"is not a JSON schema: {where}: {error.message}") from error
         return schema
+
+    def views(self, tasks: tuple[str, ...]) -> ViewsFile:
+        """Returns the equivalent views; none without the file."""
+        if not (self.folder / VIEWS).exists():
+            return ViewsFile()
+        declared = self.toml(VIEWS, ViewsFile)
+        if unknown := [task for task in declared.views if task not in tasks]:
+            raise self.bad(VIEWS, f"views: {unknown[0]!r} is none of the set's tasks: {', '.join(tasks)}")
+        return declared
 
     def example(self, name: str) -> ExampleFile:
         """Returns a worked example."""

@@ -12,6 +12,7 @@ import jinja2
 import teacher_server
 from gridworld.pictures import UnreadablePicture
 from teacher_server.pictures.decoding import BadPicture, decode
+from teacher_server.prompting.equivalent_views import QUESTION_VIEW, EquivalentView, ViewsFile
 from teacher_server.prompting.preparation import Preparation, PreparedPicture
 from teacher_server.prompting.prompt_files import (
     FOLLOWUPS,
@@ -19,6 +20,7 @@ from teacher_server.prompting.prompt_files import (
     SCHEMA,
     SYSTEM,
     TEMPLATES,
+    VIEWS,
     BadPromptSet,
     ExampleFile,
     Files,
@@ -87,6 +89,7 @@ class PromptSet:
         temperature: of sampling the analysis; 0 is greedy.
         readout, label_temperature, min_label_mass, sum_tolerance: defaults of the server's settings.
         examples: task -> its worked examples, in order.
+        views: the equivalent views of views.toml, which is not part of the digest.
     """
 
     name: str
@@ -105,6 +108,7 @@ class PromptSet:
     min_label_mass: float
     sum_tolerance: float
     examples: dict[str, tuple[Example, ...]]
+    views: ViewsFile
     _texts: "_Texts" = field(repr=False)
     _openings: dict[Any, tuple[tuple[Message, ...], tuple[PreparedPicture, ...]]] = field(
         default_factory=dict, init=False, repr=False
@@ -127,6 +131,29 @@ class PromptSet:
         opening, pictures = self._openings[key]
         question, followup = self._texts.questions(*key, mission)
         return Conversation(opening, question, followup, pictures)
+
+    def first_views(self, count: int) -> dict[str, tuple[EquivalentView, ...]]:
+        """Returns, by task, the question's own view and as many declared views as make `count` together.
+
+        Raises:
+            BadPromptSet: fewer views are declared.
+        """
+        found = {task: (QUESTION_VIEW, *self.views.views.get(task, ()))[:count] for task in self.tasks}
+        for task, views in found.items():
+            if len(views) < count:
+                raise BadPromptSet(
+                    f"`views` is {count}, but the prompt set {self.name} has {len(views)} of {task}: set"
+                    f" `views` to {len(views)}, or declare more in its {VIEWS}",
+                    VIEWS,
+                )
+        return found
+
+    def views_description(self, count: int) -> dict[str, Any]:
+        """Returns what can change the answers about `count` views, for the identity."""
+        declared = {
+            task: [view.description for view in views[1:]] for task, views in self.first_views(count).items()
+        }
+        return {"unreadable": self.views.unreadable, "tasks": declared}
 
     @property
     def templates(self) -> dict[str, str]:
@@ -205,6 +232,7 @@ def load_prompt_set(name_or_folder: str) -> PromptSet:
         min_label_mass=declared.readout.min_label_mass,
         sum_tolerance=declared.readout.sum_tolerance,
         examples=examples,
+        views=Files(folder).views(declared.tasks),
         _texts=texts,
     )
 

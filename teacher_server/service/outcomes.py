@@ -62,6 +62,7 @@ def wire_answer(
         return Answer(
             probabilities=probabilities,
             action=max(probabilities, key=probabilities.__getitem__) if probabilities else None,
+            confidence=given.confidence if probabilities else None,
             analysis=given.analysis.text,
             stages=Stages(analysis=given.analysis, action=given.action),
             teacher=teacher,

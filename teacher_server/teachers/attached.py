@@ -34,7 +34,7 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
         settings.openai_model,
         key=read_key(settings.openai_key_file),
         allow_host=settings.allow_host,
-        connections=settings.concurrency,
+        connections=settings.concurrency * settings.views,
         timeout_s=settings.timeout_s,
     )
     try:
@@ -61,6 +61,7 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
             "prompts": prompts.name,
         },
         seed=settings.seed,
+        views=settings.views,
     )
 
 

@@ -36,11 +36,16 @@ class TeacherAnswer:
     """Probabilities over the requested actions, in their order, and the report of each stage.
 
     For an observation with stage "analysis", `probabilities` and `action` are None.
+
+    Attributes:
+        confidence: how sure the teacher is that its most probable action is a best one, 0 to 1; None if it
+            does not know.
     """
 
     probabilities: dict[str, float] | None
     analysis: StageReport
     action: StageReport | None
+    confidence: float | None = None
 
 
 class CannotAnswer(Exception):

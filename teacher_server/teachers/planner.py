@@ -80,7 +80,8 @@ class PlannerTeacher:
         probabilities = self._with_mistakes(planned, observation)
         # Planning is one step; its time is reported with the analysis
         action = StageReport(text=json.dumps(probabilities), milliseconds=0.0)
-        return TeacherAnswer(probabilities, analysis, action)
+        # Also with a mistake: the planner does not know of its noise
+        return TeacherAnswer(probabilities, analysis, action, confidence=1.0)
 
     def _plan(self, view: View, observation: Observation) -> Plan:
         question = (observation.task, observation.mission, observation.actions)

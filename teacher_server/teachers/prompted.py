@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import EMPTY, View, code
-from teacher_api.schemas import StageReport
+from teacher_api.schemas import Stage, StageReport
 from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnavailable, Generated
 from teacher_server.engines.sessions import ActionStage, PreparedConversation, Session, SessionFactory
+from teacher_server.prompting.equivalent_views import EquivalentView
+from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import PromptSet
 from teacher_server.prompting.readout import (
     Unreadable,
@@ -42,6 +45,7 @@ from teacher_server.teachers.base import (
     UnreadableAnswer,
     identity_of,
 )
+from teacher_server.teachers.combining import combined, confidence_of, mean_distribution
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +83,15 @@ class ReadoutSettings:
         return described | {"sum_tolerance": self.sum_tolerance}
 
 
+@dataclass(frozen=True)
+class _Look:
+    """The answer about one view; without stage 2 no probabilities."""
+
+    probabilities: dict[str, float]
+    analysis: StageReport
+    action: StageReport | None
+
+
 class PromptedTeacher:
     """A model that answers the conversations of a prompt set, in two stages.
 
@@ -91,10 +104,14 @@ class PromptedTeacher:
         checkpoint: what can change the model's answers; part of the identity.
         hosting: where and by what the model runs; not part of the identity.
         seed: of sampling, if the prompt set samples.
+        views: equivalent pictures of a state that are asked about; the answer is their mean.
         notes: differences between the model's training and its use, logged at the start.
 
     Attributes:
         activity: the counts of the model's questions.
+
+    Raises:
+        BadPromptSet: the prompt set declares fewer views of a task.
     """
 
     kind = "prompted"
@@ -108,10 +125,12 @@ class PromptedTeacher:
         checkpoint: dict[str, Any],
         hosting: dict[str, Any],
         seed: int = 0,
+        views: int = 1,
         notes: Sequence[str] = (),
     ) -> None:
         self.sessions, self._prompts, self._reading, self._seed = sessions, prompts, reading, seed
         self._notes = tuple(notes)
+        self._views = prompts.first_views(views)
         self._schema = jsonschema.Draft202012Validator(prompts.schema)
         self._prepared = lru_cache(maxsize=512)(self._prepare)
         self.tasks = dict(prompts.tasks)
@@ -126,6 +145,8 @@ class PromptedTeacher:
         }
         if prompts.temperature > 0:
             self.description["seed"] = seed
+        if views > 1:
+            self.description["views"] = prompts.views_description(views)
         self.identity = identity_of(self.description)
         # Refuses conversations that cannot be written before weights are loaded
         for task, actions in self.tasks.items():
@@ -159,6 +180,7 @@ class PromptedTeacher:
             checkpoint=self.description["checkpoint"],
             hosting=self.hosting,
             seed=self._seed,
+            views=len(next(iter(self._views.values()))),
             notes=self._notes,
         )
 
@@ -219,7 +241,10 @@ class PromptedTeacher:
                 raise outcome
 
     async def answer(self, observation: Observation) -> TeacherAnswer:
-        """Runs both stages, or stage 1 alone.
+        """Runs both stages, or stage 1 alone; with several views, about all of them at once.
+
+        With several views each action gets its mean probability over the views, and the analysis is the one
+        of the question's own picture. `confidence_of` defines the confidence.
 
         Raises:
             CannotAnswer: the picture, the mission or the actions do not allow the question.
@@ -233,35 +258,62 @@ class PromptedTeacher:
             useless = ", ".join(observation.actions)
             reason = f"the task {observation.task} does not use {useless}; it uses {', '.join(useful)}"
             raise CannotAnswer("actions", reason)
+        views = self._views[observation.task]
         try:
-            conversation = self._prepared(observation.task, observation.mission, actions)
+            conversations = [
+                self._prepared(observation.task, observation.mission, view.asked(actions)) for view in views
+            ]
         except ValueError as error:
             raise CannotAnswer("mission", str(error)) from error
         try:
-            picture = await asyncio.to_thread(self._prompts.preparation.prepare, observation.picture)
+            pictures = await asyncio.to_thread(self._pictures, observation.picture, views)
         except UnreadablePicture as error:
             raise CannotAnswer("image", str(error)) from error
+        sessions = [each.session(picture) for each, picture in zip(conversations, pictures, strict=True)]
 
         with self.activity.asking():
-            return await self._run(conversation.session(picture), observation, actions)
-
-    async def _run(
-        self, session: Session, observation: Observation, actions: tuple[str, ...]
-    ) -> TeacherAnswer:
-        began = time.perf_counter()
-        analysed, action_stage = await self._analyse(session)
-        analysis = StageReport(text=analysed.text, tokens=analysed.tokens, milliseconds=_since(began))
-        if observation.stage == "analysis":
+            looks = await _all(
+                [
+                    self._look(session, view, actions, observation.stage)
+                    for session, view in zip(sessions, views, strict=True)
+                ]
+            )
+        analysis = combined([look.analysis for look in looks])
+        reports = [look.action for look in looks if look.action is not None]
+        if not reports:
             return TeacherAnswer(None, analysis, None)
-
-        began = time.perf_counter()
-        read = self._read_labels if self._reading.readout == "labels" else self._read_numbers
-        found, report = await read(action_stage, actions, analysed.text)
-        report = report.model_copy(update={"milliseconds": _since(began)})
+        report = combined(reports)
+        distributions = [look.probabilities for look in looks]
+        found = mean_distribution(distributions)
         if self._reading.targets == "hard":
             found = hardened(found)
         probabilities = {action: found.get(action, 0.0) for action in observation.actions}
-        return TeacherAnswer(probabilities, analysis, report)
+        return TeacherAnswer(probabilities, analysis, report, confidence_of(distributions, analysis, report))
+
+    def _pictures(self, picture: NDArray[np.uint8], views: Sequence[EquivalentView]) -> list[PreparedPicture]:
+        usual, pixels = self._prompts.preparation, self._prompts.views.unreadable == "pixels"
+        return [view.preparation(usual).prepare(view.picture(picture, pixels=pixels)) for view in views]
+
+    async def _look(
+        self, session: Session, view: EquivalentView, actions: tuple[str, ...], stage: Stage
+    ) -> _Look:
+        """Asks about one view; the probabilities are those of the question's actions."""
+        began = time.perf_counter()
+        analysed, action_stage = await self._analyse(session)
+        analysis = StageReport(
+            text=analysed.text,
+            tokens=analysed.tokens,
+            milliseconds=_since(began),
+            certainty=None if analysed.least_logprob is None else math.exp(min(analysed.least_logprob, 0.0)),
+        )
+        if stage == "analysis":
+            return _Look({}, analysis, None)
+
+        began = time.perf_counter()
+        read = self._read_labels if self._reading.readout == "labels" else self._read_numbers
+        found, report = await read(action_stage, view.asked(actions), analysed.text)
+        report = report.model_copy(update={"milliseconds": _since(began)})
+        return _Look({action: found[view.renamed(action)] for action in actions}, analysis, report)
 
     async def close(self) -> None:
         """Frees what `start` took."""
@@ -364,6 +416,15 @@ def _check_whole(generated: Generated, decoding: Decoding, stage: StageName) -> 
     if not generated.complete:
         reason = f"{stage}: the text is incomplete after {decoding.max_tokens} tokens"
         raise UnreadableAnswer(reason, generated.text, stage=stage, fault="truncated")
+
+
+async def _all(looks: Sequence[Coroutine[Any, Any, _Look]]) -> list[_Look]:
+    """Runs looks at the same time; raises the first failure, in order, after all have ended."""
+    outcomes = await asyncio.gather(*looks, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, _Look)]
 
 
 def _since(began: float) -> float:

@@ -116,7 +116,9 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     problems = label_problems(checkpoint, prompts.labels)
     problems += processor_problems(checkpoint.own_bounds, settings.engine)
     problems += quantisation_problems(checkpoint, settings, settings.engine)
-    problems += conversation_problems(checkpoint, prompts, reading.readout, settings.max_model_len)
+    problems += conversation_problems(
+        checkpoint, prompts, reading.readout, settings.max_model_len, settings.views
+    )
     if check_memory:
         left = _memory_need(leaving) if leaving else None
         problems += memory_problems(checkpoint, settings, settings.engine, leaving=left)
@@ -155,6 +157,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
             ),
         },
         seed=settings.seed,
+        views=settings.views,
         notes=training_notes(checkpoint.trained_on, prompts, reading.readout),
     )
 
@@ -202,17 +205,22 @@ def training_notes(record: TrainedOn | None, prompts: PromptSet, readout: Readou
 
 
 def conversation_problems(
-    checkpoint: Checkpoint, prompts: PromptSet, readout: Readout, max_model_len: int
+    checkpoint: Checkpoint, prompts: PromptSet, readout: Readout, max_model_len: int, views: int = 1
 ) -> list[str]:
-    """Returns why a prompt set's conversations about grids of up to 16 x 16 tiles do not fit a checkpoint."""
-    chat, picture, longest = checkpoint.chat_format, prompts.preparation.prepare(draw(trial_grid(16))), 0
-    for task in prompts.tasks:
+    """Returns why a prompt set's conversations about grids of up to 16 x 16 tiles do not fit a checkpoint.
+
+    Raises:
+        BadPromptSet: the prompt set declares fewer views.
+    """
+    chat, grid, longest = checkpoint.chat_format, draw(trial_grid(16)), 0
+    for task, seen in prompts.first_views(views).items():
         conversation = _conversation(prompts, task, readout)
         try:
             opening, followup = chat.stages(conversation)
         except BadChatTemplate as error:
             return [str(error)]
-        shown = sum(map(visual_tokens, (*conversation.pictures, picture)))
+        pictures = {view.tile: view.preparation(prompts.preparation).prepare(grid) for view in seen}
+        shown = sum(map(visual_tokens, conversation.pictures)) + max(map(visual_tokens, pictures.values()))
         longest = max(longest, len(opening) + shown + len(followup))
     longest += prompts.analysis_max_tokens + (prompts.numbers_max_tokens if readout == "numbers" else 1)
     if longest <= max_model_len:

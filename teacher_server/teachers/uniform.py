@@ -14,7 +14,10 @@ _ANALYSIS = "This teacher looks at nothing: every action that was asked for is a
 
 
 class UniformTeacher:
-    """Gives all requested actions the same probability, whatever the picture shows."""
+    """Gives all requested actions the same probability, whatever the picture shows.
+
+    That probability is also its confidence.
+    """
 
     kind = "uniform"
     model = None
@@ -33,10 +36,10 @@ class UniformTeacher:
         analysis = StageReport(text=_ANALYSIS, milliseconds=0.0)
         if observation.stage == "analysis":
             return TeacherAnswer(None, analysis, None)
-        probabilities = dict.fromkeys(observation.actions, 1 / len(observation.actions))
-        return TeacherAnswer(
-            probabilities, analysis, StageReport(text=json.dumps(probabilities), milliseconds=0.0)
-        )
+        share = 1 / len(observation.actions)
+        probabilities = dict.fromkeys(observation.actions, share)
+        action = StageReport(text=json.dumps(probabilities), milliseconds=0.0)
+        return TeacherAnswer(probabilities, analysis, action, confidence=share)
 
     async def close(self) -> None:
         """Does nothing: there is nothing to free."""

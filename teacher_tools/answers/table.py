@@ -20,7 +20,7 @@ from teacher_tools.answers.exchange import ExportReport
 COLUMNS = (
     *("created", "teacher", "checkpoint", "task", "mission", "picture", "picture_file", "action"),
     *(f"p_{action}" for action in ACTIONS),
-    *("label_mass", "analysis", "analysis_tokens", "action_tokens", "analysis_ms", "action_ms"),
+    *("confidence", "label_mass", "analysis", "analysis_tokens", "action_tokens", "analysis_ms", "action_ms"),
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'", "＝", "＋", "－", "＠")
 """The starts of a text that a spreadsheet would run as a formula, and our mark against that."""
@@ -76,6 +76,7 @@ def _cells(row: Row, name: str | None) -> dict[str, Any]:
         "picture": picture.hex(),
         "action": given["action"],
         **{f"p_{action}": p for action, p in (given["probabilities"] or {}).items()},
+        "confidence": given.get("confidence"),
         "label_mass": second.get("label_mass"),
         "analysis": given["analysis"],
         "analysis_tokens": first["tokens"],

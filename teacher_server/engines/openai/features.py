@@ -35,6 +35,7 @@ class ServerFeatures:
         pieces: label -> its tokens, as ids and texts; None if the server does not report them.
         by_id: it returns the log-probabilities of tokens that are named by their ids.
         top: number of most probable tokens whose log-probabilities it returns; 0: none.
+        logprobs: it returns the log-probabilities of the tokens of a constrained answer.
     """
 
     neutral: bool
@@ -42,6 +43,7 @@ class ServerFeatures:
     pieces: Mapping[str, Sequence[tuple[int, str]]] | None
     by_id: bool
     top: int
+    logprobs: bool = False
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -78,7 +80,10 @@ async def find_features(server: ChatServer, labels: Mapping[str, str]) -> Server
         if reply is not None:
             top = len(reply.first_step)
             break
-    return ServerFeatures(neutral, constraint, pieces, by_id, top)
+    constrained = _CONSTRAINTS[constraint](_ODD) if constraint else {}
+    reply = await _takes(server, max_tokens=64, temperature=0, logprobs=True, **constrained)
+    logprobs = reply is not None and reply.least_logprob is not None
+    return ServerFeatures(neutral, constraint, pieces, by_id, top, logprobs)
 
 
 def scoring_by_id(token_ids: list[int]) -> dict[str, Any]:

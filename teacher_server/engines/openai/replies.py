@@ -11,6 +11,7 @@ class Token(BaseModel):
 
 
 class _Step(BaseModel):
+    logprob: float | None = None
     top_logprobs: list[Token] | None = None
 
 
@@ -50,6 +51,14 @@ class Reply(BaseModel):
     @property
     def finish_reason(self) -> str | None:
         return self.choices[0].finish_reason
+
+    @property
+    def least_logprob(self) -> float | None:
+        """Log-probability (nats) of the least certain token; None if the server does not report all."""
+        logprobs = self.choices[0].logprobs
+        steps = [step.logprob for step in (logprobs.content or [])] if logprobs else []
+        known = [logprob for logprob in steps if logprob is not None]
+        return min(known, default=None) if len(known) == len(steps) else None
 
     @property
     def first_step(self) -> list[Token]:

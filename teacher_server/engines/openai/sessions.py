@@ -77,12 +77,14 @@ class MessageSessionFactory:
             **sampled,
             **self.features.sampling,
             **self.features.constrained_to(decoding.schema),
+            **({"logprobs": True} if self.features.logprobs else {}),
         )
         if reply.finish_reason == "abort":  # vLLM and SGLang send it when they shut down
             raise EngineUnavailable("the server aborted its answer")
         if reply.finish_reason not in ("stop", "length"):
             raise EngineError(f"the server ended its answer with finish_reason {reply.finish_reason!r}")
-        return Generated(reply.text, reply.tokens, reply.finish_reason == "stop")
+        complete = reply.finish_reason == "stop"
+        return Generated(reply.text, reply.tokens, complete, least_logprob=reply.least_logprob)
 
     async def score(self, messages: Sequence[Message], actions: Sequence[str]) -> LabelScores:
         """Returns the log-probabilities of the actions' labels, as far as the server reports them.

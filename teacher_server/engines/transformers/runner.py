@@ -39,6 +39,8 @@ class _Row:
     matcher: xgrammar.GrammarMatcher
     random: torch.Generator
     token_ids: list[int]
+    least_logprob: float = 0.0
+    """Of the tokens so far, in nats."""
 
     def sample(self, logits_V: torch.Tensor) -> int:
         """Draws the next token at the request's temperature, on the CPU so that a seed fixes the series."""
@@ -214,6 +216,13 @@ class Runner:
         logits_BV[:, self._forbidden] = -torch.inf
         xgrammar.apply_token_bitmask_inplace(logits_BV, bits_BW.to(self._device))
         broken_B, greedy_B = logits_BV.isnan().any(-1).tolist(), logits_BV.argmax(-1).tolist()
+        total_B = logits_BV.logsumexp(-1)  # over the tokens that the grammar allows
+        tokens_B = [
+            row.sample(logits_BV[i]) if row.decoding.temperature and not broken_B[i] else greedy_B[i]
+            for i, row in enumerate(rows)
+        ]
+        chosen_B1 = torch.tensor(tokens_B, device=self._device)[:, None]
+        logprob_B = (logits_BV.gather(-1, chosen_B1)[:, 0] - total_B).tolist()
         going = []
         for i, row in enumerate(rows):
             if row.request.settled:  # cancelled, or the engine is being closed
@@ -221,7 +230,8 @@ class Runner:
             if broken_B[i]:
                 row.request.settle(EngineError(_NOT_NUMBERS))
                 continue
-            token = row.sample(logits_BV[i]) if row.decoding.temperature else greedy_B[i]
+            token = tokens_B[i]
+            row.least_logprob = min(row.least_logprob, logprob_B[i])
             row.matcher.accept_token(token)
             if token == self._checkpoint.end_token_id:
                 row.request.settle(self._generated(row, self._keep(step, i, row)))
@@ -235,7 +245,8 @@ class Runner:
 
     def _generated(self, row: _Row, prefix: CachedPrefix | None, *, complete: bool = True) -> Generated:
         text = self._checkpoint.tokenizer.decode(row.token_ids, skip_special_tokens=False)
-        return Generated(text, len(row.token_ids), complete, tuple(row.token_ids), prefix)
+        ids = tuple(row.token_ids)
+        return Generated(text, len(ids), complete, ids, prefix, row.least_logprob)
 
     def _keep(self, step: _Step, i: int, row: _Row) -> CachedPrefix | None:
         """Keeps the keys and values of a row's prompt and generated tokens."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -40,6 +41,7 @@ from teacher_server.settings import EngineSettings
 _GIB = 2**30
 _METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 _POLL_S = 0.2
+_PADDING = -9999.0
 
 
 class VllmEngine:
@@ -185,6 +187,7 @@ class VllmEngine:
                 seed=decoding.seed,
                 structured_outputs=StructuredOutputsParams(grammar=grammar_of(decoding.schema)),
                 logit_bias=self._forbidden,
+                logprobs=0,  # of the generated tokens alone; vLLM applies the grammar before it computes them
                 stop_token_ids=[self._checkpoint.end_token_id],
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
@@ -194,7 +197,8 @@ class VllmEngine:
         if token_ids and token_ids[-1] == self._checkpoint.end_token_id:
             token_ids = token_ids[:-1]
         complete = output.finish_reason == "stop"
-        return Generated(output.text, len(token_ids), complete, token_ids, cached=copy)
+        least = min(map(_chosen_logprob, output.token_ids, output.logprobs or ()), default=None)
+        return Generated(output.text, len(token_ids), complete, token_ids, cached=copy, least_logprob=least)
 
     async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
         """Returns the log-probabilities (nats) of these tokens as the next one, in one unconstrained step.
@@ -279,6 +283,16 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM failed on this request: {words_of(error.__cause__ or error)}") from error
         raise EngineError("vLLM ended this request without an answer")
+
+
+def _chosen_logprob(token: int, logprobs: Mapping[int, Logprob]) -> float:
+    """Returns the log-probability (nats) of a generated token.
+
+    vLLM 0.32 pads the list with token 0 where a request of the same batch scores named tokens. If token 0 was
+    generated, the padding hides its log-probability: it counts as certain.
+    """
+    logprob: float = logprobs[token].logprob
+    return 0.0 if logprob <= _PADDING else logprob
 
 
 @contextmanager

@@ -55,6 +55,7 @@ export function showWords(answer) {
     times.push([answer.stored ? `${stage} then` : stage, milliseconds(report.milliseconds)]);
   }
   if (first?.tokens) times.push(["tokens", second ? `${first.tokens} + ${second.tokens}` : first.tokens]);
+  if (answer?.confidence != null) times.push(["confidence", answer.confidence.toFixed(3)]);
   if (second?.label_mass != null) times.push(["label mass", second.label_mass.toPrecision(3)]);
   fillList(find("times"), times, true);
 }

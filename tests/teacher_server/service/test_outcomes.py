@@ -1,8 +1,11 @@
 """Answers as JSON text are what the models would be."""
 
+import json
+
 import pytest
 
 from teacher_api.schemas import Answer, BatchAnswer, ErrorBody, StageReport, Stages
+from teacher_server.answers.rows import is_valid
 from teacher_server.http.responses import batch_response
 from teacher_server.service.outcomes import AnswerJson, counts
 
@@ -14,6 +17,7 @@ def _answer(text: str = "I see", **changes: object) -> Answer:
     answer = Answer(
         probabilities={"left": 0.25, "right": 0.75},
         action="right",
+        confidence=0.625,
         analysis=text,
         stages=Stages(analysis=report, action=report),
         teacher="planner-1",
@@ -37,6 +41,19 @@ def test_stored_and_total_are_set_in_the_text(text: str) -> None:
         assert stored.stored
         total = stored.with_total(0.25).text
         assert total == _answer(text, stored=True, milliseconds={"total": 0.25}).model_dump_json()
+
+
+def test_an_answer_of_an_earlier_version_has_no_confidence() -> None:
+    earlier = _answer().model_dump()
+    del earlier["confidence"]
+    for report in earlier["stages"].values():
+        del report["certainty"]
+    text = json.dumps(earlier, separators=(",", ":"))
+    assert is_valid("planner-1", "left,right", text)
+    stored = AnswerJson.from_store(text)
+    assert stored is not None
+    answer = Answer.model_validate_json(stored.with_total(1.0).text)
+    assert (answer.confidence, answer.stages.analysis.certainty, answer.action) == (None, None, "right")
 
 
 def test_the_text_of_no_answer_is_refused() -> None:

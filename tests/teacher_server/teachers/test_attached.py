@@ -82,14 +82,21 @@ class _Server:
             if name in body and f"refuses {name}" in self.lacks:
                 return 400, _RECORDED["refused"]
         about_a_picture = "image_url" in json.dumps(body["messages"])
-        if body.get("logprobs") and "logprobs" not in self.lacks:
+        reports = body.get("logprobs") and "logprobs" not in self.lacks
+        if reports and body["max_tokens"] == 1:
             by_id = "logprob_token_ids" in body and "logprob_token_ids" not in self.lacks
             if not about_a_picture:
                 return 200, _RECORDED["labels by id" if by_id else "most probable"]
             return 200, _RECORDED["actions by id" if by_id else "most probable"]
-        if about_a_picture:
-            return 200, _RECORDED["analysis"]
-        return 200, _RECORDED["grammar" if held and "constraint" not in self.lacks else "small talk"]
+        name = "grammar" if held and "constraint" not in self.lacks else "small talk"
+        reply = _RECORDED["analysis" if about_a_picture else name]
+        return 200, _with_logprobs(reply) if reports else reply
+
+
+def _with_logprobs(reply: dict[str, Any]) -> dict[str, Any]:
+    """Returns a reply with log-probabilities of three tokens, the least of which is -1.5."""
+    logprobs = {"content": [{"logprob": logprob} for logprob in (0.0, -1.5, -0.25)]}
+    return {**reply, "choices": [{**reply["choices"][0], "logprobs": logprobs}]}
 
 
 def _settings(url: str, prompts: str = "minigrid", **changes: Any) -> Settings:
@@ -135,6 +142,8 @@ def test_labels_are_read_by_their_tokens() -> None:
     said = _RECORDED["analysis"]
     assert answer.analysis.text == said["choices"][0]["message"]["content"]
     assert answer.analysis.tokens == said["usage"]["completion_tokens"]
+    assert answer.analysis.certainty == pytest.approx(math.exp(-1.5))
+    assert answer.confidence == pytest.approx(math.exp(-1.5) * total)
 
 
 def test_what_is_said_to_the_server() -> None:

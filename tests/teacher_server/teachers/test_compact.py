@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
+from gridworld.environments import make
+from gridworld.pictures import draw, encode_png
 from gridworld.tasks import TASKS
+from gridworld.views import View, view_of
 from student.environments import Vocabulary, layout_of
 from student.labels.table import LabelTable
 from teacher_api.client import TeacherClient
 from teacher_api.processes import COMPACT, COMPACT_FLAGS, served_teacher
+from teacher_api.schemas import Question
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.cli import main
@@ -54,6 +58,38 @@ def test_stock_transformers_reads_pictures_with_it() -> None:
         said = tokenizer.decode(answer[0, len(prompt) :], skip_special_tokens=True)
         right += json.loads(said) == analysis_of(sample.scene)
     assert right >= 15
+
+
+def test_two_views_are_answered_as_two_questions(tmp_path: Path) -> None:
+    """The transposed picture's answer, with left and right exchanged, is half of the answer."""
+    env = make("MiniGrid-LavaGapS5-v0")
+    env.reset(seed=3)
+    mission, view = env.unwrapped.mission, view_of(env)
+    pictures = [draw(view), draw(View(view.cells_HW.T, view.y, view.x, (5 - view.heading) % 4))]
+    actions = ("left", "right", "forward")
+    questions = [
+        Question.about(encode_png(picture), mission=mission, task="lava_gap", actions=actions)
+        for picture in pictures
+    ]
+    answers, identities = {}, set()
+    for views in (1, 2):
+        flags = {**COMPACT_FLAGS, "views": views}
+        with (
+            served_teacher(tmp_path / "answers.sqlite3", flags, tmp_path / "log.txt") as url,
+            TeacherClient(url, deadline_s=60) as client,
+        ):
+            answers[views] = [client.ask(question) for question in questions]
+            assert client.ask(questions[0]).confidence == answers[views][0].confidence
+            assert client.ask(questions[0]).stored
+            identities.add(client.teacher().identity)
+    assert len(identities) == 2
+    first, transposed = (answer.probabilities or {} for answer in answers[1])
+    assert max(abs(first["left"] - first["right"]), abs(first["left"] - transposed["left"])) > 0.5
+    back = {"left": transposed["right"], "right": transposed["left"], "forward": transposed["forward"]}
+    mean = {action: (first[action] + back[action]) / 2 for action in actions}
+    assert answers[2][0].probabilities == pytest.approx(mean, abs=1e-4)
+    assert answers[2][0].analysis == answers[1][0].analysis
+    assert 0 < (answers[2][0].confidence or 0) < 1
 
 
 @pytest.mark.parametrize(

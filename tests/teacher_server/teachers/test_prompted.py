@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gridworld.pictures import draw
+from gridworld.symmetry import mirrored as mirrored_view
 from gridworld.views import EMPTY, View, code
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines.base import (
@@ -21,9 +22,10 @@ from teacher_server.engines.base import (
     Prompt,
 )
 from teacher_server.engines.token_sessions import TokenSessionFactory
-from teacher_server.prompting.prompt_set import load_prompt_set
+from teacher_server.prompting.prompt_set import BadPromptSet, load_prompt_set
 from teacher_server.prompting.readout import numbers_schema
 from teacher_server.teachers.base import CannotAnswer, NoAnswerNow, Observation, TeacherGone, UnreadableAnswer
+from teacher_server.teachers.combining import agreement_of
 from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings
 from teacher_server.teachers.vision_check import VisionCheckFailed, check_vision
 from tools.random_checkpoint import make_checkpoint
@@ -54,7 +56,9 @@ class _Engine:
     def __init__(self, checkpoint: Checkpoint, *texts: str | Exception, **scores: float) -> None:
         self._tokenizer, self._texts = checkpoint.tokenizer, list(texts)
         self._scores = scores
-        self.complete = True
+        self.complete, self.least_logprob = True, None
+        self.scores_of: dict[str, dict[str, float]] = {}
+        """By the digest of a picture, in place of `scores`."""
         self.asked: list[tuple[Prompt, Decoding | Sequence[int]]] = []
 
     async def start(self) -> None: ...
@@ -67,13 +71,14 @@ class _Engine:
         if isinstance(text, Exception):
             raise text
         ids = tuple(self._tokenizer.encode(text).ids)
-        return Generated(text, len(ids), self.complete, ids)
+        return Generated(text, len(ids), self.complete, ids, least_logprob=self.least_logprob)
 
     async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
         self.asked.append((prompt, token_ids))
         if self._texts and isinstance(self._texts[0], Exception):
             raise self._texts[0]
-        return tuple(self._scores[self._tokenizer.id_to_token(token)] for token in token_ids)
+        scores = self.scores_of.get(prompt.pictures[-1].digest, self._scores)
+        return tuple(scores[self._tokenizer.id_to_token(token)] for token in token_ids)
 
 
 MakeTeacher = Callable[..., tuple[PromptedTeacher, _Engine]]
@@ -87,6 +92,7 @@ def make_teacher(checkpoint: Checkpoint) -> MakeTeacher:
         *texts: str | Exception,
         reading: dict[str, Any] | None = None,
         notes: Sequence[str] = (),
+        views: int = 1,
         **scores: float,
     ) -> tuple[PromptedTeacher, _Engine]:
         engine = _Engine(checkpoint, *texts, **scores)
@@ -106,6 +112,7 @@ def make_teacher(checkpoint: Checkpoint) -> MakeTeacher:
             ReadoutSettings(**chosen | (reading or {})),
             checkpoint={"digest": "d", "dtype": "float32"},
             hosting={},
+            views=views,
             notes=notes,
         )
         return teacher, engine
@@ -113,11 +120,14 @@ def make_teacher(checkpoint: Checkpoint) -> MakeTeacher:
     return make
 
 
+_CELLS_HW = np.full((5, 5), code("wall", "grey"), np.uint8)
+_CELLS_HW[1:4, 1:4] = EMPTY
+_GRID = View(_CELLS_HW, 1, 1, 0)
+
+
 def _observation(**changes: Any) -> Observation:
-    cells_HW = np.full((5, 5), code("wall", "grey"), np.uint8)
-    cells_HW[1:4, 1:4] = EMPTY
     given: dict[str, Any] = {
-        "picture": draw(View(cells_HW, 1, 1, 0)),
+        "picture": draw(_GRID),
         "mission": "get to the green goal square",
         "task": "lava_gap",
         "actions": _ACTIONS,
@@ -202,6 +212,78 @@ def test_hard_targets(make_teacher: MakeTeacher) -> None:
     hard, _ = make_teacher(json.dumps(_ANALYSIS), A=-1.0, B=-2.0, C=-3.0, reading={"targets": "hard"})
     assert _ask(hard).probabilities == {"left": 1, "right": 0, "forward": 0}
     assert hard.identity != soft.identity
+
+
+@pytest.mark.parametrize(
+    ("least", "readout", "confidence"),
+    [(-0.5, "labels", 0.9 * math.exp(-0.5)), (None, "labels", 0.9), (-0.5, "numbers", math.exp(-0.5))],
+)
+def test_confidence_is_the_least_certainty_times_the_label_mass(
+    make_teacher: MakeTeacher, least: float | None, readout: str, confidence: float
+) -> None:
+    numbers = '{"left": 0.1, "right": 0.2, "forward": 0.7}'
+    scores = {"A": math.log(0.1), "B": math.log(0.2), "C": math.log(0.6)}
+    teacher, engine = make_teacher(json.dumps(_ANALYSIS), numbers, reading={"readout": readout}, **scores)
+    engine.least_logprob = least
+    answer = _ask(teacher)
+    assert answer.confidence == pytest.approx(confidence)
+    assert answer.analysis.certainty == (None if least is None else pytest.approx(math.exp(least)))
+    assert answer.action.certainty is None
+
+
+def test_without_log_probabilities_the_confidence_is_unknown(make_teacher: MakeTeacher) -> None:
+    numbers = '{"left": 0.1, "right": 0.2, "forward": 0.7}'
+    teacher, _ = make_teacher(json.dumps(_ANALYSIS), numbers, reading={"readout": "numbers"})
+    assert _ask(teacher).confidence is None
+
+
+def test_the_left_of_a_mirrored_view_is_right(make_teacher: MakeTeacher) -> None:
+    mirrored = json.dumps(_ANALYSIS | {"front": "the mirrored view"})
+    teacher, engine = make_teacher(json.dumps(_ANALYSIS), mirrored, views=2)
+    assert [view.mirrored for view in _PROMPTS.first_views(2)["lava_gap"]] == [False, True]
+    seen = [draw(_GRID), draw(mirrored_view(_GRID))]
+    said = [{"A": 0.6, "B": 0.1, "C": 0.2}, {"A": 0.3, "B": 0.3, "C": 0.4}]
+    for picture, p in zip(seen, said, strict=True):
+        digest = _PROMPTS.preparation.prepare(picture).digest
+        engine.scores_of[digest] = {label: math.log(each) for label, each in p.items()}
+    engine.least_logprob = -0.25
+    answer = _ask(teacher)
+    first = {"left": 6 / 9, "right": 1 / 9, "forward": 2 / 9}
+    second = {"left": 0.3, "right": 0.3, "forward": 0.4}
+    assert answer.probabilities == pytest.approx({a: (first[a] + second[a]) / 2 for a in _ACTIONS})
+    assert answer.analysis.text == json.dumps(_ANALYSIS)
+    assert answer.action.label_mass == pytest.approx(0.95)
+    agreement = agreement_of([first, second])
+    assert 0 < agreement < 1
+    assert answer.confidence == pytest.approx(math.exp(-0.25) * 0.95 * agreement)
+    # Asked about `right` alone, the mirrored view is asked about `left`
+    teacher, engine = make_teacher(*[json.dumps(_ANALYSIS)] * 2, A=math.log(0.9), B=math.log(0.8), views=2)
+    assert _ask(teacher, actions=("right",)).probabilities == {"right": 1.0}
+    labels = [asked[1] for asked in engine.asked[2:]]
+    assert labels[0] != labels[1]
+
+
+def test_views_change_the_identity_and_a_view_too_many_is_refused(make_teacher: MakeTeacher) -> None:
+    one, two, three = (make_teacher(views=views)[0] for views in (1, 2, 3))
+    assert one.identity == make_teacher()[0].identity
+    assert "views" not in one.description
+    assert len({one.identity, two.identity, three.identity}) == 3
+    most = 1 + len(_PROMPTS.views.views["lava_gap"])
+    with pytest.raises(
+        BadPromptSet, match=f"`views` is {most + 1}, but .* set `views` to {most}, or declare"
+    ):
+        make_teacher(views=most + 1)
+
+
+def test_one_unreadable_view_makes_the_answer_unreadable(make_teacher: MakeTeacher) -> None:
+    scores = {"A": -1.0, "B": -2.0, "C": -3.0}
+    teacher, _ = make_teacher(json.dumps(_ANALYSIS), "no JSON", views=2, **scores)
+    with pytest.raises(UnreadableAnswer, match="the text is not JSON"):
+        _ask(teacher)
+    picture = np.random.default_rng(0).integers(0, 255, (140, 140, 3), np.uint8)
+    with pytest.raises(CannotAnswer) as caught:
+        _ask(teacher, picture=picture)
+    assert caught.value.field == "image"
 
 
 def test_the_analysis_alone(make_teacher: MakeTeacher) -> None:
