@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ pytestmark = pytest.mark.integration
 
 _QUICK = ["--batch-size", "2", "--precision", "float32", "--device", "cpu", "--no-progress"]
 _STEPS = ["--pictures", "4", "--samples", "10"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _muon_in_float32() -> Iterator[None]:
+    """Muon's bfloat16 products take nine tenths of a step on a CPU that calculates in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.float().clone())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +155,17 @@ def test_training_and_the_engine_compute_the_same_action_loss(trained: Path) -> 
     assert result.losses["actions"].item() == pytest.approx(sum(expected) / len(expected), abs=1e-4)
 
 
-def test_every_loss_falls(tmp_path: Path) -> None:
+def test_every_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
-    flags = ["--pictures", "320", "--samples", "320", "--batch-size", "8", "--precision", "float32"]
+    monkeypatch.setattr(training, "REPORT_EVERY", 4)
+    flags = ["--pictures", "64", "--samples", "64", "--batch-size", "4", "--precision", "float32"]
     flags += ["--env", "MiniGrid-LavaGapS5-v0", "--device", "cpu", "--no-progress", "--learning-rate", "2e-3"]
     assert main(["train", "--out", str(out), *flags]) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for name in ("tiles_loss", "places_loss", "analysis_loss", "actions_loss"):
         losses = [line[name] for line in lines if name in line]
-        assert losses[-1] < 0.9 * losses[0], name
+        assert len(losses) == 4
+        assert losses[-1] < 0.5 * losses[0], name
 
 
 def test_a_trained_checkpoint_is_served(
