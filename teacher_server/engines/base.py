@@ -65,7 +65,7 @@ class Generated:
     complete: bool
     token_ids: tuple[int, ...] = ()
     cached: Any = field(default=None, compare=False, repr=False)
-    least_logprob: float | None = None
+    least_logprob: float | None = field(default=None, compare=False)  # equal up to rounding
 
 
 class EngineError(Exception):

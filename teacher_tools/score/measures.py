@@ -24,7 +24,9 @@ from teacher_tools.score.results import (
     Agreement,
     Bin,
     Calibration,
+    ConfidenceCalibration,
     Costs,
+    Level,
     Mean,
     Mistake,
     Perception,
@@ -33,6 +35,8 @@ from teacher_tools.score.results import (
     Summary,
 )
 
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
+"""The levels of confidence above which answers are counted."""
 BINS = 10
 """Bins of equal width from 0 to 1, in the reliability diagram and the expected calibration error."""
 _MISTAKES = 6
@@ -62,7 +66,7 @@ class JudgedAnswer:
         return self.action in self.state.optimal
 
     @property
-    def confidence(self) -> float:
+    def largest(self) -> float:
         """The largest probability."""
         return self.probabilities[self.action]
 
@@ -157,28 +161,50 @@ def reasoning(answers: Sequence[JudgedAnswer]) -> Reasoning | None:
 
 
 def calibration(answers: Sequence[JudgedAnswer]) -> Calibration | None:
-    """Compares confidence with correctness over the states with one optimal action; None if there are none.
+    """Compares the largest probability with correctness, over the states with one optimal action.
+
+    Returns:
+        None if there is no such state.
+    """
+    counted = [(each.largest, each.optimal) for each in answers if len(each.state.optimal) == 1]
+    return _calibration(counted) if counted else None
+
+
+def confidence(answers: Sequence[JudgedAnswer]) -> ConfidenceCalibration | None:
+    """Compares the answers' `confidence` with correctness; None if no answer has a confidence."""
+    counted = [
+        (each.answer.confidence, each.optimal) for each in answers if each.answer.confidence is not None
+    ]
+    if not counted:
+        return None
+    levels = []
+    for least in LEVELS:
+        answered = Share.among(sure >= least for sure, _ in counted)
+        assert answered is not None
+        optimal = Share.among(optimal for sure, optimal in counted if sure >= least)
+        levels.append(Level(least=least, answers=answered, optimal=optimal))
+    return ConfidenceCalibration(**dict(_calibration(counted)), levels=levels)
+
+
+def _calibration(counted: Sequence[tuple[float, bool]]) -> Calibration:
+    """Returns the calibration of pairs (confidence, whether the arg-max is optimal).
 
     error = sum over the bins of |share optimal - mean confidence| * the bin's share of the answers.
     """
-    counted = [each for each in answers if len(each.state.optimal) == 1]
-    if not counted:
-        return None
-    binned: dict[int, list[JudgedAnswer]] = {}
-    for each in counted:  # (above, above + 1 / BINS]
-        binned.setdefault(max(int(np.ceil(each.confidence * BINS - 1e-9)) - 1, 0), []).append(each)
+    binned: dict[int, list[tuple[float, bool]]] = {}
+    for sure, optimal in counted:  # (above, above + 1 / BINS]
+        binned.setdefault(max(int(np.ceil(sure * BINS - 1e-9)) - 1, 0), []).append((sure, optimal))
     bins = []
     for number, inside in sorted(binned.items()):
-        optimal = Share.among(each.optimal for each in inside)
-        assert optimal is not None
-        confidence = _mean(each.confidence for each in inside)
-        bins.append(Bin(above=number / BINS, confidence=confidence, optimal=optimal))
+        share = Share.among(optimal for _, optimal in inside)
+        assert share is not None
+        bins.append(Bin(above=number / BINS, confidence=_mean(sure for sure, _ in inside), optimal=share))
     return Calibration(
         of=len(counted),
         error=sum(abs(each.optimal.value - each.confidence) * each.optimal.of for each in bins)
         / len(counted),
-        confidence=_mean(each.confidence for each in counted),
-        optimal=_mean(each.optimal for each in counted),
+        confidence=_mean(sure for sure, _ in counted),
+        optimal=_mean(optimal for _, optimal in counted),
         bins=bins,
     )
 
@@ -206,7 +232,7 @@ def costs(outcomes: Sequence[Outcome], seconds: float) -> Costs:
 
 def worst_mistakes(answers: Sequence[JudgedAnswer]) -> list[Mistake]:
     """Returns the most confident wrong answers."""
-    wrong = sorted((each for each in answers if not each.optimal), key=lambda each: -each.confidence)
+    wrong = sorted((each for each in answers if not each.optimal), key=lambda each: -each.largest)
     return [
         Mistake(
             picture=base64.b64encode(encode_png(draw(each.state.scene.view))).decode("ascii"),

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from teacher_api.files import writing
 from teacher_api.plot_style import COLOURS
 from teacher_tools.score.measures import BINS
-from teacher_tools.score.results import Calibration, Mean, Score
+from teacher_tools.score.results import Calibration, Mean, Score, TaskScore
 from teacher_tools.score.tables import ScoreTable, short, table, verdicts, with_interval
 
 _MARKERS = "osD^vPX"
@@ -41,27 +41,21 @@ def score_table(score: Score) -> ScoreTable:
 
 
 def write_score(out: Path, score: Score) -> None:
-    """Writes score.md, reliability.png and mistakes/*.png beside score.json.
+    """Writes score.md, reliability.png, confidence.png and mistakes/*.png beside score.json.
 
     Raises:
         CannotStart: a file cannot be written.
     """
-    reliability = _draw_reliability(
-        {
-            short(env): {score.identity: task.calibration}
-            for env, task in score.tasks.items()
-            if task.calibration
-        }
-    )
+    of_all = {short(env): {score.identity: task} for env, task in score.tasks.items()}
+    diagrams = {f"{name}.png": (title, file) for name, title, file in _diagrams(of_all)}
     content = {
         "score": score,
         "verdicts": verdicts(score),
         "table": score_table(score),
-        "reliability": reliability is not None,
+        "diagrams": {name: title for name, (title, _) in diagrams.items()},
     }
     files = {"score.md": _rendered("score.md", content)}
-    if reliability is not None:
-        files["reliability.png"] = reliability
+    files |= {name: file for name, (_, file) in diagrams.items()}
     for env, task in score.tasks.items():
         for number, mistake in enumerate(task.mistakes, 1):
             files[f"mistakes/{env}-{number}.png"] = base64.b64decode(mistake.picture)
@@ -75,18 +69,17 @@ def write_comparison(out: Path, teachers: Sequence[ComparedTeacher]) -> dict[str
         CannotStart: a file cannot be written.
     """
     envs = list(dict.fromkeys(env for teacher in teachers for env in teacher.score.tasks))
-    tables, panels = {}, {}
+    tables, of_all = {}, {}
     for env in envs:
         scored = [teacher for teacher in teachers if env in teacher.score.tasks]
         tasks = {teacher.name: teacher.score.tasks[env] for teacher in scored}
         tables[env] = _with_differences(table(tasks), scored, env)
-        panels[short(env)] = {name: task.calibration for name, task in tasks.items() if task.calibration}
-    reliability = _draw_reliability(panels)
+        of_all[short(env)] = tasks
     content = {
         "teachers": teachers,
         "notes": _notes(teachers, envs),
         "tables": tables,
-        "reliability": base64.b64encode(reliability).decode("ascii") if reliability else None,
+        "diagrams": [(title, base64.b64encode(file).decode("ascii")) for _, title, file in _diagrams(of_all)],
     }
     _write(out, {name: _rendered(name, content) for name in ("compare.md", "compare.html")})
     return tables
@@ -133,7 +126,34 @@ def _notes(teachers: Sequence[ComparedTeacher], envs: Sequence[str]) -> list[str
     return notes
 
 
-def _draw_reliability(panels: Mapping[str, Mapping[str, Calibration]]) -> bytes | None:
+def _diagrams(of_all: Mapping[str, Mapping[str, TaskScore]]) -> Iterable[tuple[str, str, bytes]]:
+    """Yields (name, title, PNG) of the reliability diagrams that there are figures for.
+
+    Args:
+        of_all: environment -> teacher -> results.
+    """
+    for name, title, axis in (
+        (
+            "reliability",
+            "How often the arg-max is optimal, by the largest probability",
+            "largest probability",
+        ),
+        ("confidence", "How often the arg-max is optimal, by confidence", "confidence"),
+    ):
+        panels: dict[str, dict[str, Calibration]] = {
+            env: {
+                teacher: found
+                for teacher, task in tasks.items()
+                if (found := task.calibration if name == "reliability" else task.confidence)
+            }
+            for env, tasks in of_all.items()
+        }
+        file = _draw_reliability(panels, axis)
+        if file is not None:
+            yield name, title, file
+
+
+def _draw_reliability(panels: Mapping[str, Mapping[str, Calibration]], axis: str) -> bytes | None:
     """Returns a PNG with a panel for each environment and a line for each teacher; None without panels.
 
     Each point is a bin: its mean confidence and its share of optimal arg-maxes with the 95 % interval. The
@@ -169,7 +189,7 @@ def _draw_reliability(panels: Mapping[str, Mapping[str, Calibration]]) -> bytes 
             share = [each.optimal.of / calibration.of for each in calibration.bins]
             lower.bar(left, share, width, align="edge", color=colour)
         upper.set(xlim=(0, 1), ylim=(-0.03, 1.03))
-        lower.set(ylim=(0, 1), xlabel="confidence")
+        lower.set(ylim=(0, 1), xlabel=axis)
         for panel in (upper, lower):
             panel.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("arg-max is optimal")

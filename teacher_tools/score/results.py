@@ -132,16 +132,27 @@ class Bin(_Result):
 
 
 class Calibration(_Result):
-    """Confidence (the largest probability) and how often the arg-max is optimal.
-
-    Over the states with one optimal action. `error` is the expected calibration error.
-    """
+    """How sure a teacher is, and how often its arg-max is optimal. `error`: expected calibration error."""
 
     of: int
     error: float
     confidence: float
     optimal: float
     bins: list[Bin]
+
+
+class Level(_Result):
+    """The answers with a confidence of at least `least`: their share of all, and how many are optimal."""
+
+    least: float
+    answers: Share
+    optimal: Share | None
+
+
+class ConfidenceCalibration(Calibration):
+    """The calibration of the answers' `confidence`, and the answers above each level."""
+
+    levels: list[Level]
 
 
 class Summary(_Result):
@@ -195,6 +206,10 @@ class TaskScore(_Result):
     """All results of one environment; None where the teacher's answers allow no measurement.
 
     A teacher that answers about none of the states does not play.
+
+    Attributes:
+        calibration: of the largest probability, over the states with one optimal action.
+        confidence: of the answers' `confidence`, over the answers that have one.
     """
 
     env: str
@@ -207,6 +222,7 @@ class TaskScore(_Result):
     perception: Perception | None
     reasoning: Reasoning | None
     calibration: Calibration | None
+    confidence: ConfidenceCalibration | None = None
     costs: Costs
     mistakes: list[Mistake]
 

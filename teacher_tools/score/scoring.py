@@ -143,6 +143,7 @@ def _score_task(
         perception=measures.perception(answers),
         reasoning=measures.reasoning(answers),
         calibration=measures.calibration(answers),
+        confidence=measures.confidence(answers),
         costs=measures.costs(asked.outcomes, asked.seconds),
         mistakes=measures.worst_mistakes(answers),
     )

@@ -112,7 +112,8 @@ def _sections(task: TaskScore) -> dict[str, dict[str, str]]:
         "agreement with the planner": _agreement(task),
         "perception (stage 1)": _perception(task),
         "reasoning (stage 2): the action is optimal": _reasoning(task),
-        "calibration": _calibration(task),
+        "calibration of the largest probability": _calibration(task),
+        "calibration of the confidence": _confidence(task),
         "answers": _answers(task),
     }
 
@@ -182,10 +183,26 @@ def _calibration(task: TaskScore) -> dict[str, str]:
         return {}
     return {
         "states with one optimal action": str(of.of),
+        "mean largest probability": f"{of.confidence:.3f}",
+        "arg-max is optimal there": f"{of.optimal:.3f}",
+        "expected calibration error": f"{of.error:.3f}",
+    }
+
+
+def _confidence(task: TaskScore) -> dict[str, str]:
+    of = task.confidence
+    if of is None:
+        return {}
+    cells = {
+        "answers with a confidence": str(of.of),
         "mean confidence": f"{of.confidence:.3f}",
         "arg-max is optimal there": f"{of.optimal:.3f}",
         "expected calibration error": f"{of.error:.3f}",
     }
+    for level in of.levels:
+        cells[f"confidence {level.least:g} or more, share"] = with_interval(level.answers)
+        cells[f"... arg-max is optimal, {level.least:g}"] = with_interval(level.optimal)
+    return cells
 
 
 def _answers(task: TaskScore) -> dict[str, str]:

@@ -52,12 +52,6 @@ def test_label_probabilities_agree(teachers: tuple[TeacherProcess, TeacherProces
     )
     assert spread > 0.05  # otherwise agreement would mean little
     assert largest < 0.01
-    certainties = [(a.stages.analysis.certainty, b.stages.analysis.certainty) for a, b in same]
-    assert certainties
-    for one, other in certainties:
-        assert one == pytest.approx(other, abs=0.01)
-    # Most tokens of an analysis are forced by the grammar; the least certain one is not
-    assert 0 < min(one or 0 for one, _ in certainties) < 0.9
 
 
 def test_pictures_that_differ_in_one_tile_never_share_an_answer(

@@ -85,12 +85,21 @@ class _Plain:
             logits_1LV = self.model(**self.inputs(prompt)).logits
         return torch.log_softmax(logits_1LV[0, -1].double(), -1)
 
-    def generate(self, prompt: Prompt, decoding: Decoding) -> list[int]:
-        inputs = self.inputs(prompt)
+    def generate(self, prompt: Prompt, decoding: Decoding) -> tuple[list[int], float]:
+        """Returns the token ids, and the log-probability of the least certain one under the grammar."""
         output = self.model.generate(
-            **inputs, max_new_tokens=decoding.max_tokens, logits_processor=self._held(decoding)
+            **self.inputs(prompt),
+            max_new_tokens=decoding.max_tokens,
+            logits_processor=self._held(decoding),
+            return_dict_in_generate=True,
+            output_scores=True,
         )
-        return list(output[0, inputs["input_ids"].shape[1] :].tolist())
+        token_ids = output.sequences[0, -len(output.scores) :].tolist()
+        logprobs = [
+            float(scores_1V[0].log_softmax(-1)[i])
+            for scores_1V, i in zip(output.scores, token_ids, strict=True)
+        ]
+        return token_ids, min(logprobs)
 
     def _held(self, decoding: Decoding) -> Any:
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=self._checkpoint.tokenizer)
@@ -145,8 +154,10 @@ def test_text_is_what_plain_transformers_generates(
 ) -> None:
     for prompt in prompts:
         ours = shared.run(shared.engine.generate(prompt, WHOLE))
-        theirs = plain.generate(prompt, WHOLE)
+        theirs, least_logprob = plain.generate(prompt, WHOLE)
         assert [*ours.token_ids, *([checkpoint.end_token_id] if ours.complete else [])] == theirs
+        assert ours.least_logprob == pytest.approx(least_logprob, abs=1e-4)
+        assert least_logprob < -0.01
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -133,6 +133,27 @@ def test_the_calibration_error_equals_the_formula(states: list[State]) -> None:
     assert found.error == pytest.approx(0.35 / 2 + 0.225 / 2)
 
 
+def test_the_confidence_is_compared_with_correctness(states: list[State]) -> None:
+    def sure(state: State, confidence: float | None, right: bool) -> JudgedAnswer:
+        given = answer({state.optimal[0] if right else "drop": 1.0})
+        return JudgedAnswer(state, given.model_copy(update={"confidence": confidence}))
+
+    # Bins (0.4, 0.5] and (0.9, 1]: |1 / 2 - 0.5| * 2 / 6 + |3 / 4 - 0.975| * 4 / 6
+    cases = [(0.5, True), (0.5, False), (0.95, False), (0.95, True), (1.0, True), (1.0, True), (None, False)]
+    found = measures.confidence([sure(state, *each) for state, each in zip(states, cases, strict=False)])
+    assert found is not None
+    assert (found.of, found.confidence) == (6, pytest.approx(4.9 / 6))
+    assert found.error == pytest.approx(0.225 * 4 / 6)
+    levels = {level.least: (level.answers.count, level.optimal) for level in found.levels}
+    counts = {least: (count, optimal.count if optimal else 0) for least, (count, optimal) in levels.items()}
+    assert counts == {0.5: (6, 4), 0.8: (4, 3), 0.9: (4, 3), 0.95: (4, 3), 0.99: (2, 2)}
+    assert measures.confidence([sure(states[0], None, True)]) is None
+    (low,) = [
+        level for level in measures.confidence([sure(states[0], 0.4, True)]).levels if level.least == 0.5
+    ]  # type: ignore[union-attr]
+    assert (low.answers.count, low.optimal) == (0, None)
+
+
 def test_the_worst_mistakes_are_the_most_confident_wrong_answers(states: list[State]) -> None:
     answers = _answers(states, 0.5, 0)
     worst = measures.worst_mistakes(measures.judged(states, answers))

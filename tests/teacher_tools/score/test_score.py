@@ -78,7 +78,12 @@ def test_mistakes_are_measured_replayed_and_compared(
     found = _score(noisy, tmp_path / "noisy", *flags)["tasks"][_ENV]
     rate = found["agreement"]["mistakes"]
     assert rate["low"] <= 0.3 <= rate["high"]
-    assert (tmp_path / "noisy/reliability.png").read_bytes().startswith(b"\x89PNG")
+    # The planner does not know of its noise: its confidence is 1, and wrong as often as the planner
+    assert found["confidence"]["error"] == pytest.approx(1 - found["agreement"]["optimal"]["value"])
+    assert [level["answers"]["value"] for level in found["confidence"]["levels"]] == [1.0] * 5
+    for diagram in ("reliability.png", "confidence.png"):
+        assert (tmp_path / "noisy" / diagram).read_bytes().startswith(b"\x89PNG")
+        assert f"]({diagram})" in (tmp_path / "noisy/score.md").read_text()
     assert len(list((tmp_path / "noisy/mistakes").glob("*.png"))) == len(found["mistakes"]) == 6
     assert "is optimal" in (tmp_path / "noisy/score.md").read_text()
 
@@ -111,6 +116,7 @@ def test_mistakes_are_measured_replayed_and_compared(
     page = (out / "compare.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", page), "the page is not self-contained"
     assert page.count('class="mistake"') == 6
+    assert page.count('<img alt="How often the arg-max is optimal') == 2
     for mistake in found["mistakes"]:
         assert mistake["picture"] in page
     assert json.loads((out / "scores" / shared_teacher.url[7:].replace(":", "-") / "score.json").read_text())
