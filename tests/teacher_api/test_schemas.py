@@ -55,6 +55,14 @@ def test_what_a_checkpoint_was_not_trained_on(
     assert why is None if told is None else told in (why or "")
 
 
+def test_a_training_record_in_words() -> None:
+    record = TrainedOn(
+        prompts="p", prompts_digest="d", environments={"A-v0": TrainedGrids(task="fetch", sizes=())}
+    )
+    assert str(record) == "A-v0, with the prompt set p"
+    assert str(record.model_copy(update={"samples": 16_000})).startswith("16,000 samples of A-v0, with")
+
+
 def test_the_wire_and_the_gridworld_know_the_same_actions() -> None:
     assert ACTIONS == gridworld.tasks.ACTIONS
 
