@@ -63,6 +63,14 @@ def test_a_training_record_in_words() -> None:
     assert str(record.model_copy(update={"samples": 16_000})).startswith("16,000 samples of A-v0, with")
 
 
+@pytest.mark.parametrize("confidence", [-0.1, 1.1, float("nan")])
+def test_a_confidence_is_from_0_to_1(confidence: float) -> None:
+    answer = _answer({"left": 1.0}, "left").model_dump()
+    assert Answer.model_validate(answer | {"confidence": 0.5}).confidence == 0.5
+    with pytest.raises(ValidationError, match="confidence"):
+        Answer.model_validate(answer | {"confidence": confidence})
+
+
 def test_the_wire_and_the_gridworld_know_the_same_actions() -> None:
     assert ACTIONS == gridworld.tasks.ACTIONS
 
