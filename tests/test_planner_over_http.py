@@ -7,14 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from gridworld.planner import plan
 from gridworld.tasks import ALL_TASKS, task_of
-from student.environments import Layout, Vocabulary, layout_of
+from student.algorithms.distillation import Labels
+from student.environments import Environment, Layout, Vocabulary, layout_of, stacked
+from student.labels.table import LabelTable
+from student.runs import evaluate as evaluate_command
 from student.runs.evaluate import score
 from student.runs.policies import Policy, evaluate
 from student.runs.settings import EvaluateSettings
+from teacher_api.client import TeacherError
 from tests.conftest import TeacherProcess
 from tests.waiting import LONG_S
 
@@ -51,6 +56,30 @@ def test_the_planner_always_succeeds_and_is_the_same_over_http(
     policy = _planner(layout, vocabulary)
     for name, rng in (("sampled", np.random.default_rng(3)), ("argmax", None)):
         assert report[name] == evaluate(policy, layout, vocabulary, _EPISODES, rng).report()
+
+
+def test_a_state_without_an_answer_has_even_useful_actions(
+    shared_teacher: TeacherProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Takes the answer of every fifth state away."""
+    settings = EvaluateSettings(policy=shared_teacher.url, env="MiniGrid-Fetch-5x5-N2-v0", episodes=_EPISODES)
+    labels_of = LabelTable.labels_of
+
+    def some(table: LabelTable, rows_B: NDArray[np.intp]) -> Labels:
+        labels = labels_of(table, rows_B)
+        return Labels(labels.probs_BA, labels.given_B & torch.from_numpy(rows_B % 5 != 0))
+
+    monkeypatch.setattr(LabelTable, "labels_of", some)
+    monkeypatch.setattr(LabelTable, "failed", property(lambda table: table.states // 5))
+    layout, vocabulary, policy, _ = evaluate_command._teacher(settings)
+    first = Environment(layout, vocabulary, lambda _: 1).reset()
+    probs_BA = np.exp(policy(stacked([first])))
+    assert probs_BA.tolist() == [pytest.approx([0.25] * 4 + [0] * 3)]
+    assert 0.3 < score(settings)["sampled"]["success"] < 1
+    assert "note: " + shared_teacher.url + " gave no answer for " in capsys.readouterr().err
+    monkeypatch.setattr(LabelTable, "useless", True)
+    with pytest.raises(TeacherError, match="gave no answer for"):
+        score(settings)
 
 
 def test_student_evaluate_reports_the_teacher(shared_teacher: TeacherProcess, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gridworld.tasks import task_key
 from student.environments import Layout, Vocabulary, layout_of
 from student.labels.table import LabelTable
 from student.runs.animation import animate
@@ -17,6 +18,7 @@ from student.runs.settings import EvaluateSettings, is_address
 from student.runs.trained import load_policy
 from teacher_api.client import TeacherError, connect
 from teacher_api.files import write_json
+from teacher_api.terminal import say
 
 _EPISODES_SHOWN = 4
 
@@ -47,13 +49,16 @@ def _interval(interval: tuple[float, float]) -> str:
 def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
     """Returns reports of held-out episodes: "sampled" actions, and "argmax", the most probable ones.
 
+    In a state that a teacher gives no answer for, all useful actions are equally probable.
+
     Raises:
         CannotStart: the folder or file holds no student, or one for another environment; or the key file
             holds no key.
-        TeacherError: the teacher cannot be asked, or gives no answer for a state.
+        TeacherError: the teacher cannot be asked, or gives no answer for most states.
     """
+    table = None
     if is_address(settings.policy):
-        layout, vocabulary, policy = _teacher(settings)
+        layout, vocabulary, policy, table = _teacher(settings)
     else:
         layout, vocabulary, policy = _student(settings)
     rng = np.random.default_rng(settings.seed)
@@ -61,6 +66,11 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
         "sampled": evaluate(policy, layout, vocabulary, settings.episodes, rng).report(),
         "argmax": evaluate(policy, layout, vocabulary, settings.episodes, None).report(),
     }
+    if table is not None and table.failed:
+        say(
+            f"note: {settings.policy} gave no answer for {table.failed} of {table.states} states; there, all"
+            " useful actions were equally probable"
+        )
     if settings.gif:
         animate(policy, layout, vocabulary, min(settings.episodes, _EPISODES_SHOWN), settings.gif)
     return report
@@ -84,22 +94,27 @@ def _student(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
     return layout, vocabulary, policy
 
 
-def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
+def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy, LabelTable]:
     if settings.env is None:
         raise BadRun("a teacher can play in any environment: choose one with `env`")
     layout, vocabulary = layout_of(settings.env), Vocabulary()
     client = connect(settings.policy, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s)
     table = LabelTable(layout, vocabulary, client, task=settings.task)
     table.start()
+    assert table.info is not None
+    useful_A = np.isin(layout.actions, table.info.tasks[task_key(settings.env, settings.task)])
+    even_A = (useful_A / useful_A.sum()).astype(np.float32)
 
     def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
         labels = table.labels_of(table.rows_of(obs_BK))
-        if not labels.given_B.all():
+        if table.useless:
             raise TeacherError(
                 f"{settings.policy} gave no answer for {table.failed} of {table.states} states"
             )
         with np.errstate(divide="ignore"):  # the log-probability of probability 0 is -inf
-            log_probs_BA: NDArray[np.float32] = np.log(labels.probs_BA.numpy())
+            log_probs_BA: NDArray[np.float32] = np.log(
+                np.where(labels.given_B.numpy()[:, None], labels.probs_BA.numpy(), even_A)
+            )
         return log_probs_BA
 
-    return layout, vocabulary, policy
+    return layout, vocabulary, policy, table
