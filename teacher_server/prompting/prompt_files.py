@@ -182,14 +182,9 @@ class Files:
             raise self.bad(SCHEMA, f"is not a JSON schema: {where}: {error.message}") from error
         return schema
 
-    def views(self, tasks: tuple[str, ...]) -> ViewsFile:
-        """Returns the equivalent views; none without the file."""
-        if not (self.folder / VIEWS).exists():
-            return ViewsFile()
-        declared = self.toml(VIEWS, ViewsFile)
-        if unknown := [task for task in declared.views if task not in tasks]:
-            raise self.bad(VIEWS, f"views: {unknown[0]!r} is none of the set's tasks: {', '.join(tasks)}")
-        return declared
+    def views(self) -> ViewsFile:
+        """Returns the equivalent views, also of tasks that are not the set's; none without the file."""
+        return self.toml(VIEWS, ViewsFile) if (self.folder / VIEWS).exists() else ViewsFile()
 
     def example(self, name: str) -> ExampleFile:
         """Returns a worked example."""
