@@ -195,6 +195,14 @@ class TrainSettings(BaseSettings):
         description="soft targets are the teacher's probabilities to the power of 1/temperature; below 1"
         " sharpens them, which removes improbable actions",
     )
+    judge_labels: bool = _by_preset(
+        fast=True,
+        paper=False,
+        description="judge labels by the student's own experience: where actions were tried, what followed"
+        " replaces a label that it contradicts; systematic mistakes are corrected in all states; where the"
+        " teacher's mistakes have no system, labels count less that the student disagrees with. False: all"
+        " labels count alike",
+    )
     doubt: float = _by_preset(
         fast=0.5,
         paper=0.0,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gridworld.episodes import Evaluation
 from student.algorithms.distillation import (
@@ -20,6 +21,8 @@ from student.algorithms.distillation import (
     target_entropy,
     targets,
 )
+from student.algorithms.experience import Experience
+from student.algorithms.judgement import judged
 from student.algorithms.networks import ActorCritic
 from student.algorithms.registry import algorithm
 from student.algorithms.rollout import Rollout, act, collect
@@ -34,6 +37,8 @@ from teacher_api.command_line import INTERRUPTED, CommandFailed
 from teacher_api.interrupts import Interrupted, Interrupts
 from teacher_api.terminal import Bar, say
 
+_EXPERIENCE_SHARE = 0.5
+"""Steps of replay that learn what experience has decided, as a share of the first steps that learn labels."""
 _RECENT = 100
 """Newest training episodes, over which success, return and length are averaged."""
 
@@ -93,6 +98,8 @@ class _Trainer:
         self.network = ActorCritic(self.layout)
         self.algorithm = algorithm(settings.algo)(self.network, settings)
         self.replay = Replay(self.network, settings)
+        judging = settings.judge_labels and settings.teacher != "none"
+        self.experience = Experience(len(self.layout.actions)) if judging else None
         self.rng = np.random.default_rng(settings.seed)
         self.envs = Environments(self.layout, self.vocabulary, settings.environments, settings.seed)
         self.frames = self.updates = 0
@@ -166,19 +173,22 @@ class _Trainer:
         began = time.perf_counter()
         settings = self.settings
         teacher_lambda = lambda_at(self.schedule_frames, settings) if self.labels is not None else 0.0
-        # With lambda 0 the labels have no weight, so the teacher is not asked
-        table = self.labels if teacher_lambda > 0 else None
-        numbering = (table.rows_of, table.ask) if table is not None else ()
-        rollout = collect(self.network, self.envs, self.obs_NK, settings.rollout_steps, self.rng, *numbering)
+        rollout = self._collect(teacher_lambda)
         labels_U = self._labels_of(rollout, teacher_lambda)
         self.recent.extend(rollout.ended)
         doubt = doubt_at(self.schedule_frames, self._success(), settings)
-        targets_U = targets(labels_U, settings, doubt)
-        figures = self.algorithm.update(rollout, targets_U, teacher_lambda, self.rng)
         size = rollout.actions_TN.size
+        steps = self.replay.steps_due(size, self._replay_share(teacher_lambda))
+        targets_U = targets(labels_U, settings, doubt)
+        if self.labels is not None and (steps or teacher_lambda > 0):
+            obs_MK, targets_M = self._all_targets(teacher_lambda, doubt)
+            if self.experience is not None and teacher_lambda > 0:
+                targets_U = targets_M[torch.from_numpy(rollout.rows_U)]
+        figures = self.algorithm.update(rollout, targets_U, teacher_lambda, self.rng)
         if self.labels is not None and settings.replay_ratio:
-            obs_MK, stored = self.labels.stored()
-            figures["replay_kl"] = self.replay.learn(obs_MK, stored, size, teacher_lambda, self.rng, doubt)
+            figures["replay_kl"] = (
+                self.replay.learn(obs_MK, targets_M, steps, self.rng) if steps else math.nan
+            )
         self.obs_NK = rollout.last_obs_NK
         before, self.frames, self.updates = self.frames, self.frames + size, self.updates + 1
         self.schedule_frames = self._schedule_frames()
@@ -204,6 +214,40 @@ class _Trainer:
         if _passed(settings.checkpoint_every, before, self.frames):
             self._save()
         return row
+
+    def _collect(self, teacher_lambda: float) -> Rollout:
+        """Collects a rollout, asks about its states while lambda is above 0, adds it to the experience."""
+        table, experience, steps = self.labels, self.experience, self.settings.rollout_steps
+        arguments = (self.network, self.envs, self.obs_NK, steps, self.rng)
+        taught = teacher_lambda > 0  # with lambda 0 the labels have no weight, so the teacher is not asked
+        recorded = experience is not None and experience.useful(taught=taught) and not experience.full
+        if table is None or not (taught or recorded):
+            return collect(*arguments)
+        rollout = collect(*arguments, table.rows_of, table.ask if taught else lambda rows: None)
+        if experience is not None and recorded:
+            experience.add(rollout, table.rows_of(rollout.last_obs_NK))
+        return rollout
+
+    def _replay_share(self, teacher_lambda: float) -> float:
+        """Returns the share of the settings' replay that is due: falls with lambda and with success."""
+        taught = teacher_lambda / self.settings.teacher_lambda if self.settings.teacher_lambda else 0.0
+        if self.experience is None or not self.experience.useful(taught=False):
+            return taught
+        return max(taught, _EXPERIENCE_SHARE * min(2 * (1 - self._success()), 1.0))
+
+    def _all_targets(self, teacher_lambda: float, doubt: float) -> tuple[NDArray[np.uint8], Labels]:
+        """Returns all M states numbered so far, uint8 [M, K], and their distillation targets."""
+        assert self.labels is not None
+        obs_MK, labels_M = self.labels.stored()
+        targets_M = targets(labels_M, self.settings, doubt)
+        if self.experience is None:
+            return obs_MK, targets_M
+        values, taught = self.experience.values(len(obs_MK)), teacher_lambda > 0
+        return obs_MK, judged(targets_M, values, lambda rows: self._policy(obs_MK[rows]), taught=taught)
+
+    def _policy(self, obs_BK: NDArray[np.uint8]) -> torch.Tensor:
+        """Returns the student's probabilities [B, A]."""
+        return torch.from_numpy(act(self.network, obs_BK)[0]).exp()
 
     def _labels_of(self, rollout: Rollout, teacher_lambda: float) -> Labels:
         if self.labels is None or teacher_lambda == 0:
@@ -331,6 +375,7 @@ class _Trainer:
                 "algorithm": self.algorithm.state(),
                 "replay": self.replay.state(),
                 "labels": None if self.labels is None else self.labels.state(),
+                "experience": None if self.experience is None else self.experience.state(),
             },
         )
 
@@ -339,6 +384,8 @@ class _Trainer:
         self.network.load_state_dict(state["network"])
         self.algorithm.restore(state["algorithm"])
         self.replay.restore(state["replay"])
+        if self.experience is not None:
+            self.experience.restore(state["experience"])
         self.rng.bit_generator.state = json.loads(state["rng"])
         self.obs_NK = self.envs.restore([EpisodeState(*episode) for episode in state["episodes"]])
         self.frames, self.updates, self.seconds = state["frames"], state["updates"], state["seconds"]

@@ -19,14 +19,17 @@ REPLAY_BATCH = 128
 class Labels:
     """The teacher's probabilities [B, A] for B states, and whether it gave them [B].
 
-    A state without a label (not asked about, or the question failed) has no part in the loss.
+    A state without a label (not asked about, or the question failed) has no part in the loss. A label counts
+    by the student's agreement with it to the power `powers_B`; 0, or None for all: it counts fully.
     """
 
     probs_BA: Tensor
     given_B: Tensor
+    powers_B: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "Labels":
-        return Labels(self.probs_BA[rows], self.given_B[rows])
+        powers_B = None if self.powers_B is None else self.powers_B[rows]
+        return Labels(self.probs_BA[rows], self.given_B[rows], powers_B)
 
     @classmethod
     def nothing(cls, size: int, actions: int) -> "Labels":
@@ -35,14 +38,20 @@ class Labels:
 
 
 def kl_to_teacher(log_probs_BA: Tensor, labels: Labels, visits_B: Tensor | None = None) -> Tensor:
-    """Returns the mean of KL(p || pi) = sum_a p(a) (log p(a) - log pi(a)) over the labelled states; else 0.
+    """Returns the mean of w KL(p || pi) = w sum_a p(a) (log p(a) - log pi(a)) over labelled states; else 0.
+
+    The weight w is (sum_a p(a) pi(a)) ^ power, a constant in the gradient. For a label of one action, this is
+    the gradient of the generalised cross-entropy (Zhang and Sabuncu, arXiv 1805.07836) with q = power.
 
     Args:
         log_probs_BA: log pi, the student's log-probabilities.
-        labels: p, the teacher's probabilities; an action with p(a) = 0 adds 0.
-        visits_B: the weight of each state; None: 1.
+        labels: p, the teacher's probabilities, and the powers; an action with p(a) = 0 adds 0.
+        visits_B: the number of visits of each state; None: 1.
     """
     kl_B = (torch.xlogy(labels.probs_BA, labels.probs_BA) - labels.probs_BA * log_probs_BA).sum(1)
+    if labels.powers_B is not None:
+        agreement_B = (labels.probs_BA * log_probs_BA.detach().exp()).sum(1)
+        kl_B = kl_B * agreement_B**labels.powers_B
     counted_B = labels.given_B.long() if visits_B is None else labels.given_B * visits_B
     return (counted_B * torch.where(labels.given_B, kl_B, 0)).sum() / counted_B.sum().clamp(min=1)
 
@@ -116,10 +125,9 @@ def lambda_frames(settings: TrainSettings) -> int:
 
 
 class Replay:
-    """Supervised learning from all stored labels, which costs neither frames nor questions.
+    """Supervised learning from the targets of all states met, which costs neither frames nor questions.
 
-    It follows an update, so that the update still finds the log-probabilities of the policy that acted. The
-    number of its steps falls with lambda.
+    It follows an update, so that the update still finds the log-probabilities of the policy that acted.
     """
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
@@ -129,33 +137,28 @@ class Replay:
         self._optimiser = torch.optim.Adam(network.parameters(), settings.replay_rate, eps=1e-5, fused=True)
         self._due = 0.0
 
+    def steps_due(self, frames: int, share: float) -> int:
+        """Returns the gradient steps that are due for so many frames; `share` scales their number."""
+        self._due += self._settings.replay_ratio * frames * share / REPLAY_BATCH
+        steps, self._due = divmod(self._due, 1)
+        return int(steps)
+
     def learn(
-        self,
-        obs_MK: NDArray[np.uint8],
-        labels: Labels,
-        frames: int,
-        teacher_lambda: float,
-        rng: np.random.Generator,
-        doubt: float = 0.0,
+        self, obs_MK: NDArray[np.uint8], targets_M: Labels, steps: int, rng: np.random.Generator
     ) -> float:
-        """Takes the gradient steps that are due for so many frames; returns the mean KL, nan without steps.
+        """Takes gradient steps; returns the mean KL, nan without steps or targets.
 
         Args:
             obs_MK: all M states met.
-            labels: the labels of these states.
-            frames: the frames of the newest rollout.
-            doubt: see `targets`.
+            targets_M: their distillation targets.
         """
-        share = teacher_lambda / self._settings.teacher_lambda if self._settings.teacher_lambda else 0.0
-        self._due += self._settings.replay_ratio * frames * share / REPLAY_BATCH
-        steps, self._due = divmod(self._due, 1)
-        given_G = labels.given_B.nonzero().squeeze(1)
+        given_G = targets_M.given_B.nonzero().squeeze(1)
         if not steps or not len(given_G):
             return float("nan")
         seen_GE = self._network.perceive(torch.from_numpy(obs_MK[given_G.numpy()]))
-        targets_G = targets(labels[given_G], self._settings, doubt)
+        targets_G = targets_M[given_G]
         divergences = []
-        for rows_B in torch.from_numpy(rng.integers(0, len(given_G), (int(steps), REPLAY_BATCH))):
+        for rows_B in torch.from_numpy(rng.integers(0, len(given_G), (steps, REPLAY_BATCH))):
             logits_BA, _ = self._network.judge(seen_GE[rows_B])
             kl = kl_to_teacher(logits_BA.log_softmax(1), targets_G[rows_B])
             self._optimiser.zero_grad()

@@ -87,7 +87,7 @@ class ActorCritic(nn.Module):
         words_BW = seen_BE[:, -WORDS:]
         counts_BV = torch.zeros(len(seen_BE), len(self.words))
         counts_BV = counts_BV.scatter_add_(1, words_BW, (words_BW > 0).float())  # 0 pads
-        seen_BH = self.cells(cells_BED.view(len(seen_BE), -1)) + counts_BV @ self.words
+        seen_BH = self.cells(cells_BED.view(len(seen_BE), self.cells.in_features)) + counts_BV @ self.words
         features_BH: Tensor = self.hidden(seen_BH.relu()).relu()
         return features_BH
 

@@ -51,6 +51,8 @@ class SoftQLearning(Algorithm):
         super().restore(state)
         self._target.load_state_dict(state["target"])
         self._buffer = state["buffer"]
+        if self._buffer:  # earlier versions had no powers
+            self._buffer.setdefault("powers", torch.zeros(len(self._buffer["given"])))
 
     def _remember(self, rollout: Rollout, targets_U: Labels) -> None:
         """Adds a rollout's steps to the buffer, except truncated ones, whose next state is not in it."""
@@ -66,6 +68,7 @@ class SoftQLearning(Algorithm):
             "terminated": torch.from_numpy(rollout.terminated_TN.ravel()),
             "probs": targets.probs_BA,
             "given": targets.given_B,
+            "powers": torch.zeros(len(kept_B)) if targets.powers_B is None else targets.powers_B,
         }
         for name, values in new.items():
             before = [self._buffer[name]] if self._buffer else []
@@ -93,7 +96,7 @@ def loss(
     log_probs_BA = logits_BA.log_softmax(1)
     q_B = values_B + tau * log_probs_BA.gather(1, batch["actions"][:, None]).squeeze(1)
     error = (q_B - wanted_B).square().mean() / (2 * tau)
-    kl = kl_to_teacher(log_probs_BA, Labels(batch["probs"], batch["given"]))
+    kl = kl_to_teacher(log_probs_BA, Labels(batch["probs"], batch["given"], batch["powers"]))
     entropy = -(log_probs_BA.exp() * log_probs_BA).sum(1).mean()
     parts = {"value_loss": error, "entropy": entropy, "kl": kl}
     return error + teacher_lambda * kl, {name: part.detach() for name, part in parts.items()}

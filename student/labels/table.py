@@ -83,6 +83,8 @@ class LabelTable:
         self._obs_MK = np.zeros((1024, layout.length), np.uint8)
         self._probs_MA = np.zeros((1024, len(layout.actions)), np.float32)
         self._status_M = np.full(1024, _UNASKED, np.uint8)
+        self._met = 0
+        """The rows that were asked about, or could have been: those before this one."""
         self._chosen_at: int | None = None
         self._asker = Asker(self._ask)
         self._unsent: list[int] = []
@@ -115,8 +117,8 @@ class LabelTable:
 
     @property
     def states(self) -> int:
-        """States met so far, M."""
-        return len(self._index)
+        """States that the teacher was, or with a budget could be, asked about."""
+        return self._met
 
     @property
     def failed(self) -> int:
@@ -126,8 +128,7 @@ class LabelTable:
     @property
     def answered(self) -> float:
         """The share of the wanted labels that were answered or failed: of the chosen rows, or of all."""
-        size = len(self._index)
-        wanted = size if self._budget is None else int((self._status_M[:size] != _UNASKED).sum())
+        wanted = self._met if self._budget is None else int((self._status_M != _UNASKED).sum())
         return (self.asked + self.store_hits) / wanted if wanted else 1.0
 
     @property
@@ -154,6 +155,7 @@ class LabelTable:
 
         Does not wait and raises nothing.
         """
+        self._meet(rows_N)
         if self._budget is None:
             self._choose_all(rows_N)
 
@@ -177,6 +179,7 @@ class LabelTable:
             TeacherUnavailable, TeacherChanged, UselessTeacher: answers that arrived before are kept.
         """
         self._send_again()
+        self._meet(rows_B)
         if self._budget is None:
             self._choose_all(rows_B)
         else:
@@ -196,7 +199,7 @@ class LabelTable:
         )
 
     def stored(self) -> tuple[NDArray[np.uint8], Labels]:
-        """Returns all M states by row, uint8 [M, K], and their labels [M, A].
+        """Returns all M states numbered so far by row, uint8 [M, K], and their labels [M, A].
 
         The arrays are the table's own: read them only, and only until the next call of another method.
         """
@@ -205,6 +208,9 @@ class LabelTable:
             torch.from_numpy(self._probs_MA[:size]), torch.from_numpy(self._status_M[:size] == _GIVEN)
         )
         return self._obs_MK[:size], labels
+
+    def _meet(self, rows_N: NDArray[np.intp]) -> None:
+        self._met = max(self._met, int(rows_N.max(initial=-1)) + 1)
 
     def close(self) -> None:
         """Stops asking and ends the requests in flight; answers that arrived are kept."""
@@ -220,6 +226,7 @@ class LabelTable:
             "keys": torch.from_numpy(self._obs_MK[:size].copy()),
             "probabilities": torch.from_numpy(self._probs_MA[:size].copy()),
             "status": torch.from_numpy(self._status_M[:size].copy()),
+            "met": self._met,
             "chosen_at": self._chosen_at,
             "asked": self.asked,
             "store_hits": self.store_hits,
@@ -234,6 +241,7 @@ class LabelTable:
         status_M = state["status"].numpy()
         self._status_M[rows_M] = status_M
         self._unsent = np.flatnonzero(status_M == _CHOSEN).tolist()
+        self._met = state.get("met", len(status_M))
         self._chosen_at = state["chosen_at"]
         self.failures.restore(state.get("failures"), int((status_M == _FAILED).sum()))
         self.asked, self.store_hits = state["asked"], state["store_hits"]

@@ -53,7 +53,7 @@ def load_settings(run: Run) -> TrainSettings:
     Raises:
         BadRun: config.json holds settings that this version does not know.
     """
-    stored = run.config["settings"]
+    stored = {"judge_labels": False} | run.config["settings"]  # earlier versions judged no labels
     try:
         return TrainSettings.model_validate(stored)
     except ValidationError as error:

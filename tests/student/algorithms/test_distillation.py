@@ -121,25 +121,29 @@ def test_replay_learns_the_labels_that_are_given_and_no_others() -> None:
     probs_MA[:20, 1] = probs_MA[20:, 4] = 1
     labels = Labels(probs_MA, torch.arange(40) < 20)
     replay = Replay(network, settings)
-    first, last = (replay.learn(obs_MK, labels, 128, 1.0, rng) for _ in range(2))
+    first, last = (replay.learn(obs_MK, labels, 64, rng) for _ in range(2))
     assert last < 0.2 * first
     assert (network(torch.from_numpy(obs_MK))[0].argmax(1) == 1).all()
 
 
-def test_replay_makes_as_many_steps_as_the_frames_and_lambda_call_for() -> None:
-    settings = TrainSettings.model_validate({"replay_ratio": 3, "lambda": 0.5})
-    labels = Labels(torch.eye(A)[torch.arange(40) % A], torch.ones(40, dtype=torch.bool))
-    obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
-
-    def learns(replay: Replay, frames: int, teacher_lambda: float) -> bool:
-        figure = replay.learn(obs_MK, labels, frames, teacher_lambda, np.random.default_rng(0))
-        return not math.isnan(figure)
-
-    replay = Replay(ActorCritic(LAYOUT), settings)
-    assert [learns(replay, 32, 0.5) for _ in range(4)] == [False, True, True, True]  # 0.75 steps each
-    assert [learns(replay, 32, 0.25) for _ in range(4)] == [False, False, True, False]  # half of that
-    resumed = Replay(ActorCritic(LAYOUT), settings)
+def test_replay_makes_as_many_steps_as_the_frames_and_the_share_call_for() -> None:
+    replay, resumed = (Replay(ActorCritic(LAYOUT), TrainSettings(replay_ratio=3)) for _ in range(2))
+    assert [replay.steps_due(32, 1.0) for _ in range(4)] == [0, 1, 1, 1]  # 0.75 steps each
+    assert [replay.steps_due(32, 0.5) for _ in range(4)] == [0, 0, 1, 0]
     resumed.restore(replay.state())
-    assert [learns(each, 32, 0.5) for each in (replay, resumed)] == [True, True]  # 0.5 was due already
-    nothing = Labels(labels.probs_BA, torch.zeros(40, dtype=torch.bool))
-    assert math.isnan(replay.learn(obs_MK, nothing, 512, 0.5, np.random.default_rng(0)))
+    assert [each.steps_due(32, 1.0) for each in (replay, resumed)] == [1, 1]  # 0.5 was due already
+    obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
+    nothing = Labels.nothing(40, A)
+    assert math.isnan(replay.learn(obs_MK, nothing, 1, np.random.default_rng(0)))
+
+
+def test_a_label_counts_by_the_students_agreement_with_it() -> None:
+    """For a label of one action, the gradient is that of the generalised cross-entropy (1 - pi(a)^q) / q."""
+    logits_BA = torch.randn(B, A, dtype=torch.float64, requires_grad=True)
+    said_B = torch.arange(B) % A
+    powers_B = torch.full((B,), 0.7, dtype=torch.float64)
+    labels = Labels(torch.eye(A, dtype=torch.float64)[said_B], torch.ones(B, dtype=torch.bool), powers_B)
+    (got,) = torch.autograd.grad(kl_to_teacher(logits_BA.log_softmax(1), labels), logits_BA)
+    agreement_B = logits_BA.softmax(1).gather(1, said_B[:, None])
+    (expected,) = torch.autograd.grad(((1 - agreement_B**0.7) / 0.7).mean(), logits_BA)
+    torch.testing.assert_close(got, expected)

@@ -31,6 +31,7 @@ def _batch(size: int, seed: int = 0) -> dict[str, torch.Tensor]:
         "terminated": torch.from_numpy(rng.random(size) < 0.4),
         "probs": torch.from_numpy(rng.dirichlet(np.ones(A), size).astype(np.float32)),
         "given": torch.from_numpy(rng.random(size) < 0.6),
+        "powers": torch.zeros(size),
     }
 
 
@@ -73,6 +74,7 @@ def test_the_policy_becomes_the_softmax_of_known_q_values() -> None:
         "terminated": torch.ones(A, dtype=torch.bool),
         "probs": torch.zeros(A, A),
         "given": torch.zeros(A, dtype=torch.bool),
+        "powers": torch.zeros(A),
     }
     for _ in range(400):
         optimiser.zero_grad()
