@@ -32,6 +32,8 @@ _DECISIVE = 2.0
 """A difference of values, in units of TEMPERATURE, from which a state is decided by experience."""
 _PRIOR_TRIES = 2.0
 """Tries of an action after which half of the evidence against it counts: a better way on may be found."""
+_UNTRIED = 0.05
+"""The factor of an untried action where another is known to lead to success."""
 _ERROR = 0.05
 """The share of a label that is spread over all actions where experience decides."""
 _PSEUDO_COUNT = 10.0
@@ -64,7 +66,7 @@ def judged(
     tried_MA, visits_MA = torch.from_numpy(values.tried_MA), torch.from_numpy(values.visits_MA).float()
     weight_MA = visits_MA / (visits_MA + _PRIOR_TRIES)
     lead_MA = torch.where(tried_MA, weight_MA * (q_MA - v_M[:, None]) / TEMPERATURE, 0)
-    evidence_MA = lead_MA.clamp(min=-30).exp()
+    evidence_MA = lead_MA.clamp(min=-30).exp().where(tried_MA | (v_M <= 0)[:, None], _UNTRIED)
     decided_M = -lead_MA.amin(1) > _DECISIVE
     labelled_M = labels.given_B if taught else torch.zeros_like(labels.given_B)
 
