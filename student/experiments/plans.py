@@ -34,7 +34,7 @@ from teacher_api.validation import in_words, problems, reason, sentence
 from teacher_api.validation import path as field_path
 
 SWEEP_FILE = "sweep.json"
-VERSION = 2
+VERSION = 3
 """The version of sweep.json; raised when older files can no longer be read."""
 GIVEN = "given"
 """The teacher whose address the command line gives: its name in a plan, and the name of its folder."""
@@ -339,14 +339,16 @@ def load_plan(sweep: Path, *, to_report: bool = False) -> SweepPlan:
         raise BadPlan(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadPlan(f"{file} is not the plan of a sweep: {type(error).__name__} {error}") from error
-    if version not in (1, VERSION):
+    if version not in range(1, VERSION + 1):
         raise BadPlan(
-            f"{file} has version {version!r}, and this program reads 1 and {VERSION}: use a newer program"
+            f"{file} has version {version!r}, and this program reads 1 to {VERSION}: use a newer program"
         )
     ignored = content.keys() - SweepPlan.model_fields if to_report else {"version", "teachers"}
     plan = {key: value for key, value in content.items() if key not in ignored}
     if version == 1:  # the default preset was `fast` without a teacher too
         plan["settings"] = {"preset": "fast", **plan.get("settings", {})}
+    if version < VERSION:  # labels were not judged
+        plan["settings"] = {"judge_labels": False, **plan.get("settings", {})}
     return _validated(plan, file, _REPORT if to_report else None)
 
 

@@ -227,12 +227,18 @@ def test_a_baseline_with_the_preset_fast_is_noted_unless_it_is_intended(tmp_path
 
 
 @pytest.mark.unit
-def test_a_sweep_of_version_1_has_the_preset_fast_without_a_teacher(tmp_path: Path) -> None:
+def test_sweeps_of_earlier_versions_keep_their_defaults(tmp_path: Path) -> None:
+    """Version 1: the preset fast without a teacher too; up to version 2: labels were not judged."""
     plan = read_plan(_write(tmp_path))
-    (tmp_path / "sweep.json").write_text(json.dumps(as_stored(plan) | {"version": 1}))
-    found = differences(load_plan(tmp_path), plan)
-    assert f"preset was 'fast' and is 'alone' (alone, ppo, {_ENV})" in found
-    assert not [line for line in found if "(taught," in line]
+
+    def found(version: int) -> list[str]:
+        (tmp_path / "sweep.json").write_text(json.dumps(as_stored(plan) | {"version": version}))
+        return differences(load_plan(tmp_path), plan)
+
+    assert f"preset was 'fast' and is 'alone' (alone, ppo, {_ENV})" in found(1)
+    of_taught = [f"judge_labels was False and is True (taught, ppo, {_ENV})"]
+    assert [line for line in found(1) if "(taught," in line] == of_taught
+    assert [line for line in found(2) if "(taught," in line] == of_taught
 
 
 @pytest.mark.unit
