@@ -240,6 +240,14 @@ class TrainSettings(BaseSettings):
         " update asks about those with the highest policy entropy; default: all",
     )
 
+    ask_when_unsure: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="once lambda falls, ask only about states in which the entropy of the student's policy is"
+        " above this number, in nats; a uniform policy over 7 actions has 1.95; default: ask about all",
+    )
+
     environments: int = _by_preset(
         fast=32, alone=16, paper=3, ge=1, description="environments stepped together"
     )
@@ -348,6 +356,14 @@ class TrainSettings(BaseSettings):
             raise ValueError("`go_on` cannot be used with `resume`: it resumes the run in `out`")
         if self.seeds > 1 and self.resume is not None:
             raise ValueError("`seeds` cannot be used with `resume`: use `go_on`, which resumes all its runs")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_by_one_rule(self) -> Self:
+        if self.ask_when_unsure is not None and self.teacher_budget is not None:
+            raise ValueError(
+                "`ask_when_unsure` cannot be used with `teacher_budget`, which chooses states by entropy too"
+            )
         return self
 
     @model_validator(mode="after")

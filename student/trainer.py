@@ -223,10 +223,14 @@ class _Trainer:
         recorded = experience is not None and experience.useful(taught=taught) and not experience.full
         if table is None or not (taught or recorded):
             return collect(*arguments)
-        rollout = collect(*arguments, table.rows_of, table.ask if taught else lambda rows: None)
+        asked_at_once = taught and self._asks_about_all(teacher_lambda)
+        rollout = collect(*arguments, table.rows_of, table.ask if asked_at_once else lambda rows: None)
         if experience is not None and recorded:
             experience.add(rollout, table.rows_of(rollout.last_obs_NK))
         return rollout
+
+    def _asks_about_all(self, teacher_lambda: float) -> bool:
+        return self.settings.ask_when_unsure is None or teacher_lambda == self.settings.teacher_lambda
 
     def _replay_share(self, teacher_lambda: float) -> float:
         """Returns the share of the settings' replay that is due: falls with lambda and with success."""
@@ -260,7 +264,10 @@ class _Trainer:
         last = settings.frames if settings.late_labels == "go-on" else lambda_frames(settings)
         frames_left = min(last, settings.frames) - self.frames
         frames = rollout.which_TN.size
-        return self.labels.labels_of(rollout.rows_U, visits_U * entropy_U, frames_left, frames)
+        wanted_U = None if self._asks_about_all(teacher_lambda) else entropy_U > settings.ask_when_unsure
+        return self.labels.labels_of(
+            rollout.rows_U, visits_U * entropy_U, frames_left, frames, wanted_B=wanted_U
+        )
 
     def _schedule_frames(self) -> float:
         """Returns the frames by which lambda falls: all, or with late labels the share that was answered.

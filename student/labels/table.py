@@ -78,6 +78,7 @@ class LabelTable:
         self._layout, self._vocabulary, self._client = layout, vocabulary, client
         self._allow_change, self._waiting, self._on_wait = allow_change, waiting, on_wait
         self._late, self._budget = late, budget
+        self._selective = budget is not None
         self._task = task_key(layout.env_id, task)
         self._index = StateIndex()
         self._obs_MK = np.zeros((1024, layout.length), np.uint8)
@@ -127,8 +128,8 @@ class LabelTable:
 
     @property
     def answered(self) -> float:
-        """The share of the wanted labels that were answered or failed: of the chosen rows, or of all."""
-        wanted = self._met if self._budget is None else int((self._status_M != _UNASKED).sum())
+        """The share of the wanted labels that were answered or failed: of all, or of those that were chosen."""
+        wanted = int((self._status_M != _UNASKED).sum()) if self._selective else self._met
         return (self.asked + self.store_hits) / wanted if wanted else 1.0
 
     @property
@@ -165,10 +166,13 @@ class LabelTable:
         scores_B: NDArray[np.floating] | None = None,
         frames_left: int | None = None,
         frames: int = 1,
+        *,
+        wanted_B: NDArray[np.bool_] | None = None,
     ) -> Labels:
         """Returns the labels of B rows, after asking about those that were not asked about.
 
         Args:
+            wanted_B: without a budget, the rows that may be asked about; None: all.
             scores_B: with a budget, the value of a label of each row, at least 0; a state's score is the sum
                 over its rows. None: 1 for each.
             frames_left: with a budget, the frames that it has to last for, counted from the first frame in
@@ -180,8 +184,9 @@ class LabelTable:
         """
         self._send_again()
         self._meet(rows_B)
+        self._selective |= wanted_B is not None
         if self._budget is None:
-            self._choose_all(rows_B)
+            self._choose_all(rows_B if wanted_B is None else rows_B[wanted_B])
         else:
             self._spend(rows_B, np.ones(len(rows_B)) if scores_B is None else scores_B, frames_left, frames)
         self._asker.flush()

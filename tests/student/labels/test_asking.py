@@ -272,6 +272,18 @@ def test_sigint_ends_waiting_at_once_and_the_run_resumes_to_the_same_end(
         assert budget // 2 < questions <= budget < found["states"]
 
 
+@pytest.mark.parametrize(("entropy", "all_asked"), [(0.0, True), (5.0, False)])
+def test_once_lambda_falls_only_unsure_states_are_asked_about(
+    shared_teacher: TeacherProcess, tmp_path: Path, entropy: float, all_asked: bool
+) -> None:
+    flags = [*_SMALL, "--out", str(tmp_path), "--teacher", shared_teacher.url]
+    train(parse(TrainSettings, [*flags, "--ask-when-unsure", str(entropy)]))
+    found, first = summary(tmp_path), metrics(tmp_path)[0]
+    assert first["labels"] == first["states"] > 0  # lambda has not begun to fall
+    assert found["states"] > first["states"]
+    assert found["labels"] == (found["states"] if all_asked else first["labels"])
+
+
 def test_a_run_that_goes_on_without_late_labels_ends_without_waiting_for_them(
     teacher_process: StartTeacher, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
