@@ -362,7 +362,7 @@ class TrainSettings(BaseSettings):
     def _asks_by_one_rule(self) -> Self:
         if self.ask_when_unsure is not None and self.teacher_budget is not None:
             raise ValueError(
-                "`ask_when_unsure` cannot be used with `teacher_budget`, which chooses states by entropy too"
+                "`ask_when_unsure` cannot be used with `teacher_budget`, which chooses by entropy too"
             )
         return self
 
