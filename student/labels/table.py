@@ -128,7 +128,7 @@ class LabelTable:
 
     @property
     def answered(self) -> float:
-        """The share of the wanted labels that were answered or failed: of all, or of those that were chosen."""
+        """The share of the wanted labels, all or those that were chosen, that were answered or failed."""
         wanted = int((self._status_M != _UNASKED).sum()) if self._selective else self._met
         return (self.asked + self.store_hits) / wanted if wanted else 1.0
 
