@@ -237,7 +237,7 @@ class _Trainer:
         taught = teacher_lambda / self.settings.teacher_lambda if self.settings.teacher_lambda else 0.0
         if self.experience is None or not self.experience.useful(taught=False):
             return taught
-        return max(taught, _EXPERIENCE_SHARE * min(2 * (1 - self._success()), 1.0))
+        return max(taught, _EXPERIENCE_SHARE * min(2 * (1 - self._success()), 1.0) ** 2)
 
     def _all_targets(self, teacher_lambda: float, doubt: float) -> tuple[NDArray[np.uint8], Labels]:
         """Returns all M states numbered so far, uint8 [M, K], and their distillation targets."""
