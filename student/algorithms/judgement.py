@@ -26,8 +26,10 @@ TEMPERATURE = 0.005
 """Of the values: at DISCOUNT, one step lost near a success of 0.8 is a factor of 3,000."""
 _AGREEMENT = 0.7
 """The power of the student's agreement by which the label of a new state counts."""
-_FAMILIAR = 8.0
+_FAMILIAR = 16.0
 """Steps in a state after which that power is halved: experience will judge what the student often meets."""
+_OFTEN = 32.0
+"""Steps in a state from which it is learned without a label; of rarer states too little is known."""
 _DECISIVE = 2.0
 """A difference of values, in units of TEMPERATURE, from which a state is decided by experience."""
 _PRIOR_TRIES = 2.0
@@ -79,7 +81,7 @@ def judged(
     if values.deterministic:
         doubt_M = torch.where(v_M <= 0, visits_M**2 / (visits_M**2 + _FRUITLESS**2), 0)
         decided_M = decided_M | (doubt_M > _DOUBTED)
-        own_R = (decided_M & ~labelled_M).nonzero().squeeze(1)
+        own_R = (decided_M & ~labelled_M & (visits_M >= _OFTEN)).nonzero().squeeze(1)
         own_RA = policy(own_R.numpy())
         # Without a label, experience moves probability among the tried actions alone
         among_RA = own_RA * tried_MA[own_R]
@@ -87,7 +89,7 @@ def judged(
         targets_MA = targets_MA.index_copy(0, own_R, torch.where(tried_MA[own_R], moved_RA, own_RA))
         untried_MA = (visits_MA == 0) | (visits_MA > 0).all(1, keepdim=True)
         targets_MA = torch.lerp(targets_MA, _normalised(untried_MA.float()), doubt_M[:, None])
-        labelled_M = labelled_M | decided_M
+        labelled_M = labelled_M.index_fill(0, own_R, True)
     powers_M = torch.where(decided_M, 0, _AGREEMENT * _FAMILIAR / (visits_M + _FAMILIAR))
     return Labels(targets_MA, labelled_M, powers_M)
 
