@@ -175,6 +175,9 @@ class _Trainer:
         teacher_lambda = lambda_at(self.schedule_frames, settings) if self.labels is not None else 0.0
         rollout = self._collect(teacher_lambda)
         labels_U = self._labels_of(rollout, teacher_lambda)
+        # From here on nothing waits, so that an interrupted update leaves no trace
+        if self._records(teacher_lambda):
+            self._record(rollout)
         self.recent.extend(rollout.ended)
         doubt = doubt_at(self.schedule_frames, self._success(), settings)
         size = rollout.actions_TN.size
@@ -216,18 +219,25 @@ class _Trainer:
         return row
 
     def _collect(self, teacher_lambda: float) -> Rollout:
-        """Collects a rollout, asks about its states while lambda is above 0, adds it to the experience."""
-        table, experience, steps = self.labels, self.experience, self.settings.rollout_steps
+        """Collects a rollout; asks about its states while lambda is above 0."""
+        table, steps = self.labels, self.settings.rollout_steps
         arguments = (self.network, self.envs, self.obs_NK, steps, self.rng)
         taught = teacher_lambda > 0  # with lambda 0 the labels have no weight, so the teacher is not asked
-        recorded = experience is not None and experience.useful(taught=taught) and not experience.full
-        if table is None or not (taught or recorded):
+        if table is None or not (taught or self._records(teacher_lambda)):
             return collect(*arguments)
         asked_at_once = taught and self._asks_about_all(teacher_lambda)
-        rollout = collect(*arguments, table.rows_of, table.ask if asked_at_once else lambda rows: None)
-        if experience is not None and recorded:
-            experience.add(rollout, table.rows_of(rollout.last_obs_NK))
-        return rollout
+        return collect(*arguments, table.rows_of, table.ask if asked_at_once else lambda rows: None)
+
+    def _records(self, teacher_lambda: float) -> bool:
+        """Whether rollouts are added to the experience."""
+        experience = self.experience
+        return experience is not None and not experience.full and experience.useful(taught=teacher_lambda > 0)
+
+    def _record(self, rollout: Rollout) -> None:
+        """Adds a rollout whose states have rows in the label table to the experience."""
+        assert self.experience is not None
+        assert self.labels is not None
+        self.experience.add(rollout, self.labels.rows_of(rollout.last_obs_NK))
 
     def _asks_about_all(self, teacher_lambda: float) -> bool:
         return self.settings.ask_when_unsure is None or teacher_lambda == self.settings.teacher_lambda
