@@ -181,13 +181,16 @@ class _Trainer:
         self.recent.extend(rollout.ended)
         doubt = doubt_at(self.schedule_frames, self._success(), settings)
         size = rollout.actions_TN.size
-        steps = self.replay.steps_due(size, self._replay_share(teacher_lambda))
+        share = self._replay_share(teacher_lambda)
         targets_U = targets(labels_U, settings, doubt)
-        if self.labels is not None and (steps or teacher_lambda > 0):
+        if share > 0 or teacher_lambda > 0:
             obs_MK, targets_M = self._all_targets(teacher_lambda, doubt)
             if self.experience is not None and teacher_lambda > 0:
                 targets_U = targets_M[torch.from_numpy(rollout.rows_U)]
+            elif teacher_lambda == 0:  # as much as the student meets what experience has decided
+                share *= float(targets_M.given_B.float()[rollout.rows_U[rollout.which_TN.ravel()]].mean())
         figures = self.algorithm.update(rollout, targets_U, teacher_lambda, self.rng)
+        steps = self.replay.steps_due(size, share)
         if self.labels is not None and settings.replay_ratio:
             figures["replay_kl"] = (
                 self.replay.learn(obs_MK, targets_M, steps, self.rng) if steps else math.nan
@@ -245,7 +248,7 @@ class _Trainer:
     def _replay_share(self, teacher_lambda: float) -> float:
         """Returns the share of the settings' replay that is due: falls with lambda and with success."""
         taught = teacher_lambda / self.settings.teacher_lambda if self.settings.teacher_lambda else 0.0
-        if self.experience is None or not self.experience.useful(taught=False):
+        if self.experience is None or not (self.experience.useful(taught=False) and self._records(0)):
             return taught
         return max(taught, _EXPERIENCE_SHARE * min(2 * (1 - self._success()), 1.0) ** 2)
 
