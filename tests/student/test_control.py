@@ -18,7 +18,10 @@ _EPISODES = 200
 
 
 def _successes(out: Path, teacher: str) -> list[float]:
-    """Success of each seed, with the defaults of the preset, beside a teacher of this kind or alone."""
+    """Success of each seed beside a teacher of this kind or alone, with labels that are not judged.
+
+    A student that judges them learns from its own experience too, whatever the teacher knows.
+    """
     serving = served_teacher(out / f"{teacher}.sqlite3", {"teacher": teacher}, out / f"{teacher}.log")
     found = []
     with nullcontext("none") if teacher == "none" else serving as address:
@@ -28,6 +31,7 @@ def _successes(out: Path, teacher: str) -> list[float]:
                 frames=8192,
                 seed=seed,
                 teacher=address,
+                judge_labels=False,
                 out=out / f"{teacher}-{seed}",
                 evaluate_every=0,
                 evaluation_episodes=_EPISODES,
