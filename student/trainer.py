@@ -183,12 +183,12 @@ class _Trainer:
         size = rollout.actions_TN.size
         share = self._replay_share(teacher_lambda)
         targets_U = targets(labels_U, settings, doubt)
-        if share > 0 or teacher_lambda > 0:
+        if share > 0 and (settings.replay_ratio or self.experience is not None):
             obs_MK, targets_M = self._all_targets(teacher_lambda, doubt)
-            if self.experience is not None and teacher_lambda > 0:
-                targets_U = targets_M[torch.from_numpy(rollout.rows_U)]
-            elif teacher_lambda == 0:  # as much as the student meets what experience has decided
+            if teacher_lambda == 0:  # as much as the student meets what experience has decided
                 share *= float(targets_M.given_B.float()[rollout.rows_U[rollout.which_TN.ravel()]].mean())
+            elif self.experience is not None:
+                targets_U = targets_M[torch.from_numpy(rollout.rows_U)]
         figures = self.algorithm.update(rollout, targets_U, teacher_lambda, self.rng)
         steps = self.replay.steps_due(size, share)
         if self.labels is not None and settings.replay_ratio:
@@ -248,8 +248,8 @@ class _Trainer:
     def _replay_share(self, teacher_lambda: float) -> float:
         """Returns the share of the settings' replay that is due: falls with lambda and with success."""
         taught = teacher_lambda / self.settings.teacher_lambda if self.settings.teacher_lambda else 0.0
-        if self.experience is None or not (self.experience.useful(taught=False) and self._records(0)):
-            return taught
+        if not self._records(0) or not self.settings.replay_ratio:
+            return taught  # what experience has decided is learned only while it grows
         return max(taught, _EXPERIENCE_SHARE * min(2 * (1 - self._success()), 1.0) ** 2)
 
     def _all_targets(self, teacher_lambda: float, doubt: float) -> tuple[NDArray[np.uint8], Labels]:

@@ -35,7 +35,7 @@ from teacher_api.validation import path as field_path
 
 SWEEP_FILE = "sweep.json"
 VERSION = 3
-"""The version of sweep.json; raised when older files can no longer be read."""
+"""The version of sweep.json; raised when a setting that a plan leaves out gets another default."""
 GIVEN = "given"
 """The teacher whose address the command line gives: its name in a plan, and the name of its folder."""
 

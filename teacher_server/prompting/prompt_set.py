@@ -232,7 +232,7 @@ def load_prompt_set(name_or_folder: str) -> PromptSet:
         min_label_mass=declared.readout.min_label_mass,
         sum_tolerance=declared.readout.sum_tolerance,
         examples=examples,
-        views=Files(folder).views(),
+        views=Files(folder).views(),  # what `files` reads is part of the digest
         _texts=texts,
     )
 
