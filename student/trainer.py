@@ -189,6 +189,8 @@ class _Trainer:
                 share *= float(targets_M.given_B.float()[rollout.rows_U[rollout.which_TN.ravel()]].mean())
             elif self.experience is not None:
                 targets_U = targets_M[torch.from_numpy(rollout.rows_U)]
+        if settings.recover and self.labels is not None and teacher_lambda == 0:
+            self.algorithm.recover(1 - self._success())
         figures = self.algorithm.update(rollout, targets_U, teacher_lambda, self.rng)
         steps = self.replay.steps_due(size, share)
         if self.labels is not None and settings.replay_ratio:
@@ -250,7 +252,7 @@ class _Trainer:
         taught = teacher_lambda / self.settings.teacher_lambda if self.settings.teacher_lambda else 0.0
         if not self._records(0) or not self.settings.replay_ratio:
             return taught  # what experience has decided is learned only while it grows
-        return max(taught, _EXPERIENCE_SHARE * min(2 * (1 - self._success()), 1.0) ** 2)
+        return max(taught, _EXPERIENCE_SHARE * min(2 * (1 - self._success()), 1.0))
 
     def _all_targets(self, teacher_lambda: float, doubt: float) -> tuple[NDArray[np.uint8], Labels]:
         """Returns all M states numbered so far, uint8 [M, K], and their distillation targets."""

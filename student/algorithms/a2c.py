@@ -9,9 +9,25 @@ from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
+_RATE = 1e-3
+"""The learning rate of a student that fails in half of its episodes or more."""
+_EPSILON = 1e-5
+"""Adam's epsilon for a student that fails in a tenth of its episodes or more."""
+
 
 class A2C(Algorithm):
     """Takes one gradient step on the whole rollout."""
+
+    def recover(self, failing: float) -> None:
+        """Raises the learning rate with the share of failed episodes, and lowers Adam's epsilon.
+
+        Without failures the advantages are noise, and Adam makes steps of full size of gradients of any size
+        unless its epsilon is larger: such a student unlearns.
+        """
+        rate, epsilon = self.settings.learning_rate, self.settings.optimiser_epsilon
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate + min(2 * failing, 1) * (_RATE - rate)
+            group["eps"] = epsilon * (_EPSILON / epsilon) ** min(10 * failing, 1)
 
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator

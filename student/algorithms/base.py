@@ -35,6 +35,13 @@ class Algorithm(ABC):
             rng: the only source of random numbers in the update, so that a resumed run repeats it.
         """
 
+    def recover(self, failing: float) -> None:  # noqa: B027
+        """Sets how fast the next updates learn from rewards, for the setting `recover`.
+
+        Args:
+            failing: the share of the newest training episodes that failed.
+        """
+
     def state(self) -> dict[str, Any]:
         """Returns the algorithm's state for a checkpoint, without the network."""
         return {"optimiser": self.optimiser.state_dict()}

@@ -20,7 +20,8 @@ class Labels:
     """The teacher's probabilities [B, A] for B states, and whether it gave them [B].
 
     A state without a label (not asked about, or the question failed) has no part in the loss. A label counts
-    by the student's agreement with it to the power `powers_B`; 0, or None for all: it counts fully.
+    by the student's agreement with it to the power `powers_B` (see `kl_to_teacher`); 0, or None for all: it
+    counts fully.
     """
 
     probs_BA: Tensor
@@ -40,8 +41,13 @@ class Labels:
 def kl_to_teacher(log_probs_BA: Tensor, labels: Labels, visits_B: Tensor | None = None) -> Tensor:
     """Returns the mean of w KL(p || pi) = w sum_a p(a) (log p(a) - log pi(a)) over labelled states; else 0.
 
-    The weight w is (sum_a p(a) pi(a)) ^ power, a constant in the gradient. For a label of one action, this is
-    the gradient of the generalised cross-entropy (Zhang and Sabuncu, arXiv 1805.07836) with q = power.
+    The weight w is a constant in the gradient: agreement ^ power, where the agreement is
+
+        min(1, sum_a p(a) pi(a) / (max p * max pi)).
+
+    For a label of one action, w times the gradient of KL is that of the generalised cross-entropy (Zhang and
+    Sabuncu, arXiv 1805.07836) with q = power, divided by max pi ^ q. So a student without a preference, such
+    as an untrained one, takes each label fully.
 
     Args:
         log_probs_BA: log pi, the student's log-probabilities.
@@ -50,8 +56,10 @@ def kl_to_teacher(log_probs_BA: Tensor, labels: Labels, visits_B: Tensor | None 
     """
     kl_B = (torch.xlogy(labels.probs_BA, labels.probs_BA) - labels.probs_BA * log_probs_BA).sum(1)
     if labels.powers_B is not None:
-        agreement_B = (labels.probs_BA * log_probs_BA.detach().exp()).sum(1)
-        kl_B = kl_B * agreement_B**labels.powers_B
+        policy_BA = log_probs_BA.detach().exp()
+        most_B = labels.probs_BA.amax(1) * policy_BA.amax(1)
+        agreement_B = (labels.probs_BA * policy_BA).sum(1) / most_B.clamp(min=1e-9)
+        kl_B = kl_B * agreement_B.clamp(max=1) ** labels.powers_B
     counted_B = labels.given_B.long() if visits_B is None else labels.given_B * visits_B
     return (counted_B * torch.where(labels.given_B, kl_B, 0)).sum() / counted_B.sum().clamp(min=1)
 

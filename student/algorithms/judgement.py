@@ -28,7 +28,7 @@ _AGREEMENT = 0.7
 """The power of the student's agreement by which the label of a new state counts."""
 _FAMILIAR = 16.0
 """Steps in a state after which that power is halved: experience will judge what the student often meets."""
-_OFTEN = 32.0
+_OFTEN = 8.0
 """Steps in a state from which it is learned without a label; of rarer states too little is known."""
 _DECISIVE = 2.0
 """A difference of values, in units of TEMPERATURE, from which a state is decided by experience."""

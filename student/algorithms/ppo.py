@@ -10,9 +10,24 @@ from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
+_FAILING = 0.03
+"""The share of failed episodes above which a student that learns from rewards learns with `_RECOVERY`."""
+_RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
+"""The settings of the preset `alone`, with which a student learns fastest from rewards. One that succeeds
+keeps the others: normalisation makes its advantages, which are noise, as large as real ones."""
+
 
 class PPO(Algorithm):
     """Takes several epochs over a rollout, in minibatches."""
+
+    def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
+        super().__init__(network, settings)
+        self._succeeding, self._recovering = settings, settings.model_copy(update=_RECOVERY)
+
+    def recover(self, failing: float) -> None:
+        self.settings = self._recovering if failing > _FAILING else self._succeeding
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate
 
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator

@@ -53,7 +53,8 @@ def load_settings(run: Run) -> TrainSettings:
     Raises:
         BadRun: config.json holds settings that this version does not know.
     """
-    stored = {"judge_labels": False} | run.config["settings"]  # earlier versions judged no labels
+    # Earlier versions had neither
+    stored = {"judge_labels": False, "recover": False} | run.config["settings"]
     try:
         return TrainSettings.model_validate(stored)
     except ValidationError as error:

@@ -110,3 +110,32 @@ def test_updates_move_the_student_towards_the_teacher() -> None:
     assert figures[-1]["kl"] < 0.3 * figures[0]["kl"]
     log_probs_UA = collect(network, envs, rollout.last_obs_NK, 16, rng).log_probs_UA
     assert (log_probs_UA.argmax(1) == 1).all()
+
+
+def test_a_student_that_fails_takes_larger_steps() -> None:
+    fast = TrainSettings(preset="fast", algo="a2c")
+    algorithm = A2C(ActorCritic(LAYOUT), fast)
+    (group,) = algorithm.optimiser.param_groups
+    rates = {}
+    for failing in (1, 0.5, 0.25, 0.05, 0):
+        algorithm.recover(failing)
+        rates[failing] = group["lr"], group["eps"]
+    assert rates[1] == rates[0.5] == pytest.approx((1e-3, 1e-5))
+    assert rates[0.25] == pytest.approx(((1e-3 + fast.learning_rate) / 2, 1e-5))
+    assert rates[0.05][1] == pytest.approx((1e-5 * fast.optimiser_epsilon) ** 0.5)
+    assert rates[0] == (fast.learning_rate, fast.optimiser_epsilon)
+
+
+def test_without_advantages_a_student_that_succeeds_hardly_moves() -> None:
+    """Adam with a small epsilon makes steps of full size of gradients that are nearly nothing."""
+    moved = []
+    for epsilon in (1e-5, TrainSettings(preset="fast", algo="a2c").optimiser_epsilon):
+        torch.manual_seed(0)
+        network = ActorCritic(LAYOUT)
+        settings = _settings(optimiser="adam", optimiser_epsilon=epsilon, entropy_coefficient=0)
+        algorithm, before = A2C(network, settings), copy.deepcopy(network.actor.weight.data)
+        for parameter in network.parameters():
+            parameter.grad = 1e-4 * torch.randn_like(parameter)
+        algorithm.optimiser.step()
+        moved.append(float((network.actor.weight.data - before).abs().mean()))
+    assert moved[1] < 0.02 * moved[0]

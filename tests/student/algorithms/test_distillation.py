@@ -138,12 +138,14 @@ def test_replay_makes_as_many_steps_as_the_frames_and_the_share_call_for() -> No
 
 
 def test_a_label_counts_by_the_students_agreement_with_it() -> None:
-    """For a label of one action, the gradient is that of the generalised cross-entropy (1 - pi(a)^q) / q."""
+    """For a label of one action, the gradient is that of the generalised cross-entropy (1 - pi(a)^q) / q,
+    divided by the q-th power of the largest probability."""
     logits_BA = torch.randn(B, A, dtype=torch.float64, requires_grad=True)
     said_B = torch.arange(B) % A
     powers_B = torch.full((B,), 0.7, dtype=torch.float64)
     labels = Labels(torch.eye(A, dtype=torch.float64)[said_B], torch.ones(B, dtype=torch.bool), powers_B)
     (got,) = torch.autograd.grad(kl_to_teacher(logits_BA.log_softmax(1), labels), logits_BA)
     agreement_B = logits_BA.softmax(1).gather(1, said_B[:, None])
-    (expected,) = torch.autograd.grad(((1 - agreement_B**0.7) / 0.7).mean(), logits_BA)
+    most_B = logits_BA.softmax(1).amax(1, keepdim=True).detach()
+    (expected,) = torch.autograd.grad(((1 - agreement_B**0.7) / 0.7 / most_B**0.7).mean(), logits_BA)
     torch.testing.assert_close(got, expected)

@@ -89,3 +89,16 @@ def test_an_update_moves_the_student_towards_the_teacher() -> None:
     assert figures[-1]["kl"] < 0.3 * figures[0]["kl"]
     log_probs_UA = collect(network, envs, rollout.last_obs_NK, 16, rng).log_probs_UA
     assert (log_probs_UA.argmax(1) == 1).all()
+
+
+def test_a_student_that_fails_learns_from_rewards_as_the_preset_alone_does() -> None:
+    fast, alone = (TrainSettings(preset=preset, algo="ppo") for preset in ("fast", "alone"))
+    algorithm = PPO(ActorCritic(LAYOUT), fast)
+    names = ("epochs", "minibatch_size", "learning_rate", "normalise_advantages")
+    for failing, expected in ((0.5, alone), (0.04, alone), (0.03, fast), (0, fast)):
+        algorithm.recover(failing)
+        assert [getattr(algorithm.settings, name) for name in names] == [
+            getattr(expected, name) for name in names
+        ]
+        assert algorithm.optimiser.param_groups[0]["lr"] == expected.learning_rate
+    assert algorithm.settings == fast
