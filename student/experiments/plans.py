@@ -34,7 +34,7 @@ from teacher_api.validation import in_words, problems, reason, sentence
 from teacher_api.validation import path as field_path
 
 SWEEP_FILE = "sweep.json"
-VERSION = 3
+VERSION = 4
 """The version of sweep.json; raised when a setting that a plan leaves out gets another default."""
 GIVEN = "given"
 """The teacher whose address the command line gives: its name in a plan, and the name of its folder."""
@@ -345,11 +345,26 @@ def load_plan(sweep: Path, *, to_report: bool = False) -> SweepPlan:
         )
     ignored = content.keys() - SweepPlan.model_fields if to_report else {"version", "teachers"}
     plan = {key: value for key, value in content.items() if key not in ignored}
-    if version == 1:  # the default preset was `fast` without a teacher too
-        plan["settings"] = {"preset": "fast", **plan.get("settings", {})}
-    if version < VERSION:  # labels were not judged
-        plan["settings"] = {"judge_labels": False, **plan.get("settings", {})}
-    return _validated(plan, file, _REPORT if to_report else None)
+    return _validated(_with_defaults_of(version, plan), file, _REPORT if to_report else None)
+
+
+def _with_defaults_of(version: int, plan: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored plan with the defaults that settings had in an earlier version."""
+    if version >= 4:
+        return plan
+    settings = {"recover": False} | plan.get("settings", {})
+    if version < 3:
+        settings = {"judge_labels": False} | settings
+    if version < 2:  # also without a teacher
+        settings = {"preset": "fast"} | settings
+    of_fast = {"replay_ratio": 32.0, "optimiser_epsilon": 1e-5}
+    arms = {
+        name: {key: value for key, value in of_fast.items() if key not in settings} | arm
+        if arm.get("preset", settings.get("preset", preset_for(arm["teacher"]))) == "fast"
+        else arm
+        for name, arm in plan["arms"].items()
+    }
+    return plan | {"settings": settings, "arms": arms}
 
 
 def store_plan(sweep: Path, plan: SweepPlan) -> None:

@@ -187,7 +187,7 @@ def test_an_arm_for_some_environments(tmp_path: Path) -> None:
     [
         *(
             (name, "alone", "fast")
-            for name in ("smoke", "compact", "fast-ppo", "fast-a2c", "wrong-ppo", "wrong-a2c")
+            for name in ("smoke", "compact", "fast-ppo", "fast-a2c", "wrong", "wrong-larger")
         ),
         ("fast-lambda", "fast", "fast"),
         *((name, "paper", "paper") for name in ("paper", "paper-lambda")),
@@ -201,19 +201,12 @@ def test_the_presets_of_the_published_plans(plan: str, alone: str, taught: str) 
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("algo", ["ppo", "a2c"])
-def test_the_plans_of_wrong_teachers(algo: str) -> None:
-    plan = read_plan(Path(__file__).parents[3] / "sweeps" / f"wrong-{algo}.toml")
-    small, large = plan.envs[:4], plan.envs[4:]
-    assert set(small) == {task.env_id for task in TASKS.values()}
-    on_all = {arm for arm in plan.arms if plan.envs_of(arm) == plan.envs}
-    on_large = {arm for arm in plan.arms if plan.envs_of(arm) == large}
-    assert (on_all, on_large) == ({"alone", "mirrored"}, {"compact-6x6"})
-    assert {arm for arm in plan.arms if plan.envs_of(arm) == small} == plan.arms.keys() - on_all - on_large
-    for arm, _, env in plan.cells():
-        settings = plan.settings_of(arm, algo, env)
-        assert settings.frames == (40_960 if env in small else 61_440)
-        assert settings.evaluate_every == (2048 if arm == "alone" else 512)
+@pytest.mark.parametrize(("name", "frames"), [("wrong", 40_960), ("wrong-larger", 61_440)])
+def test_the_plans_of_wrong_teachers(name: str, frames: int) -> None:
+    plan = read_plan(Path(__file__).parents[3] / "sweeps" / f"{name}.toml")
+    assert plan.algos == ["ppo", "a2c"]
+    assert (set(plan.envs) == {task.env_id for task in TASKS.values()}) == (name == "wrong")
+    assert {plan.settings_of(*cell).frames for cell in plan.cells()} == {frames}
 
 
 @pytest.mark.unit
@@ -228,17 +221,26 @@ def test_a_baseline_with_the_preset_fast_is_noted_unless_it_is_intended(tmp_path
 
 @pytest.mark.unit
 def test_sweeps_of_earlier_versions_keep_their_defaults(tmp_path: Path) -> None:
-    """Version 1: the preset fast without a teacher too; up to version 2: labels were not judged."""
-    plan = read_plan(_write(tmp_path))
+    """Version 1: the preset fast without a teacher too; up to version 2: labels were not judged; up to 3: no
+    recovery, and another replay and epsilon in the preset fast."""
+    plan = read_plan(_write(tmp_path, ('algos = ["ppo"]', 'algos = ["a2c"]')))
 
     def found(version: int) -> list[str]:
         (tmp_path / "sweep.json").write_text(json.dumps(as_stored(plan) | {"version": version}))
         return differences(load_plan(tmp_path), plan)
 
-    assert f"preset was 'fast' and is 'alone' (alone, ppo, {_ENV})" in found(1)
-    of_taught = [f"judge_labels was False and is True (taught, ppo, {_ENV})"]
-    assert [line for line in found(1) if "(taught," in line] == of_taught
-    assert [line for line in found(2) if "(taught," in line] == of_taught
+    assert f"preset was 'fast' and is 'alone' (alone, a2c, {_ENV})" in found(1)
+    of_taught = {
+        f"{change} (taught, a2c, {_ENV})"
+        for change in (
+            "judge_labels was False and is True",
+            "recover was False and is True",
+            "replay_ratio was 32.0 and is 48.0",
+            "optimiser_epsilon was 1e-05 and is 0.01",
+        )
+    }
+    for version, expected in ((1, of_taught), (2, of_taught), (3, of_taught - {min(of_taught)}), (4, set())):
+        assert {line for line in found(version) if "(taught," in line} == expected
 
 
 @pytest.mark.unit
