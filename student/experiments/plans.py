@@ -202,7 +202,7 @@ class PlannedRun:
 class SweepPlan(BaseModel):
     """The content of a plan file and of sweep.json; see docs/guides/sweeps.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
 
     envs: Annotated[list[Annotated[EnvId, _UnlessReported]], Field(min_length=1), AfterValidator(_distinct)]
     algos: Annotated[
@@ -216,6 +216,8 @@ class SweepPlan(BaseModel):
         AfterValidator(_distinct),
     ]
     baseline: str
+    teacher_episodes: Annotated[int, Field(ge=0)] = Field(default=200, alias="teacher-episodes")
+    """Held-out episodes that each teacher plays itself in each environment before the first run."""
     settings: Settings = {}
     algo: dict[str, Settings] = {}
     env: dict[str, Settings] = {}

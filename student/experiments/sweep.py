@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def sweep(settings: SweepSettings, plan: SweepPlan) -> dict[str, str]:
         left = [run for run in plan.runs() if not (folder / "runs" / run.name / "summary.json").exists()]
         workers = _workers(settings, plan)
         stack.callback(workers.close)
-        arms = list(dict.fromkeys(run.arm for run in left))
+        arms = dict.fromkeys([*(run.arm for run in left), *_not_evaluated(plan, folder).values()])
         teachers = _start_teachers(settings, plan, arms, folder, stack)
         store_plan(folder, plan)
         frames = {run: plan.settings_of(run.arm, run.algo, run.env).frames for run in plan.runs()}
@@ -94,7 +94,7 @@ def sweep(settings: SweepSettings, plan: SweepPlan) -> dict[str, str]:
         progress = SweepProgress(folder / "runs", frames, settings.progress)
         stack.callback(progress.close)
         scheduler = _Scheduler(folder, workers, stopping, progress)
-        scheduler.run(_teacher_jobs(settings, plan, teachers.values(), folder))
+        scheduler.run(_teacher_jobs(settings, plan, teachers, folder))
         scheduler.run(_training_job(settings, plan, run, teachers, folder) for run in left)
         if stopping.is_set() and progress.count < len(frames):
             raise SweepInterrupted(
@@ -227,25 +227,35 @@ def _check_identity(teacher: _SweepTeacher, folder: Path) -> None:
             )
 
 
+def _not_evaluated(plan: SweepPlan, folder: Path) -> dict[tuple[str, str], str]:
+    """Returns the teachers' names and environments that lack an evaluation, each with an arm."""
+    found: dict[tuple[str, str], str] = {}
+    for name, arm in plan.arms.items():
+        teacher = arm.teacher_name
+        if teacher is None or not plan.teacher_episodes:
+            continue
+        for env in plan.envs_of(name):
+            if not (folder / "teachers" / teacher / f"{env}.json").exists():
+                found.setdefault((teacher, env), name)
+    return found
+
+
 def _teacher_jobs(
-    settings: SweepSettings, plan: SweepPlan, teachers: Iterable[_SweepTeacher], folder: Path
+    settings: SweepSettings, plan: SweepPlan, teachers: Mapping[str, _SweepTeacher], folder: Path
 ) -> Iterator[Job]:
     """Yields the evaluations of teachers that are not done yet."""
-    for teacher in teachers:
-        own_folder = folder / "teachers" / teacher.name
-        arms = [name for name, arm in plan.arms.items() if arm.teacher_name == teacher.name]
-        for env in plan.envs:
-            arm = next((name for name in arms if env in plan.envs_of(name)), None)
-            if arm is not None and not (own_folder / f"{env}.json").exists():
-                arguments = {
-                    "address": teacher.address,
-                    "key_file": teacher.key_file,
-                    "identity": teacher.identity,
-                    "env": env,
-                    "task": plan.settings_of(arm, plan.algos[0], env).task,
-                    "wait_s": settings.teacher_wait_s,
-                }
-                yield Job(f"teachers/{teacher.name}/{env}", evaluate_teacher, own_folder, arguments, folder)
+    for (name, env), arm in _not_evaluated(plan, folder).items():
+        teacher = teachers[name]
+        arguments = {
+            "address": teacher.address,
+            "key_file": teacher.key_file,
+            "identity": teacher.identity,
+            "env": env,
+            "task": plan.settings_of(arm, plan.algos[0], env).task,
+            "episodes": plan.teacher_episodes,
+            "wait_s": settings.teacher_wait_s,
+        }
+        yield Job(f"teachers/{name}/{env}", evaluate_teacher, folder / "teachers" / name, arguments, folder)
 
 
 def _training_job(

@@ -28,8 +28,6 @@ from teacher_api.command_line import INTERRUPTED, CannotStart
 from teacher_api.files import write_json
 from teacher_api.terminal import speak_as
 
-TEACHER_EPISODES = 200
-"""Episodes of a teacher's evaluation."""
 _ORPHANS_S = 10
 """Seconds to wait for the workers of a killed sweep to end."""
 
@@ -102,14 +100,14 @@ def evaluate_teacher(folder: Path, settings: dict[str, Any]) -> None:
 
     Args:
         folder: the teacher's folder.
-        settings: address, key_file, env, task, identity, wait_s.
+        settings: address, key_file, env, task, identity, episodes, wait_s.
     """
     report = score(
         EvaluateSettings(
             policy=settings["address"],
             env=settings["env"],
             task=settings["task"],
-            episodes=TEACHER_EPISODES,
+            episodes=settings["episodes"],
             teacher_key_file=settings["key_file"],
             teacher_wait_s=settings["wait_s"],
         )

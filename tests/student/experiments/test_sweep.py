@@ -39,6 +39,7 @@ envs = ["{_ENV}"]
 algos = ["ppo"]
 seeds = 2
 baseline = "alone"
+teacher-episodes = 50
 [settings]
 frames = 1500
 environments = 4
@@ -332,7 +333,7 @@ def test_a_sweep_leaves_what_the_report_needs(whole: Path) -> None:
     assert stored["teachers"] == {"alone": None, "taught": "planner-noise-0.1"}
     played = json.loads((whole / "teachers" / "planner-noise-0.1" / f"{_ENV}.json").read_text())
     assert played["teacher"] == config["teacher"]["identity"]
-    assert played["sampled"]["episodes"] == played["argmax"]["episodes"] == 200
+    assert played["sampled"]["episodes"] == played["argmax"]["episodes"] == 50
     assert 0.5 < played["sampled"]["success"] < 1
     assert (whole / "teachers" / "planner-noise-0.1.sqlite3").exists()
     assert not (whole / "failed.json").exists()
@@ -341,7 +342,11 @@ def test_a_sweep_leaves_what_the_report_needs(whole: Path) -> None:
 @pytest.mark.integration
 def test_a_sweep_and_its_report_of_an_arm_for_some_environments(tmp_path: Path) -> None:
     small = [("seeds = 2", "seeds = 1"), ("frames = 1500", "frames = 256")]
-    plan, out = _write(tmp_path, *_NARROW, *small), tmp_path / "out"
+    out = tmp_path / "out"
+    unplayed = ("teacher-episodes = 50", "teacher-episodes = 0")
+    assert main(_command(_write(tmp_path, *_NARROW, *small, unplayed), out, "--no-progress")) == 0
+    assert not list(out.glob("teachers/*/*.json"))
+    plan = _write(tmp_path, *_NARROW, *small, ("seeds = 1", "seeds = [1]"))
     assert main(_command(plan, out, "--no-progress")) == 0
     cells = [("alone", _OTHER_ENV), ("alone", _ENV), ("taught", _ENV)]
     assert list(_results(out)) == [f"{arm}/ppo/{env}/seed-1" for arm, env in cells]
