@@ -354,6 +354,7 @@ class _Trainer:
             allow_change=self.settings.allow_teacher_change,
             late=self.settings.late_labels,
             budget=self.settings.teacher_budget,
+            selective=self.settings.ask_when_unsure is not None,
             waiting=self._interrupts.allowed,
             on_wait=self._show_wait,
         )

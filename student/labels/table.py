@@ -58,6 +58,7 @@ class LabelTable:
         allow_change: bool = False,
         late: LateLabels = "wait",
         budget: int | None = None,
+        selective: bool = False,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_wait: Callable[[int], object] = lambda missing: None,
     ) -> None:
@@ -69,6 +70,7 @@ class LabelTable:
             allow_change: accept another teacher, whose labels then stand beside those of the first.
             late: whether `labels_of` waits for labels that have not arrived.
             budget: most states that may ever be asked about; None: all.
+            selective: whether `labels_of` will be told which rows may be asked about.
             waiting: entered while `labels_of` waits, when no work is half done.
             on_wait: called about once a second with the number of labels that are missing.
 
@@ -78,7 +80,7 @@ class LabelTable:
         self._layout, self._vocabulary, self._client = layout, vocabulary, client
         self._allow_change, self._waiting, self._on_wait = allow_change, waiting, on_wait
         self._late, self._budget = late, budget
-        self._selective = budget is not None
+        self._selective = selective or budget is not None
         self._task = task_key(layout.env_id, task)
         self._index = StateIndex()
         self._obs_MK = np.zeros((1024, layout.length), np.uint8)
@@ -184,7 +186,6 @@ class LabelTable:
         """
         self._send_again()
         self._meet(rows_B)
-        self._selective |= wanted_B is not None
         if self._budget is None:
             self._choose_all(rows_B if wanted_B is None else rows_B[wanted_B])
         else:

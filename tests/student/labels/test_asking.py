@@ -244,7 +244,7 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([_STUDENT, "train", *arguments], stderr=subprocess.PIPE, text=True, env=env)
 
 
-@pytest.mark.parametrize("budget", [None, 30])
+@pytest.mark.parametrize("budget", [None, 20])
 def test_sigint_ends_waiting_at_once_and_the_run_resumes_to_the_same_end(
     teacher_process: StartTeacher, tmp_path: Path, budget: int | None
 ) -> None:
