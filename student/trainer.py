@@ -225,7 +225,7 @@ class _Trainer:
 
     def _collect(self, teacher_lambda: float) -> Rollout:
         """Collects a rollout; asks about its states while lambda is above 0."""
-        table, steps = self.labels, self.settings.rollout_steps
+        table, steps = self.labels, self.algorithm.settings.rollout_steps
         arguments = (self.network, self.envs, self.obs_NK, steps, self.rng)
         taught = teacher_lambda > 0  # with lambda 0 the labels have no weight, so the teacher is not asked
         if table is None or not (taught or self._records(teacher_lambda)):

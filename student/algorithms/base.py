@@ -36,7 +36,7 @@ class Algorithm(ABC):
         """
 
     def recover(self, failing: float) -> None:  # noqa: B027
-        """Sets how fast the next updates learn from rewards, for the setting `recover`.
+        """Sets how the next rollouts and updates learn from rewards, for the setting `recover`.
 
         Args:
             failing: the share of the newest training episodes that failed.

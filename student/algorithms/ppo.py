@@ -10,11 +10,15 @@ from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
-_FAILING = 0.03
-"""The share of failed episodes above which a student that learns from rewards learns with `_RECOVERY`."""
+_FAILING, _MOSTLY_FAILING = 0.03, 0.5
+"""The shares of failed episodes above which a student learns from rewards with `_RECOVERY`, and with longer
+rollouts."""
 _RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
 """The settings of the preset `alone`, with which a student learns fastest from rewards. One that succeeds
 keeps the others: normalisation makes its advantages, which are noise, as large as real ones."""
+_LONG = {"rollout_steps": 64}
+"""With 32 environments as many steps in a rollout as in the preset `alone`. With fewer, a student whose
+episodes end in collisions learns to stand still."""
 
 
 class PPO(Algorithm):
@@ -22,10 +26,15 @@ class PPO(Algorithm):
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
         super().__init__(network, settings)
-        self._succeeding, self._recovering = settings, settings.model_copy(update=_RECOVERY)
+        self._succeeding = settings
+        self._failing = settings.model_copy(update=_RECOVERY)
+        self._mostly_failing = settings.model_copy(update=_RECOVERY | _LONG)
 
     def recover(self, failing: float) -> None:
-        self.settings = self._recovering if failing > _FAILING else self._succeeding
+        if failing > _FAILING:
+            self.settings = self._mostly_failing if failing > _MOSTLY_FAILING else self._failing
+        else:
+            self.settings = self._succeeding
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate
 
