@@ -173,6 +173,8 @@ class _Trainer:
         began = time.perf_counter()
         settings = self.settings
         teacher_lambda = lambda_at(self.schedule_frames, settings) if self.labels is not None else 0.0
+        if settings.recover and self.labels is not None and teacher_lambda == 0:
+            self.algorithm.recover(1 - self._success())
         rollout = self._collect(teacher_lambda)
         labels_U = self._labels_of(rollout, teacher_lambda)
         # From here on nothing waits, so that an interrupted update leaves no trace
@@ -189,8 +191,6 @@ class _Trainer:
                 share *= float(targets_M.given_B.float()[rollout.rows_U[rollout.which_TN.ravel()]].mean())
             elif self.experience is not None:
                 targets_U = targets_M[torch.from_numpy(rollout.rows_U)]
-        if settings.recover and self.labels is not None and teacher_lambda == 0:
-            self.algorithm.recover(1 - self._success())
         figures = self.algorithm.update(rollout, targets_U, teacher_lambda, self.rng)
         steps = self.replay.steps_due(size, share)
         if self.labels is not None and settings.replay_ratio:
