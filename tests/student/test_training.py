@@ -100,6 +100,7 @@ _A2C_SCHEDULED = "--algo a2c --targets hard --lambda 0.3 --lambda-schedule linea
     ("how", "taught", "learning"),
     [
         *((how, taught, "") for how in ("frames", "SIGTERM", "SIGKILL") for taught in (False, True)),
+        ("frames", True, "--lambda-frames 512"),
         ("frames", False, "--algo a2c"),
         ("frames", True, "--algo a2c --preset paper"),
         ("SIGTERM", True, _A2C_SCHEDULED),
