@@ -10,15 +10,15 @@ from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
-_FAILING, _MOSTLY_FAILING = 0.03, 0.5
+_FAILING, _NEARLY_ALL = 0.03, 0.95
 """The shares of failed episodes above which a student learns from rewards with `_RECOVERY`, and with longer
 rollouts."""
 _RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
 """The settings of the preset `alone`, with which a student learns fastest from rewards. One that succeeds
 keeps the others: normalisation makes its advantages, which are noise, as large as real ones."""
 _LONG = {"rollout_steps": 64}
-"""With 32 environments as many steps in a rollout as in the preset `alone`. With fewer, a student whose
-episodes end in collisions learns to stand still."""
+"""With 32 environments as many steps in a rollout as in the preset `alone`. With fewer, a student that
+has not yet succeeded learns from collisions to stand still; one that has learns faster with fewer."""
 
 
 class PPO(Algorithm):
@@ -28,11 +28,11 @@ class PPO(Algorithm):
         super().__init__(network, settings)
         self._succeeding = settings
         self._failing = settings.model_copy(update=_RECOVERY)
-        self._mostly_failing = settings.model_copy(update=_RECOVERY | _LONG)
+        self._failing_in_all = settings.model_copy(update=_RECOVERY | _LONG)
 
     def recover(self, failing: float) -> None:
         if failing > _FAILING:
-            self.settings = self._mostly_failing if failing > _MOSTLY_FAILING else self._failing
+            self.settings = self._failing_in_all if failing > _NEARLY_ALL else self._failing
         else:
             self.settings = self._succeeding
         for group in self.optimiser.param_groups:
