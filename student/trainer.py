@@ -135,16 +135,14 @@ class _Trainer:
     def _run_to_end(self) -> dict[str, Any]:
         settings = self.settings
         self.run.start_logging(self.frames)
-        size = settings.environments * settings.rollout_steps
-        # Updates have one size: the last one may go beyond the frames of the settings
-        total = self.frames + math.ceil(max(settings.frames - self.frames, 0) / size) * size
+        total = max(settings.frames, self.frames)
         self.bar = Bar(total, "frames", done=self.frames, shown=settings.progress)
         try:
             with self._interrupts.handled(), self.bar:
                 while self.frames < settings.frames:
                     row = self._one_update()
                     self._figures = _shown(row) if row else self._figures
-                    self.bar.update(self.frames, self._figures)
+                    self.bar.update(min(self.frames, total), self._figures)
                     self._report_failures()
                 self.bar.update(figures={"evaluating": "", **self._figures})
                 return self._finish()

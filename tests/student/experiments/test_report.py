@@ -435,7 +435,7 @@ def _broken(folder: Path) -> None:
 def _newer(folder: Path) -> None:
     write(
         folder / "sweep.json",
-        {**json.loads((write_sweep(folder, {"a": ALONE}, [1]) / "sweep.json").read_text()), "version": 4},
+        {**json.loads((write_sweep(folder, {"a": ALONE}, [1]) / "sweep.json").read_text()), "version": 5},
     )
 
 
@@ -445,7 +445,7 @@ def _newer(folder: Path) -> None:
         (_nothing, "there is no folder"),
         (lambda folder: folder.mkdir(), "holds no run and no sweep"),
         (_broken, "is not the plan of a sweep: JSONDecodeError"),
-        (_newer, "has version 4, and this program reads 1 to 3"),
+        (_newer, "has version 5, and this program reads 1 to 4"),
         (
             lambda folder: write_sweep(folder, {"a": ALONE}, [1], baseline="b"),
             "sweep.json: baseline: 'b' is not an arm; the arms are a",
