@@ -347,7 +347,11 @@ def load_plan(sweep: Path, *, to_report: bool = False) -> SweepPlan:
         )
     ignored = content.keys() - SweepPlan.model_fields if to_report else {"version", "teachers"}
     plan = {key: value for key, value in content.items() if key not in ignored}
-    return _validated(_with_defaults_of(version, plan), file, _REPORT if to_report else None)
+    try:
+        plan = _with_defaults_of(version, plan)
+    except (AttributeError, TypeError) as error:
+        raise BadPlan(f"{file} is not the plan of a sweep: {error}") from error
+    return _validated(plan, file, _REPORT if to_report else None)
 
 
 def _with_defaults_of(version: int, plan: dict[str, Any]) -> dict[str, Any]:
@@ -359,12 +363,14 @@ def _with_defaults_of(version: int, plan: dict[str, Any]) -> dict[str, Any]:
         settings = {"judge_labels": False} | settings
     if version < 2:  # also without a teacher
         settings = {"preset": "fast"} | settings
+    tables = [settings, *plan.get("algo", {}).values(), *plan.get("env", {}).values()]
     of_fast = {"replay_ratio": 32.0, "optimiser_epsilon": 1e-5}
+    of_fast = {key: value for key, value in of_fast.items() if not any(key in table for table in tables)}
     arms = {
-        name: {key: value for key, value in of_fast.items() if key not in settings} | arm
-        if arm.get("preset", settings.get("preset", preset_for(arm["teacher"]))) == "fast"
+        name: of_fast | arm
+        if arm.get("preset", settings.get("preset", preset_for(arm.get("teacher")))) == "fast"
         else arm
-        for name, arm in plan["arms"].items()
+        for name, arm in plan.get("arms", {}).items()
     }
     return plan | {"settings": settings, "arms": arms}
 
