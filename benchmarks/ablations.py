@@ -10,7 +10,6 @@ success at the end, for each seed.
 import argparse
 import contextlib
 import importlib
-import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from student.experiments.statistics import samples_to
+from student.runs.metrics import read_metrics
 from student.settings import TrainSettings
 from student.trainer import train
 from teacher_api.processes import served_teacher
 
+_THRESHOLD = 0.9
 _TEACHERS: dict[str, dict[str, float | str]] = {
     "planner": {},
     "noise30": {"noise": 0.3},
@@ -120,14 +122,9 @@ def _trained(changes: Mapping[str, Any], seed: int) -> tuple[int | None, float]:
                 progress=False,
             )
         )
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    curve = [(row["frames"], row["evaluation_success"]) for row in rows if "evaluation_success" in row]
-    held = (
-        frames
-        for i, (frames, _) in enumerate(curve[:-2])
-        if min(success for _, success in curve[i : i + 3]) >= 0.9
-    )
-    return next(held, None), summary["success"]
+        rows = list(read_metrics(out, figure="evaluation_success", complete=True))
+    successes = [row["evaluation_success"] for row in rows]
+    return samples_to(_THRESHOLD, [row["frames"] for row in rows], successes), summary["success"]
 
 
 @contextlib.contextmanager

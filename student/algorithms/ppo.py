@@ -10,7 +10,7 @@ from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
-_FAILING, _NEARLY_ALL = 0.03, 0.95
+_FAILING, _NEARLY_ALWAYS = 0.03, 0.95
 """The shares of failed episodes above which a student learns from rewards with `_RECOVERY`, and with longer
 rollouts."""
 _RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
@@ -28,11 +28,11 @@ class PPO(Algorithm):
         super().__init__(network, settings)
         self._succeeding = settings
         self._failing = settings.model_copy(update=_RECOVERY)
-        self._failing_in_all = settings.model_copy(update=_RECOVERY | _LONG)
+        self._nearly_always_failing = settings.model_copy(update=_RECOVERY | _LONG)
 
     def recover(self, failing: float) -> None:
         if failing > _FAILING:
-            self.settings = self._failing_in_all if failing > _NEARLY_ALL else self._failing
+            self.settings = self._nearly_always_failing if failing > _NEARLY_ALWAYS else self._failing
         else:
             self.settings = self._succeeding
         for group in self.optimiser.param_groups:
