@@ -51,7 +51,7 @@ _HYPOTHESES: dict[str, dict[str, Any]] = {
     "no doubt": {"doubt": 0.0},
     "replay 32": {"replay_ratio": 32.0},
     "replay 64": {"replay_ratio": 64.0},
-    "no weight by agreement": {"judgement._AGREEMENT": 0.0},
+    "no weight by agreement": {"judgement._FAMILIAR": 1e-9},
     "agreement counts however familiar": {"judgement._FAMILIAR": 1e9},
     "no confusion matrix": {"judgement._PSEUDO_COUNT": 1e9},
     "corrected labels not sharpened": {"judgement._SHARPNESS": 1.0},

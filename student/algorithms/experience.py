@@ -27,7 +27,7 @@ class Values:
     tried_MA: the actions with a value. Where the environment is not deterministic, the best continuation is
         luck, and only actions that ended the episode at once have a value.
     q_MA: their values; 0 elsewhere.
-    v_M: the value of the best action; 0 where none has a value.
+    v_M: the value of the best action, at least 0: there may be something better than what was tried.
     visits_MA: how often each action was tried.
     deterministic: whether equal actions in equal states have led to equal states.
     """
@@ -44,7 +44,8 @@ class Experience:
 
     The values are those of dynamic programming on the graph of the states met: Q(s, a) = mean(r + DISCOUNT *
     V(s')) and V(s) = max over the actions tried in s, as in episodic control (Blundell et al., arXiv
-    1606.04460), but with paths joined where they meet. A state without a tried action has value 0.
+    1606.04460), but with paths joined where they meet. A state where no success is known has value 0, and an
+    end without success -1: whatever else there is to do in a state is better.
     """
 
     def __init__(self, actions: int) -> None:
@@ -103,12 +104,13 @@ class Experience:
         visits = np.bincount(self._pairs_C, counts_C, size).astype(np.float64)
         tried, share = visits > 0, 1 / np.maximum(visits, 1)
         live_C = np.where(ended_C, 0.0, DISCOUNT) * counts_C
+        rewards_C = np.where(ended_C & (self._rewards_C <= 0), -counts_C, self._rewards_C)
         v_M = np.concatenate([self._values_M, np.zeros(states - len(self._values_M))])
         q_MA = np.zeros((states, self._actions))
         for _ in range(_SWEEPS):
-            backed_up = self._rewards_C + live_C * v_M[self._next_C]
+            backed_up = rewards_C + live_C * v_M[self._next_C]
             q_MA = (np.bincount(self._pairs_C, backed_up, size) * share).reshape(states, -1)
-            v_M = _best(q_MA, tried.reshape(states, -1))
+            v_M = q_MA.max(1).clip(min=0)
         self._values_M = v_M
         # A state from which no success is known is not known to be bad
         known_C = ended_C | (v_M[self._next_C] > 0)
@@ -116,12 +118,11 @@ class Experience:
         self._deterministic = self._is_deterministic(visits)
         if not self._deterministic:
             tried &= np.bincount(self._pairs_C, live_C, size) == 0
-            # Whatever else there is to do may be better than an end without success
-            v_M = np.maximum(_best(q_MA, tried.reshape(states, -1)), 0)
         tried_MA = tried.reshape(states, -1)
-        return Values(
-            tried_MA, np.where(tried_MA, q_MA, 0), v_M, visits.reshape(states, -1), self._deterministic
-        )
+        q_MA = np.where(tried_MA, q_MA, 0)
+        if not self._deterministic:
+            v_M = q_MA.max(1).clip(min=0)
+        return Values(tried_MA, q_MA, v_M, visits.reshape(states, -1), self._deterministic)
 
     def _is_deterministic(self, visits: NDArray[np.float64]) -> bool:
         """Whether repeated actions led to one state each; False until enough were repeated."""
@@ -149,9 +150,3 @@ class Experience:
         self._deterministic = state["deterministic"]
         keys = zip(self._pairs_C.tolist(), self._next_C.tolist(), strict=True)
         self._index = {key: i for i, key in enumerate(keys)}
-
-
-def _best(q_MA: NDArray[np.float64], tried_MA: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Returns the value of the best tried action of each state [M]; 0 where none was tried."""
-    best_M: NDArray[np.float64] = np.where(tried_MA, q_MA, -np.inf).max(1)
-    return np.where(tried_MA.any(1), best_M, 0)

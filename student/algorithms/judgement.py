@@ -24,10 +24,9 @@ from student.algorithms.experience import Values
 
 TEMPERATURE = 0.005
 """Of the values: at DISCOUNT, one step lost near a success of 0.8 is a factor of 3,000."""
-_AGREEMENT = 0.7
-"""The power of the student's agreement by which the label of a new state counts."""
-_FAMILIAR = 16.0
-"""Steps in a state after which that power is halved: experience will judge what the student often meets."""
+_FAMILIAR = 4.0
+"""Steps in a state after which its label counts by the square root of the student's agreement instead of the
+agreement itself: experience will judge what the student often meets."""
 _OFTEN = 8.0
 """Steps in a state from which it is learned without a label; of rarer states too little is known."""
 _DECISIVE = 2.0
@@ -90,7 +89,7 @@ def judged(
         untried_MA = (visits_MA == 0) | (visits_MA > 0).all(1, keepdim=True)
         targets_MA = torch.lerp(targets_MA, _normalised(untried_MA.float()), doubt_M[:, None])
         labelled_M = labelled_M.index_fill(0, own_R, True)
-    powers_M = torch.where(decided_M, 0, _AGREEMENT * _FAMILIAR / (visits_M + _FAMILIAR))
+    powers_M = torch.where(decided_M, 0, _FAMILIAR / (visits_M + _FAMILIAR))
     return Labels(targets_MA, labelled_M, powers_M)
 
 

@@ -16,9 +16,9 @@ rollouts."""
 _RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
 """The settings of the preset `alone`, with which a student learns fastest from rewards. One that succeeds
 keeps the others: normalisation makes its advantages, which are noise, as large as real ones."""
-_LONG = {"rollout_steps": 64}
-"""With 32 environments as many steps in a rollout as in the preset `alone`. With fewer, a student that
-has not yet succeeded learns from collisions to stand still; one that has learns faster with fewer."""
+_LONG_ROLLOUT = 2048
+"""Steps in all environments of a longer rollout, as in the preset `alone`. With fewer, a student that has not
+yet succeeded learns from collisions to stand still; one that has learns faster with fewer."""
 
 
 class PPO(Algorithm):
@@ -28,7 +28,8 @@ class PPO(Algorithm):
         super().__init__(network, settings)
         self._succeeding = settings
         self._failing = settings.model_copy(update=_RECOVERY)
-        self._nearly_always_failing = settings.model_copy(update=_RECOVERY | _LONG)
+        longer = max(settings.rollout_steps, _LONG_ROLLOUT // settings.environments)
+        self._nearly_always_failing = self._failing.model_copy(update={"rollout_steps": longer})
 
     def recover(self, failing: float) -> None:
         if failing > _FAILING:

@@ -66,6 +66,9 @@ def test_an_action_that_leads_nowhere_known_is_not_known_to_be_bad() -> None:
     values = _experience(*_LINE, (1, _LEFT, 0.0, 3), (3, _LEFT, 0.0, _DEAD)).values(4)
     assert values.tried_MA[1].tolist() == [False, False, True]
     assert values.tried_MA[3].tolist() == [True, False, False]  # an end is known
+    assert values.q_MA[3, _LEFT] == -1  # and worse than what was not tried
+    result = judged(_said(None, None, None, _LEFT), values, _even, taught=True)
+    assert result.probs_BA[3, _LEFT] < 0.01
 
 
 def test_where_outcomes_differ_only_ends_are_evidence() -> None:
@@ -110,7 +113,7 @@ def test_experience_replaces_labels_that_it_contradicts() -> None:
     assert result.probs_BA[3].tolist() == [0, 1, 0]  # nothing is known about it
     assert result.powers_B is not None
     assert result.powers_B[0] == 0
-    assert 0 < result.powers_B[1] < result.powers_B[3] == pytest.approx(0.7)
+    assert 0 < result.powers_B[1] < result.powers_B[3] == 1
 
 
 def test_without_labels_only_tried_actions_are_weighed() -> None:
