@@ -87,6 +87,7 @@ class FinalSuccess:
 
     Attributes:
         env: None for all environments that the arm is for; the difference is then that on these.
+        lowest: the lowest success that a seed fell to after it had held the threshold; None if none held it.
     """
 
     algo: str
@@ -95,6 +96,7 @@ class FinalSuccess:
     seeds: int
     success: Estimate
     difference: Estimate | None
+    lowest: float | None
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,14 @@ class ArmComparison:
                         difference = _estimate(of_difference)
                         if env is not None:
                             self._differences[Cell(arm, algo, env)] = of_difference
-                    yield FinalSuccess(algo, env, arm, seeds, _estimate(of_arm), difference)
+                    lowest = self._lowest(arm, algo, design.envs_of(arm) if env is None else (env,))
+                    yield FinalSuccess(algo, env, arm, seeds, _estimate(of_arm), difference, lowest)
+
+    def _lowest(self, arm: str, algo: str, envs: tuple[str, ...]) -> float | None:
+        """Returns the lowest success after the threshold was held, of all seeds in these environments."""
+        runs = [run for env in envs for run in self.results.runs[Cell(arm, algo, env)]]
+        found = [run.lowest_after(self.criterion.threshold) for run in runs]
+        return min((lowest for lowest in found if lowest is not None), default=None)
 
     def _baseline(
         self, arm: str, algo: str, env: str | None, drawn: dict[str, tuple[int, NDArray[np.float64]]]

@@ -98,6 +98,14 @@ class FinishedRun:
         values_E = self.success_E if metric == "success" else self.return_E
         return samples_to(threshold, self.frames_E.tolist(), values_E.tolist())
 
+    def lowest_after(self, threshold: float) -> float | None:
+        """Returns the lowest success after a threshold was held; None if it never was, or only at the end."""
+        reached = self.samples_to("success", threshold)
+        if reached is None:
+            return None
+        later_L = self.success_E[self.frames_E >= reached][EVALUATIONS_IN_A_ROW:]
+        return float(later_L.min()) if len(later_L) else None
+
 
 class TeacherEvaluation(NamedTuple):
     """A teacher evaluated as a policy in an environment, with the reports of `student evaluate`."""

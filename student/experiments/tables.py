@@ -114,14 +114,15 @@ def final_table(comparison: ArmComparison) -> ReportTable:
                 str(row.seeds),
                 formatted(row.success, ".3f"),
                 formatted(row.difference, "+z.3f"),
+                _NOTHING if row.lowest is None else f"{row.lowest:.3f}",
             ),
             "" if row.env else "mean",
         )
         for row in comparison.finals
     ]
-    return ReportTable(
-        ("algorithm", "environment", "arm", "seeds", "success", "difference to the baseline"), rows
-    )
+    lowest = f"lowest after {comparison.criterion}"
+    columns = ("algorithm", "environment", "arm", "seeds", "success", "difference to the baseline", lowest)
+    return ReportTable(columns, rows)
 
 
 def _all_of(arm: str, comparison: ArmComparison) -> str:
@@ -266,11 +267,14 @@ def speed_ups_csv(comparison: ArmComparison) -> str:
 def final_csv(comparison: ArmComparison) -> str:
     """Returns unrounded success at the end; an empty environment stands for all environments."""
     rows = (
-        (row.arm, row.algo, row.env or "", row.seeds, *_ends(row.success), *_ends(row.difference))
+        (
+            *(row.arm, row.algo, row.env or "", row.seeds, *_ends(row.success), *_ends(row.difference)),
+            "" if row.lowest is None else row.lowest,
+        )
         for row in comparison.finals
     )
     ends = ("success", "success_low", "success_high", "difference", "difference_low", "difference_high")
-    return _csv(("arm", "algo", "env", "seeds", *ends), rows)
+    return _csv(("arm", "algo", "env", "seeds", *ends, "lowest"), rows)
 
 
 def harm_csv(comparison: ArmComparison) -> str:

@@ -141,6 +141,19 @@ def test_final_success_and_its_difference(tmp_path: Path) -> None:
     assert rows["alone"]["difference"] == ""
 
 
+def test_the_lowest_success_after_the_threshold_was_held(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"alone": ALONE, "taught": TAUGHT}, (1, 2, 3))
+    for seed, taught in enumerate(
+        ([0.9, 0.9, 0.9], [0.2, 0.9, 0.95, 0.9, 0.6, 1.0], [1.0, 1.0, 1.0, 0.98]), 1
+    ):
+        write_run(tmp_path, "alone", seed, [0.1, 0.9, 0.9, 0.2, 0.1])
+        write_run(tmp_path, "taught", seed, taught)
+    rows = {row["arm"]: row for row in _rows(_report(tmp_path) / "final.csv") if row["env"]}
+    assert (rows["alone"]["lowest"], rows["taught"]["lowest"]) == ("", "0.6")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| difference to the baseline | lowest after success ≥ 0.9 |" in text
+
+
 def test_harm_and_arms_for_some_environments(tmp_path: Path) -> None:
     arms = {"alone": ALONE, "taught": TAUGHT, "narrow": {**TAUGHT, "lambda": 0.1, "envs": [ENV]}}
     arms["other-alone"] = {**ALONE, "lambda": 0.5}
