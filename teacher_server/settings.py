@@ -55,7 +55,7 @@ class EngineSettings(BaseModel):
         gt=0,
         allow_inf_nan=False,
         description="prompted: GiB of the key-value cache; vllm: of the whole cache, default: what"
-        " --gpu-memory-utilization leaves; transformers: of stage 1's cache for stage 2, default: 0.5",
+        " --gpu-memory-utilization leaves; transformers, onnx: of stage 1's cache for stage 2, default: 0.5",
     )
     tensor_parallel_size: int = Field(
         default=1, ge=1, description="prompted, vllm: GPUs that one copy of the checkpoint is split over"
@@ -71,8 +71,8 @@ class EngineSettings(BaseModel):
     threads: int | None = Field(
         default=None,
         ge=1,
-        description="prompted, transformers: threads of the arithmetic on a CPU; default: OMP_NUM_THREADS, or"
-        " one per core",
+        description="prompted, transformers, onnx: threads of the arithmetic on a CPU; default:"
+        " OMP_NUM_THREADS, or one per core",
     )
 
 
@@ -110,9 +110,10 @@ class Settings(EngineSettings, BaseSettings):
     delay_ms: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="planner: milliseconds that each answer takes"
     )
-    engine: Literal["vllm", "transformers", "openai"] = Field(
+    engine: Literal["vllm", "transformers", "onnx", "openai"] = Field(
         default="vllm",
-        description="prompted: what runs the model; openai: a running server with OpenAI's chat API",
+        description="prompted: what runs the model; onnx: the fastest on a CPU; openai: a running server with"
+        " OpenAI's chat API",
     )
     openai_url: str | None = Field(
         default=None, description="prompted, openai: the server's address, http://HOST:PORT/v1"

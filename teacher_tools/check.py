@@ -14,6 +14,7 @@ from teacher_server.checkpoints.checkpoint import (
     ARCHITECTURE,
     BadCheckpoint,
     Checkpoint,
+    dtype_problems,
     label_problems,
     quantisation_problems,
     read_checkpoint,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _LIBRARIES: dict[Engine, tuple[str, ...]] = {
     "vllm": ("vllm",),
     "transformers": ("torch", "transformers", "xgrammar"),
+    "onnx": ("onnx", "onnxruntime", "torch", "transformers", "xgrammar"),
 }
 
 
@@ -86,6 +88,7 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet
     print(_row("digest", checkpoint.digest()))
     found = processor_problems(checkpoint.own_bounds, settings.engine)
     found += quantisation_problems(checkpoint, settings, settings.engine)
+    found += dtype_problems(settings, settings.engine)
     found += need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware)
     if prompts is None:
         return found

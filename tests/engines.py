@@ -1,26 +1,26 @@
-"""Helpers of engine tests: checkpoints, chat prompts with pictures, and transformers engines on the CPU."""
+"""Helpers of engine tests: checkpoints, chat prompts with pictures, and local engines on the CPU."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 
 from gridworld.pictures import draw
 from gridworld.views import view_of
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from teacher_server.engines.base import Decoding, Prompt
+from teacher_server.engines.base import ChatEngine, Decoding, Prompt
 from teacher_server.prompting.preparation import Preparation, PreparedPicture
 from teacher_server.settings import EngineSettings
 from tools.random_checkpoint import make_checkpoint
 
-if TYPE_CHECKING:
-    from teacher_server.engines.transformers.engine import TransformersEngine
-
 T = TypeVar("T")
+
+LOCAL = ["transformers", "onnx"]
+"""The engines that run in this process."""
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -88,13 +88,24 @@ def settings(**changes: Any) -> EngineSettings:
     return EngineSettings(**{"device": "cpu", "max_num_seqs": 8, "max_model_len": 2048, **changes})
 
 
-@asynccontextmanager
-async def started(checkpoint: Checkpoint, **changes: Any) -> AsyncIterator["TransformersEngine"]:
-    """Yields an engine, and closes it after the block."""
-    # Only where it is used: transformers is not everywhere
+def engine_of(kind: str, checkpoint: Checkpoint, **changes: Any) -> ChatEngine:
+    """Returns an engine, not started."""
+    # Only where they are used: neither transformers nor ONNX Runtime is everywhere
+    if kind == "onnx":
+        from teacher_server.engines.onnx.engine import OnnxEngine  # noqa: PLC0415
+
+        return OnnxEngine(checkpoint, settings(**changes))
     from teacher_server.engines.transformers.engine import TransformersEngine  # noqa: PLC0415
 
-    engine = TransformersEngine(checkpoint, settings(**changes))
+    return TransformersEngine(checkpoint, settings(**changes))
+
+
+@asynccontextmanager
+async def started(
+    checkpoint: Checkpoint, kind: str = "transformers", **changes: Any
+) -> AsyncIterator[ChatEngine]:
+    """Yields an engine, and closes it after the block."""
+    engine = engine_of(kind, checkpoint, **changes)
     await engine.start()
     try:
         yield engine
@@ -105,9 +116,9 @@ async def started(checkpoint: Checkpoint, **changes: Any) -> AsyncIterator["Tran
 class SharedEngine:
     """An engine for many tests, in its own event loop."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, kind: str = "transformers") -> None:
         self._loop = asyncio.new_event_loop()
-        self._started = started(checkpoint)
+        self._started = started(checkpoint, kind)
         self.engine = self.run(self._started.__aenter__())
 
     def run(self, work: Awaitable[T]) -> T:

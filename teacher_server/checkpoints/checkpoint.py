@@ -130,6 +130,11 @@ class Checkpoint:
         most = max(sorted(set(kinds)), key=kinds.count, default="F32")
         return config_dtype(self.config) or DTYPES.get(most, "float32")
 
+    def served_dtype(self, settings: EngineSettings, engine: str) -> str:
+        """Returns the dtype in which an engine computes; onnx knows float32 alone."""
+        auto = "float32" if engine == "onnx" else self.dtype()
+        return auto if settings.dtype == "auto" else settings.dtype
+
     def weight_bytes(self, dtype: str) -> int:
         """Returns the bytes of all weights when served in a dtype."""
         if not self.tensors:
@@ -139,12 +144,12 @@ class Checkpoint:
 
     def memory_need(self, settings: EngineSettings, engine: Engine, hardware: Hardware) -> MemoryNeed:
         """Returns the memory that serving with these settings takes."""
-        dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
+        dtype = self.served_dtype(settings, engine)
         return memory_need(self.dimensions, self.weight_bytes(dtype), dtype, settings, engine, hardware)
 
-    def prefix_cache_bytes(self, settings: EngineSettings) -> int:
-        """Returns the most bytes of keys and values that the transformers engine keeps between stages."""
-        dtype = self.dtype() if settings.dtype == "auto" else settings.dtype
+    def prefix_cache_bytes(self, settings: EngineSettings, engine: Engine) -> int:
+        """Returns the most bytes of keys and values that an engine keeps between stages."""
+        dtype = self.served_dtype(settings, engine)
         return prefix_cache_bytes(self.dimensions, dtype, settings)
 
 
@@ -182,8 +187,15 @@ def quantisation_problems(checkpoint: Checkpoint, settings: EngineSettings, engi
     """Returns why an engine does not serve the quantised weights on this machine; empty for plain weights."""
     if checkpoint.quantisation is None or settings.load_format == "dummy":
         return []
-    dtype = checkpoint.dtype() if settings.dtype == "auto" else settings.dtype
+    dtype = checkpoint.served_dtype(settings, engine)
     return engine_problems(checkpoint.quantisation, engine, dtype)
+
+
+def dtype_problems(settings: EngineSettings, engine: str) -> list[str]:
+    """Returns why an engine does not compute in the dtype of the settings."""
+    if engine != "onnx" or settings.dtype in ("auto", "float32"):
+        return []
+    return [f"`dtype` is {settings.dtype}, and onnx computes in float32: leave it out"]
 
 
 def memory_problems(

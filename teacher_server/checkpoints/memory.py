@@ -15,11 +15,13 @@ from teacher_server.settings import EngineSettings
 
 GIB = 2**30
 
-Engine = Literal["vllm", "transformers"]
+Engine = Literal["vllm", "transformers", "onnx"]
 _ALLOWANCE_MACHINE = 1 * GIB
 _ALLOWANCE_GPU = 2 * GIB
 _PREFIX_BYTES, _PREFIX_SEQUENCES = GIB // 2, 4
-"""Most that the transformers engine keeps between stages: bytes, and sequences of the greatest length."""
+"""Most that an engine in this process keeps between stages: bytes, and sequences of the greatest length."""
+_ONNX_COPIES = 2
+"""ONNX Runtime keeps the weights once more, laid out for its products."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Hardware:
     @staticmethod
     def here(settings: EngineSettings, engine: Engine) -> "Hardware":
         """Finds this machine's memory; it looks for GPUs only if the engine can use one."""
-        on_cpu = engine == "transformers" and settings.device == "cpu"
+        on_cpu = engine == "onnx" or (engine == "transformers" and settings.device == "cpu")
         return Hardware(machine_memory(), None if on_cpu else gpu_memory())
 
     def without(self, leaving: "MemoryNeed") -> "Hardware":
@@ -65,8 +67,8 @@ class MemoryNeed:
 
     Attributes:
         sequence: keys and values of one sequence of the greatest length.
-        cache: all keys and values: as set, or else of one sequence; the transformers engine adds the
-            prefixes that it keeps between stages.
+        cache: all keys and values: as set, or else of one sequence; transformers and onnx add the prefixes
+            that they keep between stages.
         allowance: for libraries, intermediate results and CUDA graphs.
         copies: of the checkpoint in one place; above 1 only on a machine without a GPU.
         places: the GPUs of all shares and copies, or this machine.
@@ -121,7 +123,8 @@ def memory_need(
         dtype: float32, bfloat16 or float16.
     """
     vllm = engine == "vllm"
-    gpus = hardware.gpus or () if vllm else _device(settings.device, hardware)
+    device = "cpu" if engine == "onnx" else settings.device
+    gpus = hardware.gpus or () if vllm else _device(device, hardware)
     split, copies = (settings.tensor_parallel_size, settings.data_parallel_size) if vllm else (1, 1)
     if not gpus:
         # On a CPU the shares of a copy are processes of this machine
@@ -132,7 +135,7 @@ def memory_need(
     else:
         cache = sequence + prefix_cache_bytes(dimensions, dtype, settings)
     return MemoryNeed(
-        weights=weight_bytes // split,
+        weights=weight_bytes // split * (_ONNX_COPIES if engine == "onnx" else 1),
         sequence=sequence,
         cache=cache,
         allowance=_ALLOWANCE_GPU if gpus else _ALLOWANCE_MACHINE,
@@ -144,7 +147,7 @@ def memory_need(
 
 
 def prefix_cache_bytes(dimensions: Dimensions, dtype: str, settings: EngineSettings) -> int:
-    """Returns the most bytes of keys and values that the transformers engine keeps between stages."""
+    """Returns the most bytes of keys and values that an engine in this process keeps between stages."""
     if settings.kv_cache_gib is not None:
         return int(settings.kv_cache_gib * GIB)
     sequence = settings.max_model_len * dimensions.kv_bytes(ITEM_BYTES[dtype])
@@ -168,6 +171,8 @@ def need_problems(
     found += (
         _split_problems(dimensions, settings, hardware)
         if engine == "vllm"
+        else []
+        if engine == "onnx"
         else _device_problems(settings, hardware)
     )
     if need.cache < need.sequence:

@@ -61,9 +61,9 @@ def read_weights(
     for name, placed in files.items():
         with folder.noting():
             held = _header(folder, name)
-            found |= {_published(tensor): entry for tensor, entry in held.items()}
+            found |= {published(tensor): entry for tensor, entry in held.items()}
             for tensor in held:
-                places.setdefault(_published(tensor), []).append((name, tensor))
+                places.setdefault(published(tensor), []).append((name, tensor))
             if lacking := [tensor for tensor in placed if tensor not in held]:
                 folder.wrong(name, f"lacks {_some(lacking)} that {INDEX} places there: {COPY_AGAIN}")
     # After a broken file, a report of its missing tensors would add nothing
@@ -225,7 +225,7 @@ def misnamed(missing: Sequence[str], unknown: Sequence[str]) -> str | None:
     lost = set(missing)
     for name in unknown:
         wrapper = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), "")
-        if wrapper and _published(name.removeprefix(wrapper)) in lost:
+        if wrapper and published(name.removeprefix(wrapper)) in lost:
             return (
                 f"have names that begin with {wrapper}, the wrapper of {_WRAPPERS[wrapper]}"
                 f" (such as {name}): save the inner model with its save_pretrained"
@@ -241,7 +241,7 @@ def misnamed(missing: Sequence[str], unknown: Sequence[str]) -> str | None:
     return None
 
 
-def _published(name: str) -> str:
+def published(name: str) -> str:
     """Returns a tensor's name as in the published checkpoints; newer versions of transformers save others."""
     for new, old in {"model.language_model.": "model.", "model.visual.": "visual."}.items():
         if name.startswith(new):

@@ -9,6 +9,7 @@ from teacher_api.schemas import TrainedOn
 from teacher_server.checkpoints.checkpoint import (
     BadCheckpoint,
     Checkpoint,
+    dtype_problems,
     label_problems,
     memory_problems,
     quantisation_problems,
@@ -116,6 +117,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     problems = label_problems(checkpoint, prompts.labels)
     problems += processor_problems(checkpoint.own_bounds, settings.engine)
     problems += quantisation_problems(checkpoint, settings, settings.engine)
+    problems += dtype_problems(settings, settings.engine)
     problems += conversation_problems(
         checkpoint, prompts, reading.readout, settings.max_model_len, settings.views
     )
@@ -132,7 +134,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         ) from error
     identified = {
         "digest": checkpoint.digest(),
-        "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
+        "dtype": checkpoint.served_dtype(settings, settings.engine),
     }
     if dummy:  # each engine draws different weights
         identified["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
@@ -256,7 +258,14 @@ def _transformers(checkpoint: Checkpoint, settings: Settings, _: PromptSet) -> C
     return TransformersEngine(checkpoint, settings)
 
 
+def _onnx(checkpoint: Checkpoint, settings: Settings, _: PromptSet) -> ChatEngine:
+    from teacher_server.engines.onnx.engine import OnnxEngine  # noqa: PLC0415
+
+    return OnnxEngine(checkpoint, settings)
+
+
 _ENGINES: dict[str, Callable[[Checkpoint, Settings, PromptSet], ChatEngine]] = {
     "vllm": _vllm,
     "transformers": _transformers,
+    "onnx": _onnx,
 }

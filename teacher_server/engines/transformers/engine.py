@@ -8,8 +8,8 @@ import torch
 
 from teacher_server.checkpoints.checkpoint import Checkpoint
 from teacher_server.engines.base import Decoding, EngineDead, Generated, Prompt
+from teacher_server.engines.batching import Batches, Request
 from teacher_server.engines.offline import set_offline
-from teacher_server.engines.transformers.batching import Batches, Request
 from teacher_server.engines.transformers.runner import Runner
 from teacher_server.settings import EngineSettings
 
@@ -34,7 +34,7 @@ class TransformersEngine:
         """
         set_offline()
         runner = await asyncio.to_thread(Runner, self._checkpoint, self._settings)
-        self._batches = Batches(runner.run, self._settings.max_num_seqs)
+        self._batches = Batches(lambda batch, take: runner.run(batch), self._settings.max_num_seqs)
 
     async def generate(self, prompt: Prompt, decoding: Decoding) -> Generated:
         """Continues a prompt. Cancelling this call ends its part of the batch at the next token.

@@ -40,7 +40,7 @@ def load_model(checkpoint: Checkpoint, settings: EngineSettings, device: torch.d
     Raises:
         CannotLoad: the weights are incomplete, or the device has too little memory.
     """
-    dtype = getattr(torch, checkpoint.dtype() if settings.dtype == "auto" else settings.dtype)
+    dtype = getattr(torch, checkpoint.served_dtype(settings, "transformers"))
     _hf.utils.logging.disable_progress_bar()
     try:
         if settings.load_format == "dummy":

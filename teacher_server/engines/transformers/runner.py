@@ -2,50 +2,21 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import transformers
-import xgrammar
 
 from teacher_server.checkpoints.checkpoint import Checkpoint
-from teacher_server.engines.base import Decoding, EngineError, Generated, check_seen
-from teacher_server.engines.constraints import grammar_of
-from teacher_server.engines.exceptions import words_of
-from teacher_server.engines.transformers.batching import Request
-from teacher_server.engines.transformers.kv_cache import (
-    CachedPrefix,
-    PrefixCache,
-    cached_prefix,
-    join_prefixes,
-)
+from teacher_server.engines.base import EngineError, check_seen
+from teacher_server.engines.batching import Request
+from teacher_server.engines.prefixes import CachedPrefix, PrefixCache, cached_prefix
+from teacher_server.engines.sampling import NOT_NUMBERS, Row, Sampler
+from teacher_server.engines.transformers.kv_cache import join_prefixes, keep_row
 from teacher_server.engines.transformers.model import device_of, is_out_of_memory, load_model
 from teacher_server.engines.transformers.processor import picture_processor
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.settings import EngineSettings
-
-_hf: Any = transformers  # its annotations are too incomplete to check against
-
-_GRAMMAR_CACHE_BYTES = 2**28
-_NOT_NUMBERS = "the model's scores are not numbers: set `dtype` to float32, and check the weights"
-
-
-@dataclass(eq=False)
-class _Row:
-    """One request of a batch that generates."""
-
-    request: Request
-    decoding: Decoding
-    matcher: xgrammar.GrammarMatcher
-    random: torch.Generator
-    token_ids: list[int]
-    least_logprob: float = 0.0
-    """Of the tokens so far, in nats."""
-
-    def sample(self, logits_V: torch.Tensor) -> int:
-        """Draws the next token at the request's temperature, on the CPU so that a seed fixes the series."""
-        probs_V = torch.softmax(logits_V.cpu() / self.decoding.temperature, dim=0)
-        return int(torch.multinomial(probs_V, 1, generator=self.random))
 
 
 @dataclass(eq=False)
@@ -89,19 +60,11 @@ class Runner:
         self._model = load_model(checkpoint, settings, self._device)
         self._processor = picture_processor(checkpoint.dimensions)
         self._vocabulary: int = self._model.lm_head.out_features
-        tokenizer_info = xgrammar.TokenizerInfo.from_huggingface(
-            _hf.PreTrainedTokenizerFast(tokenizer_object=checkpoint.tokenizer),
-            vocab_size=self._vocabulary,
-            stop_token_ids=[checkpoint.end_token_id],
-        )
-        self._grammars = xgrammar.GrammarCompiler(tokenizer_info, cache_limit_bytes=_GRAMMAR_CACHE_BYTES)
-        # Inside a JSON string the grammar accepts a special token, such as <|image_pad|>, as letters
-        special = {checkpoint.tokenizer.token_to_id(token) for token in checkpoint.special_tokens}
-        self._forbidden = torch.tensor(sorted(special - {checkpoint.end_token_id}), device=self._device)
+        self._sampler = Sampler(checkpoint, self._vocabulary, self._device)
         # Holds the pictures of all running questions, twice, and of 64 worked examples
         self._max_pictures = 2 * settings.max_num_seqs + 64
         self._features: OrderedDict[str, _Features] = OrderedDict()
-        self._prefixes = PrefixCache(checkpoint.prefix_cache_bytes(settings))
+        self._prefixes = PrefixCache(checkpoint.prefix_cache_bytes(settings, "transformers"))
         # Layers with a sliding window drop keys and values that stage 2 would need
         self._keeps_prefixes = "sliding_attention" not in self._model.config.get_text_config().layer_types
 
@@ -138,14 +101,14 @@ class Runner:
             if wrong:
                 request.settle(EngineError(f"no token has the id {wrong[0]}"))
             elif broken:
-                request.settle(EngineError(_NOT_NUMBERS))
+                request.settle(EngineError(NOT_NUMBERS))
             else:
                 request.settle(tuple(logprobs_V[list(request.token_ids)].tolist()))
 
     def _generate(self, requests: list[Request]) -> None:
         """Answers generating requests, each as soon as it is complete; the others continue without it."""
         requests, expanded = self._expand(requests)
-        rows = [row for row in map(self._row, requests) if row is not None]
+        rows = [row for row in map(self._sampler.row, requests) if row is not None]
         if len(rows) < len(requests):
             usable = {id(row.request) for row in rows}
             expanded = [ids for ids, request in zip(expanded, requests, strict=True) if id(request) in usable]
@@ -153,7 +116,7 @@ class Runner:
             return
         step = self._read([row.request for row in rows], expanded, use_cache=True)
         while True:
-            going = self._choose(rows, step)
+            going = self._sampler.choose(rows, step.logits_BV, partial(self._keep, step, rows))
             if not going:
                 return
             if len(going) < len(rows):
@@ -195,65 +158,12 @@ class Runner:
             expanded.append(ids)
         return usable, expanded
 
-    def _row(self, request: Request) -> _Row | None:
-        """Returns a row ready to generate; for an invalid schema it answers the request and returns None."""
-        decoding = request.decoding
-        assert decoding is not None
-        try:
-            grammar = self._grammars.compile_grammar(grammar_of(decoding.schema))
-        except Exception as error:
-            request.settle(EngineError(f"no grammar can be made of the schema: {words_of(error)}"))
-            return None
-        random = torch.Generator().manual_seed(decoding.seed % 2**63)
-        return _Row(request, decoding, xgrammar.GrammarMatcher(grammar), random, [])
-
-    def _choose(self, rows: list[_Row], step: _Step) -> list[int]:
-        """Gives each row its next token and answers the complete rows; returns the rows that continue."""
-        logits_BV = step.logits_BV
-        bits_BW = xgrammar.allocate_token_bitmask(len(rows), self._vocabulary)
-        for i, row in enumerate(rows):
-            row.matcher.fill_next_token_bitmask(bits_BW, i)
-        logits_BV[:, self._forbidden] = -torch.inf
-        xgrammar.apply_token_bitmask_inplace(logits_BV, bits_BW.to(self._device))
-        broken_B, greedy_B = logits_BV.isnan().any(-1).tolist(), logits_BV.argmax(-1).tolist()
-        total_B = logits_BV.logsumexp(-1)  # over the tokens that the grammar allows
-        tokens_B = [
-            row.sample(logits_BV[i]) if row.decoding.temperature and not broken_B[i] else greedy_B[i]
-            for i, row in enumerate(rows)
-        ]
-        chosen_B1 = torch.tensor(tokens_B, device=self._device)[:, None]
-        logprob_B = (logits_BV.gather(-1, chosen_B1)[:, 0] - total_B).tolist()
-        going = []
-        for i, row in enumerate(rows):
-            if row.request.settled:  # cancelled, or the engine is being closed
-                continue
-            if broken_B[i]:
-                row.request.settle(EngineError(_NOT_NUMBERS))
-                continue
-            token = tokens_B[i]
-            row.least_logprob = min(row.least_logprob, logprob_B[i])
-            row.matcher.accept_token(token)
-            if token == self._checkpoint.end_token_id:
-                row.request.settle(self._generated(row, self._keep(step, i, row)))
-            else:
-                row.token_ids.append(token)
-                if len(row.token_ids) >= row.decoding.max_tokens:
-                    row.request.settle(self._generated(row, None, complete=False))
-                else:
-                    going.append(i)
-        return going
-
-    def _generated(self, row: _Row, prefix: CachedPrefix | None, *, complete: bool = True) -> Generated:
-        text = self._checkpoint.tokenizer.decode(row.token_ids, skip_special_tokens=False)
-        ids = tuple(row.token_ids)
-        return Generated(text, len(ids), complete, ids, prefix, row.least_logprob)
-
-    def _keep(self, step: _Step, i: int, row: _Row) -> CachedPrefix | None:
+    def _keep(self, step: _Step, rows: list[Row], i: int) -> CachedPrefix | None:
         """Keeps the keys and values of a row's prompt and generated tokens."""
         if not self._keeps_prefixes:
             return None
-        token_ids = (*row.request.prompt.token_ids, *row.token_ids)
-        return self._prefixes.keep(step.cache, i, int(step.mask_BL[i].sum()), token_ids)
+        token_ids = (*rows[i].request.prompt.token_ids, *rows[i].token_ids)
+        return keep_row(self._prefixes, step.cache, i, int(step.mask_BL[i].sum()), token_ids)
 
     def _read(self, requests: list[Request], expanded: list[list[int]], *, use_cache: bool) -> _Step:
         """Runs a forward pass over whole prompts, padded at the left so that all end in the last column.

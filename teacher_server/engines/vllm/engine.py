@@ -62,7 +62,7 @@ class VllmEngine:
             "trust_remote_code": False,
             "generation_config": "vllm",  # not the checkpoint's own sampling settings
             # vLLM's own "auto" would serve float32 weights in 16 bits
-            "dtype": checkpoint.dtype() if settings.dtype == "auto" else settings.dtype,
+            "dtype": checkpoint.served_dtype(settings, "vllm"),
             "load_format": "dummy" if settings.load_format == "dummy" else "safetensors",
             "seed": settings.seed,
             "max_model_len": settings.max_model_len,

@@ -26,7 +26,7 @@ pytest.importorskip("transformers")
 # Python runs this before the teacher: the engine's own thread is what raises or hangs
 _ILL = """
 import pathlib, threading
-from teacher_server.engines.transformers import batching
+from teacher_server.engines import batching
 
 class Ill(batching.Batches):
     made = 0
@@ -35,13 +35,13 @@ class Ill(batching.Batches):
         Ill.made += 1
         number = Ill.made
 
-        def ill(requests):
+        def ill(requests, take):
             fault = pathlib.Path({folder!r}, str(number))
             if fault.exists():
                 if fault.read_text() == "hangs":
                     threading.Event().wait()
                 raise RuntimeError("a kernel broke")
-            run(requests)
+            run(requests, take)
 
         super().__init__(ill, size, end_s=2)
 

@@ -1,4 +1,4 @@
-"""A transformers engine on a tiny checkpoint: start, cancellation, failures and close."""
+"""The engines of this process on a tiny checkpoint: start, cancellation, failures and close."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ import pytest
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines.base import CannotLoad, Decoding, EngineDead, EngineError, Generated, Prompt
 from tests import engines
-from tests.engines import ENDLESS, SCHEMA, WHOLE, prompt_of, settings, started
+from tests.engines import ENDLESS, LOCAL, SCHEMA, WHOLE, engine_of, prompt_of, settings, started
 from tools.random_checkpoint import make_checkpoint
 
 torch = pytest.importorskip("torch")
@@ -30,14 +30,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return read_checkpoint(make_checkpoint(tmp_path_factory.mktemp("checkpoint")))
 
 
+@pytest.fixture(params=LOCAL)
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime")
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def prompts(checkpoint: Checkpoint) -> list[Prompt]:
     return engines.prompts_of(checkpoint)
 
 
-def test_cancelled_requests_free_the_engine(checkpoint: Checkpoint, prompts: list[Prompt]) -> None:
+def test_cancelled_requests_free_the_engine(checkpoint: Checkpoint, kind: str, prompts: list[Prompt]) -> None:
     async def scenario() -> tuple[float, float]:
-        async with started(checkpoint, max_num_seqs=20, max_model_len=30_000) as engine:
+        async with started(checkpoint, kind, max_num_seqs=20, max_model_len=30_000) as engine:
             tasks = [asyncio.create_task(engine.generate(prompts[i % 6], ENDLESS)) for i in range(20)]
             waiting = [asyncio.create_task(engine.generate(prompts[0], ENDLESS)) for _ in range(20)]
             await asyncio.sleep(1)
@@ -60,10 +67,10 @@ def test_cancelled_requests_free_the_engine(checkpoint: Checkpoint, prompts: lis
 
 
 def test_a_cancelled_request_leaves_the_others_of_its_batch(
-    checkpoint: Checkpoint, prompts: list[Prompt]
+    checkpoint: Checkpoint, kind: str, prompts: list[Prompt]
 ) -> None:
     async def scenario() -> tuple[list[Generated], list[Generated]]:
-        async with started(checkpoint) as engine:
+        async with started(checkpoint, kind) as engine:
             alone = [await engine.generate(prompt, WHOLE) for prompt in prompts]
             tasks = [asyncio.create_task(engine.generate(prompt, WHOLE)) for prompt in prompts]
             long = [
@@ -79,12 +86,12 @@ def test_a_cancelled_request_leaves_the_others_of_its_batch(
     assert alone == together
 
 
-def test_bad_requests_fail_alone(checkpoint: Checkpoint, prompts: list[Prompt]) -> None:
+def test_bad_requests_fail_alone(checkpoint: Checkpoint, kind: str, prompts: list[Prompt]) -> None:
     two_places = Prompt(prompts[2].token_ids, prompts[2].pictures[:1])
     long = prompt_of(checkpoint, "long " * 3000)
 
     async def scenario() -> list[tuple[Any, str | None]]:
-        async with started(checkpoint) as engine:
+        async with started(checkpoint, kind) as engine:
             works: list[tuple[Coroutine[Any, Any, Any], str | None]] = [
                 (engine.generate(prompts[1], WHOLE), None),
                 (engine.generate(two_places, WHOLE), "1 pictures for 2 image tokens"),
@@ -160,10 +167,10 @@ def test_scores_that_are_no_numbers_are_an_error(
 
 
 def test_before_the_start_and_after_the_close_it_is_dead(
-    checkpoint: Checkpoint, prompts: list[Prompt]
+    checkpoint: Checkpoint, kind: str, prompts: list[Prompt]
 ) -> None:
     async def scenario() -> None:
-        engine = TransformersEngine(checkpoint, settings(max_model_len=30_000))
+        engine = engine_of(kind, checkpoint, max_model_len=30_000)
         with pytest.raises(EngineDead):
             await engine.score(prompts[0], [1])
         await engine.close()
@@ -204,11 +211,11 @@ def test_it_calculates_in_as_many_threads_as_are_asked_for(
     assert found == [own, own + 2]
 
 
-def test_dummy_weights_need_a_config_only(tmp_path: Path, prompts: list[Prompt]) -> None:
+def test_dummy_weights_need_a_config_only(tmp_path: Path, kind: str, prompts: list[Prompt]) -> None:
     made = read_checkpoint(make_checkpoint(tmp_path, weights=False), weights=False)
 
     async def scores(seed: int) -> tuple[float, ...]:
-        async with started(made, load_format="dummy", seed=seed) as engine:
+        async with started(made, kind, load_format="dummy", seed=seed) as engine:
             return await engine.score(prompts[2], range(50))
 
     state = torch.random.get_rng_state()

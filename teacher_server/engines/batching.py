@@ -1,12 +1,14 @@
-"""Gathers concurrent requests into batches and runs them one after another in a thread of its own."""
+"""Gathers concurrent requests into batches and runs them in threads of their own."""
 
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnresponsive, Prompt
@@ -49,16 +51,29 @@ class Request:
         return await asyncio.wrap_future(self._answer)
 
 
+Take = Callable[[], list[Request]]
+"""Takes the oldest waiting request, if there is one, into a running batch."""
+
+
 class Batches:
     """Runs waiting requests in order of arrival, in batches that either generate or score.
 
     Args:
-        run: settles each request of a batch; it may raise the reason for the ones that it leaves open.
-        size: most requests in a batch.
-        end_s: how long the thread may take to end: at each token a batch checks which requests are open.
+        run: settles each request of a batch; it may raise the reason for the ones that it leaves open. It
+            may take more requests, of either kind, while it runs.
+        size: most requests in a batch at its start.
+        threads: batches that run at the same time.
+        end_s: how long a thread may take to end: at each token a batch checks which requests are open.
     """
 
-    def __init__(self, run: Callable[[list[Request]], None], size: int, end_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        run: Callable[[list[Request], Take], None],
+        size: int,
+        *,
+        threads: int = 1,
+        end_s: float = 20.0,
+    ) -> None:
         self._run = run
         self._size = size
         self._end_s = end_s
@@ -66,9 +81,12 @@ class Batches:
         # The following need the condition's lock
         self._open = True
         self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
-        self._thread = threading.Thread(target=self._work, daemon=True, name="engine")
-        self._thread.start()
+        self._running: list[list[Request]] = []
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True, name=f"engine-{i}") for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def answer(self, request: Request) -> Any:
         """Returns the answer to a request. Cancelling this call cancels the request.
@@ -80,30 +98,35 @@ class Batches:
             if not self._open:
                 raise EngineDead("the engine is closed")
             self._waiting.append(request)
-            self._changed.notify_all()
+            self._changed.notify()
         return await request.answer()
 
     async def close(self) -> None:
-        """Ends the thread; pending requests get EngineDead.
+        """Ends the threads; pending requests get EngineDead.
 
         Raises:
-            EngineUnresponsive: the running batch does not end.
+            EngineUnresponsive: a running batch does not end.
         """
         with self._changed:
             self._open = False
-            left = [*self._running, *self._waiting]
+            left = [*(request for batch in self._running for request in batch), *self._waiting]
             self._waiting.clear()
             self._changed.notify_all()
         for request in left:
             request.settle(EngineDead("the engine was closed before it answered"))
-        await asyncio.to_thread(self._thread.join, self._end_s)
-        if self._thread.is_alive():
+        await asyncio.to_thread(self._join)
+        if any(thread.is_alive() for thread in self._threads):
             raise EngineUnresponsive(f"the engine's batch has not ended within {self._end_s:g} s")
+
+    def _join(self) -> None:
+        end = time.monotonic() + self._end_s
+        for thread in self._threads:
+            thread.join(max(end - time.monotonic(), 0))
 
     def _work(self) -> None:
         while batch := self._next():
             try:
-                self._run(batch)
+                self._run(list(batch), partial(self._take, batch))
                 outcome = EngineError("the engine gave no answer")
             except EngineError as error:
                 outcome = error
@@ -111,6 +134,8 @@ class Batches:
                 _log.exception("a batch failed")
                 # Without the traceback, which would keep the failed batch's tensors alive
                 outcome = EngineError(f"the engine failed: {words_of(error)}")
+            with self._changed:
+                self._running.remove(batch)
             for request in batch:
                 request.settle(outcome)
             # While idle, hold nothing of the last batch
@@ -119,17 +144,29 @@ class Batches:
     def _next(self) -> list[Request]:
         """Waits for and returns the oldest request and others of its kind; an empty list once closed."""
         with self._changed:
-            self._running = []
-            while self._open and not self._running:
+            batch: list[Request] = []
+            while self._open and not batch:
                 self._changed.wait_for(lambda: self._waiting or not self._open)
                 left = deque[Request]()
                 for request in self._waiting:
                     if request.settled:
                         continue
-                    alike = not self._running or request.kind == self._running[0].kind
-                    if alike and len(self._running) < self._size:
-                        self._running.append(request)
+                    alike = not batch or request.kind == batch[0].kind
+                    if alike and len(batch) < self._size:
+                        batch.append(request)
                     else:
                         left.append(request)
                 self._waiting = left
-            return self._running
+            if batch:
+                self._running.append(batch)
+            return batch
+
+    def _take(self, batch: list[Request]) -> list[Request]:
+        """Moves the oldest open request into a running batch, which drops what it has settled."""
+        with self._changed:
+            while self._waiting:
+                request = self._waiting.popleft()
+                if not request.settled:
+                    batch[:] = [each for each in batch if not each.settled] + [request]
+                    return [request]
+            return []

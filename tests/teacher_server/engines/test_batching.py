@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnresponsive, Prompt
-from teacher_server.engines.transformers.batching import Batches, Request
+from teacher_server.engines.batching import Batches, Request, Take
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +28,7 @@ class _Echo:
         self.go = threading.Event()
         self.batches: list[list[int]] = []
 
-    def __call__(self, requests: list[Request]) -> None:
+    def __call__(self, requests: list[Request], take: Take) -> None:
         self.batches.append([request.prompt.token_ids[0] for request in requests])
         assert self.go.wait(20)
         for request in requests:
@@ -98,7 +98,7 @@ def test_a_failed_batch_fails_those_that_it_left(error: Exception, message: str)
         gate = threading.Event()
         fail = _raising(error)
 
-        def run(requests: list[Request]) -> None:
+        def run(requests: list[Request], take: Take) -> None:
             assert gate.wait(20)
             fail(requests)
 
@@ -115,7 +115,7 @@ def test_a_failed_batch_fails_those_that_it_left(error: Exception, message: str)
 
 def test_a_request_that_is_left_unanswered_gets_an_error() -> None:
     async def scenario() -> None:
-        batches = Batches(lambda requests: None, size=8)
+        batches = Batches(lambda requests, take: None, size=8)
         with pytest.raises(EngineError, match="no answer"):
             await batches.answer(_score(0))
         await batches.close()
@@ -152,5 +152,47 @@ def test_what_does_not_come_back_is_told_when_it_is_closed() -> None:
         with pytest.raises(EngineDead):
             await task
         echo.go.set()
+
+    asyncio.run(scenario())
+
+
+def test_a_running_batch_takes_what_waits_and_answers_for_it() -> None:
+    taken: list[list[int]] = []
+    gate = threading.Event()
+
+    def run(requests: list[Request], take: Take) -> None:
+        assert gate.wait(20)
+        requests[0].settle("first")
+        for _ in range(3):
+            taken.append([request.prompt.token_ids[0] for request in take()])
+        raise EngineError("no room")
+
+    async def scenario() -> None:
+        batches = Batches(run, size=1)
+        tasks = await _asked(batches, [_score(0), _generate(1), _score(2), _score(3)])
+        tasks[1].cancel()
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert await tasks[0] == "first"
+        for task in tasks[2:]:
+            with pytest.raises(EngineError, match="no room"):
+                await task
+        assert taken == [[2], [3], []]
+        await batches.close()
+
+    asyncio.run(scenario())
+
+
+def test_batches_of_several_threads_run_at_the_same_time() -> None:
+    async def scenario() -> None:
+        together = threading.Barrier(3)
+
+        def run(requests: list[Request], take: Take) -> None:
+            together.wait(20)
+            requests[0].settle("done")
+
+        batches = Batches(run, size=1, threads=3)
+        assert await asyncio.gather(*(batches.answer(_score(n)) for n in range(3))) == ["done"] * 3
+        await batches.close()
 
     asyncio.run(scenario())

@@ -1,10 +1,11 @@
-"""The transformers engine's answers on a tiny checkpoint, compared with transformers and with itself."""
+"""What the engines of this process answer on a tiny checkpoint, compared with transformers and themselves."""
 
 import asyncio
 import json
 import math
 import shutil
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines.base import Decoding, Generated, Prompt
 from teacher_server.prompting.preparation import Preparation, PreparedPicture
 from tests import engines
-from tests.engines import SCHEMA, WHOLE, SharedEngine, picture_of, started
+from tests.engines import LOCAL, SCHEMA, WHOLE, SharedEngine, picture_of, started
 from tests.teacher_server.checkpoints.breaking import set_fields
 
 torch = pytest.importorskip("torch")
@@ -36,9 +37,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return engines.checkpoint_with_habits(tmp_path_factory.mktemp("checkpoint"))
 
 
+@pytest.fixture(scope="module", params=LOCAL)
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime")
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def shared(checkpoint: Checkpoint) -> Iterator[SharedEngine]:
-    shared = SharedEngine(checkpoint)
+def shared(checkpoint: Checkpoint, kind: str) -> Iterator[SharedEngine]:
+    shared = SharedEngine(checkpoint, kind)
     yield shared
     shared.close()
 
@@ -131,11 +139,16 @@ def test_scores_are_those_of_plain_transformers(
     "own", [{"min_pixels": 448 * 448}, {"max_pixels": 3136}, {"size": {"min_pixels": 1}, "min_pixels": None}]
 )
 def test_a_checkpoints_own_pixel_bounds_have_no_effect(
-    checkpoint: Checkpoint, shared: SharedEngine, prompts: list[Prompt], own: dict[str, Any], tmp_path: Path
+    checkpoint: Checkpoint,
+    shared: SharedEngine,
+    kind: str,
+    prompts: list[Prompt],
+    own: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "bounded"))
     set_fields("preprocessor_config.json", **own)(folder)
-    bounded = SharedEngine(read_checkpoint(folder))
+    bounded = SharedEngine(read_checkpoint(folder), kind)
     for prompt in prompts:
         scores = [each.run(each.engine.score(prompt, range(100))) for each in (shared, bounded)]
         assert scores[0] == scores[1]
@@ -281,13 +294,13 @@ def test_it_matters_which_picture_comes_first(shared: SharedEngine, prompt_of: C
 
 
 def test_more_pictures_than_are_remembered(
-    checkpoint: Checkpoint, plain: _Plain, prompt_of: Callable[..., Prompt]
+    checkpoint: Checkpoint, kind: str, plain: _Plain, prompt_of: Callable[..., Prompt]
 ) -> None:
     many = [_noise(seed) for seed in range(150)]
     asked = [prompt_of(many[i], "or", many[i + 75]) for i in range(75)]
 
     async def scores() -> list[tuple[float, ...]]:
-        async with started(checkpoint, max_num_seqs=4) as engine:
+        async with started(checkpoint, kind, max_num_seqs=4) as engine:
             first = await asyncio.gather(*(engine.score(prompt, range(99)) for prompt in asked))
             again = [await engine.score(prompt, range(99)) for prompt in asked[:3]]
             np.testing.assert_allclose(first[:3], again, rtol=0, atol=1e-4)
@@ -312,6 +325,16 @@ def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return forward(self, **given)
 
     monkeypatch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", counting)
+    with suppress(ImportError):
+        from teacher_server.engines.onnx.model import OnnxModel  # noqa: PLC0415
+
+        scores = OnnxModel.scores
+
+        def counting_too(self: Any, embeddings_BSH: Any, *given: Any) -> Any:
+            computed.append(embeddings_BSH.shape[1])
+            return scores(self, embeddings_BSH, *given)
+
+        monkeypatch.setattr(OnnxModel, "scores", counting_too)
     return computed
 
 
@@ -363,10 +386,10 @@ def test_what_was_kept_of_another_conversation_is_not_gone_on_from(
 
 
 def test_what_is_kept_is_bounded_and_goes_with_its_conversation(
-    checkpoint: Checkpoint, prompts: list[Prompt]
+    checkpoint: Checkpoint, kind: str, prompts: list[Prompt]
 ) -> None:
     async def scores(**changes: Any) -> tuple[list[int], list[tuple[float, ...]]]:
-        async with started(checkpoint, **changes) as engine:
+        async with started(checkpoint, kind, **changes) as engine:
             said = [await engine.generate(prompt, WHOLE) for prompt in prompts]
             followups = [p.then((*g.token_ids, 60), g.cached) for p, g in zip(prompts, said, strict=True)]
             kept = [g.cached.keys_values if g.cached else None for g in said]
