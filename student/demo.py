@@ -2,8 +2,9 @@
 
     python -m student.demo [--teacher compact|planner] [--out runs/demo]
 
-Starts a teacher as a process of its own, trains PPO on LavaGap alone and with the teacher, draws both
-learning curves and an animation of the taught student, prints a table and stops the teacher.
+Starts a teacher as a process of its own, shows what it says about a picture, trains PPO on LavaGap alone and
+with the teacher, draws both learning curves and an animation of the taught student, prints a table and stops
+the teacher.
 """
 
 import shutil
@@ -15,16 +16,21 @@ import matplotlib as mpl
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
+from gridworld.environments import actions_of, make
+from gridworld.pictures import draw, encode_png
+from gridworld.tasks import task_key
+from gridworld.views import view_of
 from student.experiments.statistics import samples_to
 from student.runs.animation import animate
 from student.runs.folder import Run
 from student.runs.trained import load_policy
 from student.settings import EnvId, TrainSettings
 from student.trainer import Stopped, train
-from teacher_api.client import TeacherError
+from teacher_api.client import TeacherClient, TeacherError
 from teacher_api.command_line import CannotStart, Folder, fail, flags_and_variables, flags_of, parse
 from teacher_api.files import write_json
 from teacher_api.processes import COMPACT, COMPACT_FLAGS, served_teacher
+from teacher_api.schemas import Question
 from teacher_api.terminal import speak_as
 
 mpl.use("Agg")
@@ -85,6 +91,7 @@ def demo(settings: DemoSettings) -> None:
     name, flags = _TEACHERS[settings.teacher]
     with served_teacher(settings.out / "answers.sqlite3", flags, settings.out / "teacher.log") as address:
         print(f"{name} answers at {address}.")
+        _show_an_answer(settings, address)
         arms: dict[str, dict[str, Any]] = {"alone": {}, "taught": {"teacher": address}}
         for arm, own in arms.items():
             print(f"{_ARMS[arm]}: {settings.env}, {settings.frames} frames", flush=True)
@@ -110,6 +117,21 @@ def demo(settings: DemoSettings) -> None:
     names = ("summary.json", "curve.png", "student.gif")
     print("\nWritten: " + ", ".join(str(settings.out / name) for name in names))
     print(f"Curves in TensorBoard: tensorboard --logdir {settings.out}")
+
+
+def _show_an_answer(settings: DemoSettings, address: str) -> None:
+    """Asks about the first state of an episode, writes its picture, and prints what the teacher says."""
+    env = make(settings.env)
+    env.reset(seed=settings.seed)
+    picture, file = encode_png(draw(view_of(env))), settings.out / "question.png"
+    file.write_bytes(picture)
+    task, actions = task_key(settings.env, None), actions_of(env)
+    with TeacherClient(address, deadline_s=60) as client:
+        answer = client.ask(Question.about(picture, mission=env.mission, task=task, actions=actions))
+    assert answer.probabilities is not None
+    likely = sorted(answer.probabilities.items(), key=lambda each: -each[1])[:4]
+    print(f"About {file} ({env.mission}) it says: {answer.analysis}")
+    print("Its probabilities: " + ", ".join(f"{action} {p:.2f}" for action, p in likely), flush=True)
 
 
 def _fresh(out: Path, arm: str) -> Path:
