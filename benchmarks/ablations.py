@@ -39,9 +39,9 @@ _ENVS = {
 _CASES = (
     "planner/lava",
     "noise30/lava",
+    "noise30/obstacles",
     "noise30/door",
     "mirrored/obstacles",
-    "mirrored/fetch",
     "shifted/door",
 )
 _HYPOTHESES: dict[str, dict[str, Any]] = {
@@ -53,6 +53,7 @@ _HYPOTHESES: dict[str, dict[str, Any]] = {
     "replay 64": {"replay_ratio": 64.0},
     "no weight by agreement": {"judgement._FAMILIAR": 1e-9},
     "agreement counts however familiar": {"judgement._FAMILIAR": 1e9},
+    "ends without success not known to be bad": {"experience._FAILURE": 0.0},
     "no confusion matrix": {"judgement._PSEUDO_COUNT": 1e9},
     "corrected labels not sharpened": {"judgement._SHARPNESS": 1.0},
     "untried actions as good as tried ones": {"judgement._UNTRIED": 1.0},

@@ -11,6 +11,8 @@ from student.algorithms.rollout import Rollout, Rows
 
 DISCOUNT = 0.95
 """Of the values; below the usual 0.99, so that a detour of one step stands out."""
+_FAILURE = -1.0
+"""The value of an end without success, if it has no lower reward: whatever else there is to do is better."""
 CAPACITY = 65_536
 """Different transitions that are kept; later ones are not recorded."""
 _SWEEPS = 10
@@ -44,8 +46,7 @@ class Experience:
 
     The values are those of dynamic programming on the graph of the states met: Q(s, a) = mean(r + DISCOUNT *
     V(s')) and V(s) = max over the actions tried in s, as in episodic control (Blundell et al., arXiv
-    1606.04460), but with paths joined where they meet. A state where no success is known has value 0, and an
-    end without success -1: whatever else there is to do in a state is better.
+    1606.04460), but with paths joined where they meet. A state where no success is known has value 0.
     """
 
     def __init__(self, actions: int) -> None:
@@ -104,7 +105,8 @@ class Experience:
         visits = np.bincount(self._pairs_C, counts_C, size).astype(np.float64)
         tried, share = visits > 0, 1 / np.maximum(visits, 1)
         live_C = np.where(ended_C, 0.0, DISCOUNT) * counts_C
-        rewards_C = np.where(ended_C & (self._rewards_C <= 0), -counts_C, self._rewards_C)
+        failed_C = ended_C & (self._rewards_C <= 0)
+        rewards_C = np.minimum(self._rewards_C, np.where(failed_C, _FAILURE * counts_C, np.inf))
         v_M = np.concatenate([self._values_M, np.zeros(states - len(self._values_M))])
         q_MA = np.zeros((states, self._actions))
         for _ in range(_SWEEPS):
