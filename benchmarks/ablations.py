@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from gridworld.tasks import TASKS
 from student.experiments.statistics import samples_to
 from student.runs.metrics import read_metrics
 from student.settings import TrainSettings
@@ -30,19 +31,13 @@ _TEACHERS: dict[str, dict[str, float | str]] = {
     "mirrored": {"fault": "mirrored"},
     "shifted": {"fault": "shifted"},
 }
-_ENVS = {
-    "lava": "MiniGrid-LavaGapS6-v0",
-    "obstacles": "MiniGrid-Dynamic-Obstacles-6x6-v0",
-    "fetch": "MiniGrid-Fetch-6x6-N2-v0",
-    "door": "MiniGrid-GoToDoor-6x6-v0",
-}
 _CASES = (
-    "planner/lava",
-    "noise30/lava",
-    "noise30/obstacles",
-    "noise30/door",
-    "mirrored/obstacles",
-    "shifted/door",
+    "planner/lava_gap",
+    "noise30/lava_gap",
+    "noise30/dynamic_obstacles",
+    "noise30/go_to_door",
+    "mirrored/dynamic_obstacles",
+    "shifted/go_to_door",
 )
 _HYPOTHESES: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -73,7 +68,7 @@ def main() -> None:
         "--hypotheses", nargs="+", choices=_HYPOTHESES, default=list(_HYPOTHESES), metavar="NAME"
     )
     parser.add_argument(
-        "--cases", nargs="+", type=_case, default=[_case(name) for name in _CASES], metavar="TEACHER/ENV"
+        "--cases", nargs="+", type=_case, default=[_case(name) for name in _CASES], metavar="TEACHER/TASK"
     )
     parser.add_argument("--algo", choices=("ppo", "a2c"), default="ppo")
     parser.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
@@ -88,9 +83,9 @@ def main() -> None:
         }
         for hypothesis in arguments.hypotheses:
             cells = []
-            for teacher, env in arguments.cases:
+            for teacher, task in arguments.cases:
                 changes = {
-                    "env": _ENVS[env],
+                    "env": TASKS[task].env_id,
                     "algo": arguments.algo,
                     "teacher": urls[teacher],
                     "frames": arguments.frames,
@@ -101,10 +96,10 @@ def main() -> None:
 
 
 def _case(name: str) -> tuple[str, str]:
-    teacher, _, env = name.partition("/")
-    if teacher not in _TEACHERS or env not in _ENVS:
-        raise argparse.ArgumentTypeError(f"write TEACHER/ENV of {', '.join(_TEACHERS)}; {', '.join(_ENVS)}")
-    return teacher, env
+    teacher, _, task = name.partition("/")
+    if teacher not in _TEACHERS or task not in TASKS:
+        raise argparse.ArgumentTypeError(f"write TEACHER/TASK of {', '.join(_TEACHERS)}; {', '.join(TASKS)}")
+    return teacher, task
 
 
 def _trained(changes: Mapping[str, Any], seed: int) -> tuple[int | None, float]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from gridworld.planner import plan
-from gridworld.tasks import task_of
+from gridworld.tasks import TASKS, task_of
 from gridworld.views import NAMES
 from student.algorithms.distillation import Labels, kl_to_teacher
 from student.algorithms.networks import ActorCritic
@@ -22,12 +22,6 @@ from student.algorithms.rollout import act
 from student.environments import WORDS, Environment, Vocabulary, layout_of
 from student.runs.policies import evaluate
 
-_ENVS = (
-    "MiniGrid-LavaGapS6-v0",
-    "MiniGrid-Dynamic-Obstacles-6x6-v0",
-    "MiniGrid-Fetch-6x6-N2-v0",
-    "MiniGrid-GoToDoor-6x6-v0",
-)
 _STEPS, _BATCH, _EPISODES = 1500, 128, 200
 
 
@@ -42,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     print(f"{'environment':36}{'labels':>7}  {'':14}{'agreement':>10}{'success':>9}")
-    for env_id in _ENVS:
+    for env_id in (task.env_id for task in TASKS.values()):
         vocabulary, obs_MK, probs_MA = _labelled(env_id, max(arguments.labels) + 1000)
         for size in arguments.labels:
             for marked in (True, False):
