@@ -1,6 +1,7 @@
 """Advantage actor-critic, the synchronous form of Mnih et al. (arXiv 1602.01783), with distillation."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from student.algorithms.base import Algorithm, Batch, batch_of, descend, equation_1, means, scaled_advantages
@@ -9,32 +10,43 @@ from student.algorithms.networks import ActorCritic
 from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
-_RATE = 1e-3
-"""The learning rate of a student that fails in half of its episodes or more."""
-_EPSILON = 1e-5
-"""Adam's epsilon for a student that fails in a tenth of its episodes or more."""
+_RATE, _EPSILON, _STEPS = 1e-3, 1e-5, 2
+"""The learning rate, Adam's epsilon and the gradient steps of a rollout of a student that fails often."""
+_OFTEN = 0.1
+"""The share of failed episodes from which a student fails often; rate and epsilon change gradually to it."""
 
 
 class A2C(Algorithm):
     """Takes one gradient step on the whole rollout."""
 
+    _steps = 1
+
     def recover(self, failing: float) -> None:
         """Raises the learning rate with the share of failed episodes, and lowers Adam's epsilon.
 
         Without failures the advantages are noise, and Adam makes steps of full size of gradients of any size
-        unless its epsilon is larger: such a student unlearns.
+        unless its epsilon is larger: such a student unlearns. A student that fails often takes a step on each
+        half of the rollout.
         """
+        share = min(failing / _OFTEN, 1)
         rate, epsilon = self.settings.learning_rate, self.settings.optimiser_epsilon
         for group in self.optimiser.param_groups:
-            group["lr"] = rate + min(2 * failing, 1) * (_RATE - rate)
-            group["eps"] = epsilon * (_EPSILON / epsilon) ** min(10 * failing, 1)
+            group["lr"] = rate + share * (_RATE - rate)
+            group["eps"] = epsilon * (_EPSILON / epsilon) ** share
+        self._steps = _STEPS if share == 1 else 1
 
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
         batch = batch_of(self.network, rollout, targets_U, self.settings)
-        total, parts = loss(self.network, batch, teacher_lambda, self.settings)
-        return means([descend(self.network, self.optimiser, total, parts, self.settings)])
+        steps = []
+        for first in range(self._steps):
+            part = (
+                batch if self._steps == 1 else batch[torch.arange(first, len(batch.actions_B), self._steps)]
+            )
+            total, parts = loss(self.network, part, teacher_lambda, self.settings)
+            steps.append(descend(self.network, self.optimiser, total, parts, self.settings))
+        return means(steps)
 
 
 def loss(

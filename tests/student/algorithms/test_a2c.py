@@ -112,18 +112,25 @@ def test_updates_move_the_student_towards_the_teacher() -> None:
     assert (log_probs_UA.argmax(1) == 1).all()
 
 
-def test_a_student_that_fails_takes_larger_steps() -> None:
+def test_a_student_that_fails_takes_larger_and_more_steps() -> None:
     fast = TrainSettings(preset="fast", algo="a2c")
-    algorithm = A2C(ActorCritic(LAYOUT), fast)
+    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+    algorithm = A2C(network, fast)
+    envs = Environments(LAYOUT, Vocabulary(), 8, 1)
+    rollout = collect(network, envs, envs.reset(), 16, rng)
+    nothing = Labels.nothing(len(rollout.states_UK), A)
     (group,) = algorithm.optimiser.param_groups
-    rates = {}
-    for failing in (1, 0.5, 0.25, 0.05, 0):
+    found, before = {}, 0
+    for failing in (0.5, 0.1, 0.05, 0):
         algorithm.recover(failing)
-        rates[failing] = group["lr"], group["eps"]
-    assert rates[1] == rates[0.5] == pytest.approx((1e-3, 1e-5))
-    assert rates[0.25] == pytest.approx(((1e-3 + fast.learning_rate) / 2, 1e-5))
-    assert rates[0.05][1] == pytest.approx((1e-5 * fast.optimiser_epsilon) ** 0.5)
-    assert rates[0] == (fast.learning_rate, fast.optimiser_epsilon)
+        algorithm.update(rollout, nothing, 0.0, rng)
+        taken = int(algorithm.optimiser.state[network.actor.weight]["step"])
+        found[failing] = group["lr"], group["eps"], taken - before
+        before = taken
+    assert found[0.5] == found[0.1] == pytest.approx((1e-3, 1e-5, 2))
+    half = ((1e-3 + fast.learning_rate) / 2, (1e-5 * fast.optimiser_epsilon) ** 0.5, 1)
+    assert found[0.05] == pytest.approx(half)
+    assert found[0] == (fast.learning_rate, fast.optimiser_epsilon, 1)
 
 
 def test_without_advantages_a_student_that_succeeds_hardly_moves() -> None:
