@@ -64,7 +64,8 @@ class OnnxModel:
         """Returns room for keys and values; memory is only taken as it is written to."""
         layers = self._dimensions.text.num_hidden_layers
         shape = (2, layers, sequences, self._dimensions.kv_heads, tokens, self._dimensions.head_dim)
-        return KeysValues(np.empty(shape, np.float32), self._language, self.vocabulary)
+        scores = np.empty((sequences, self.vocabulary), np.float32)
+        return KeysValues(np.empty(shape, np.float32), scores, self._language)
 
     def scores(
         self,
@@ -76,6 +77,8 @@ class OnnxModel:
     ) -> NDArray[np.float32]:
         """Runs S new tokens of each of B sequences; returns the scores after the last one [B, V].
 
+        The scores lie in `kept`, until the next call for the same places.
+
         Args:
             positions_3R: of all B S tokens, sequence by sequence.
             lengths_B: tokens of each sequence with the new ones.
@@ -83,7 +86,7 @@ class OnnxModel:
             first: the place in `kept` of the first sequence; the others follow.
         """
         count, new = embeddings_BSH.shape[:2]
-        binding, scores_BV = kept.bound(first, count)
+        binding = kept.bound(first, count)
         inputs = {
             "embeddings": embeddings_BSH,
             "rows": np.arange(count * new).reshape(count, new),
@@ -94,32 +97,34 @@ class OnnxModel:
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         self._language.run_with_iobinding(binding)
-        return scores_BV.copy()
+        return kept.scores[first : first + count]
 
 
 class KeysValues:
-    """Keys and values of sequences; use it in one thread.
+    """Keys and values of sequences, and the scores of their next tokens; use it in one thread.
 
     Attributes:
-        all: [2, layers, sequences, heads, tokens, width].
+        all: keys and values, [2, layers, sequences, heads, tokens, width].
+        scores: [sequences, vocabulary].
     """
 
-    def __init__(self, all_2LBHTD: NDArray[np.float32], session: Any, vocabulary: int) -> None:
-        self.all = all_2LBHTD
-        self._session, self._vocabulary = session, vocabulary
-        self._bound: dict[tuple[int, int], tuple[Any, NDArray[np.float32]]] = {}
+    def __init__(self, all_2LBHTD: NDArray[np.float32], scores_BV: NDArray[np.float32], session: Any) -> None:
+        self.all, self.scores = all_2LBHTD, scores_BV
+        self._session = session
+        self._bound: dict[tuple[int, int], Any] = {}
 
-    def bound(self, first: int, count: int) -> tuple[Any, NDArray[np.float32]]:
-        """Returns a binding of `count` sequences of each layer in this memory, and where scores will be."""
+    def bound(self, first: int, count: int) -> Any:
+        """Returns a binding of the session to `count` sequences of this memory."""
         if (first, count) not in self._bound:
-            binding, scores_BV = self._session.io_binding(), np.empty((count, self._vocabulary), np.float32)
+            binding = self._session.io_binding()
             for kind, layers in zip(("keys", "values"), self.all, strict=True):
                 for i, layer in enumerate(layers):
                     value = _Value.ortvalue_from_numpy(layer[first : first + count])
                     binding.bind_ortvalue_input(f"{kind}_{i}", value)
                     binding.bind_ortvalue_output(f"new_{kind}_{i}", value)
+            scores_BV = self.scores[first : first + count]
             binding.bind_ortvalue_output("scores", _Value.ortvalue_from_numpy(scores_BV))
-            self._bound[first, count] = binding, scores_BV
+            self._bound[first, count] = binding
         return self._bound[first, count]
 
 

@@ -30,14 +30,13 @@ _OPENINGS = 64
 
 @dataclass(eq=False)
 class _Sequence:
-    """A row that generates: its keys and values lie at the same place in the memory as in the list."""
+    """A row that generates: its place in the memory is that in the list."""
 
     row: Row
     length: int
     """Tokens with keys and values."""
     position: int
     """Of the next token."""
-    scores_V: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Runner:
         else:
             if row is not None:
                 position = int(expanded.positions_3L.max()) + 1
-                self._sequences.append(_Sequence(row, len(expanded.ids_L), position, scores_V))
+                self._sequences.append(_Sequence(row, len(expanded.ids_L), position))
 
     def _expand(self, request: Request) -> _Expanded:
         prompt, image_token_id = request.prompt, self._checkpoint.image_token_id
@@ -131,13 +130,13 @@ class Runner:
     def _make_room(self, tokens: int) -> None:
         """Grows the memory so that each sequence may have so many tokens."""
         if tokens > self._tokens:
-            before, had = self._memory.all, self._tokens
+            before, had = self._memory, self._tokens
             while self._tokens < tokens:
                 self._tokens = min(2 * self._tokens, self._longest)
             self._memory = self._model.memory(self._places, self._tokens)
-            for i, sequence in enumerate(self._sequences):
-                length = min(sequence.length, had)
-                self._memory.all[:, :, i, :, :length] = before[:, :, i, :, :length]
+            used = len(self._sequences)
+            self._memory.all[:, :, :used, :, :had] = before.all[:, :, :used]
+            self._memory.scores[:used] = before.scores[:used]
 
     def _read(self, prompt: Prompt, expanded: _Expanded) -> NDArray[np.float32]:
         """Computes a prompt's keys and values at the next place; returns the scores after it [V].
@@ -190,7 +189,7 @@ class Runner:
         if not self._sequences:
             return
         rows = [sequence.row for sequence in self._sequences]
-        scores_BV = torch.from_numpy(np.stack([sequence.scores_V for sequence in self._sequences]))
+        scores_BV = torch.from_numpy(self._memory.scores[: len(rows)])
         going = self._sampler.choose(rows, scores_BV, partial(self._keep_row, rows))
         for place, i in enumerate(going):
             if place != i:
@@ -202,16 +201,15 @@ class Runner:
         for sequence in self._sequences:
             sequence.length += 1
         newest_B1 = [sequence.row.token_ids[-1:] for sequence in self._sequences]
-        found_BV = self._model.scores(
+        self._model.scores(
             self._model.embeddings(newest_B1),
             np.tile([sequence.position for sequence in self._sequences], (3, 1)),
             np.array([sequence.length for sequence in self._sequences]),
             self._memory,
             0,
         )
-        for sequence, scores_V in zip(self._sequences, found_BV, strict=True):
+        for sequence in self._sequences:
             sequence.position += 1
-            sequence.scores_V = scores_V
 
     def _keep_row(self, rows: list[Row], i: int) -> CachedPrefix | None:
         token_ids = (*rows[i].request.prompt.token_ids, *rows[i].token_ids)

@@ -136,7 +136,13 @@ def test_scores_that_are_no_numbers_are_an_error(
     checkpoint: Checkpoint, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     scores = OnnxModel.scores
-    monkeypatch.setattr(OnnxModel, "scores", lambda *given: scores(*given) * np.float32(np.nan))
+
+    def overflowing(*given: Any) -> Any:
+        found_BV = scores(*given)
+        found_BV[:] = np.nan
+        return found_BV
+
+    monkeypatch.setattr(OnnxModel, "scores", overflowing)
 
     async def scenario() -> None:
         async with started(checkpoint, "onnx") as engine:
