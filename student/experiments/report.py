@@ -76,14 +76,26 @@ def _read(settings: ReportSettings) -> Results:
     folders = settings.runs
     is_sweep = len(folders) == 1 and (folders[0] / SWEEP_FILE).is_file()
     results = read_sweep(folders[0]) if is_sweep else read_runs(folders, name_arms)
-    if settings.baseline is None:
-        return results
-    if settings.baseline not in results.design.arms:
-        raise BadSweep(
-            f"`baseline` {settings.baseline!r} is not an arm; the arms are"
-            f" {', '.join(map(repr, results.design.arms))}"
-        )
-    return replace(results, design=replace(results.design, baseline=settings.baseline))
+    asked = [("baseline", settings.baseline), *(("arms", arm) for arm in settings.arms or ())]
+    for field, arm in asked:
+        if arm is not None and arm not in results.design.arms:
+            arms = ", ".join(map(repr, results.design.arms))
+            raise BadSweep(f"`{field}` {arm!r} is not an arm; the arms are {arms}")
+    if settings.baseline is not None:
+        results = replace(results, design=replace(results.design, baseline=settings.baseline))
+    return results if settings.arms is None else _of_arms(results, {results.design.baseline, *settings.arms})
+
+
+def _of_arms(results: Results, arms: set[str]) -> Results:
+    """Returns the results of some arms alone."""
+    design = replace(results.design, arms=tuple(arm for arm in results.design.arms if arm in arms))
+    runs = {cell: found for cell, found in results.runs.items() if cell.arm in arms}
+    others = tuple(f"{arm}/" for arm in results.design.arms if arm not in arms)
+    notes = [note for note in results.notes if not note.startswith(others)]
+    planned = results.planned - len(design.seeds) * (len(results.design.cells()) - len(design.cells()))
+    if not runs:
+        raise BadSweep(f"no run of {', '.join(design.arms)} is finished")
+    return replace(results, design=design, runs=runs, notes=notes, planned=planned)
 
 
 def _common_folder(folders: Sequence[Path]) -> Path:

@@ -65,6 +65,11 @@ class ReportSettings(BaseSettings):
         description="arm that the other arms are compared with; default: the baseline of the plan, or without"
         " a plan the runs without a teacher",
     )
+    arms: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="arms to compare with the baseline, separated by commas; default: all",
+    )
     threshold: float = Field(
         default=0.9,
         gt=0,

@@ -259,6 +259,24 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert r"| a<i>b\| |" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_some_arms_alone(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report"
+    flags = ["report", str(sweep), *_FEW, "--out", str(out), "--arms"]
+    assert main([*flags, "hard,taught"]) == 0
+    capsys.readouterr()
+    whole = {(row["arm"], row["algo"], row["env"]): row for row in _rows(sweep / "report" / "final.csv")}
+    rows = _rows(out / "final.csv")
+    assert {row["arm"] for row in rows} == {"alone", "taught", "hard"}
+    assert [row["success"] for row in rows] == [
+        whole[row["arm"], row["algo"], row["env"]]["success"] for row in rows
+    ]
+    assert (
+        "lambda-10" not in (out / "report.md").read_text().partition("<details>")[0].split("## Settings")[0]
+    )
+    assert main([*flags, "taught,soft"]) == 2
+    assert "--arms 'soft' is not an arm; the arms are 'alone'" in capsys.readouterr().err
+
+
 def test_a_sweep_of_the_baseline_alone(tmp_path: Path) -> None:
     out = _report(_small(tmp_path, {"alone": ALONE}))
     assert "LVLM2P |" not in (out / "report.md").read_text().split("return ≥ 0.91")[0]
