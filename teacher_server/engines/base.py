@@ -13,8 +13,8 @@ def how_to_install(engine: str, system: str = sys.platform) -> str:
     if engine != "vllm":
         return f"pip install 'lvlm2p[{engine}]'"
     if system != "linux":
-        return "vLLM has packages for Linux only; set `engine` to transformers"
-    return "pip install 'lvlm2p[vllm]', or set `engine` to transformers"
+        return "vLLM has packages for Linux only; set `engine` to onnx, or transformers"
+    return "pip install 'lvlm2p[vllm]', or set `engine` to onnx (on a CPU) or transformers"
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ pipeline_tag: image-text-to-text
 
 A Qwen2.5-VL checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and transformers load it.
 
-    teacher serve --teacher prompted --engine onnx --model DIR --prompts {prompts}
+    teacher serve --teacher prompted --model DIR --prompts {prompts}    # on a CPU: --engine onnx
 
 ## Training data
 
