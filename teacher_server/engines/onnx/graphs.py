@@ -21,8 +21,8 @@ _RUNTIME = "com.microsoft"
 _VISION_EPSILON = 1e-6
 """Of the vision tower's normalisations; no config names it."""
 
-Weights = Mapping[str, NDArray[np.float32]]
-"""Published name -> tensor."""
+Weights = dict[str, NDArray[np.float32]]
+"""Published name -> tensor. A graph takes the matrices that it uses, so that they are in memory once."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class _Builder:
 
     def linear(self, x: str, *names: str, bias: bool) -> str:
         """Multiplies by the checkpoint's linear layers of these names, side by side."""
-        together = np.concatenate([self.source[f"{name}.weight"] for name in names])
+        together = np.concatenate([self.source.pop(f"{name}.weight") for name in names])
         x = self.one("MatMul", x, self.weight(f"{'+'.join(names)}.weight", np.ascontiguousarray(together.T)))
         if bias:
             added = np.concatenate([self.source[f"{name}.bias"] for name in names])
@@ -133,7 +133,7 @@ def vision_graph(dimensions: Dimensions, config: Mapping[str, Any], source: Weig
     wide, heads = vision.hidden_size, vision.num_heads
     g = _Builder(source)
     # A still picture is a film of equal frames
-    weight = source["visual.patch_embed.proj.weight"].sum(2).reshape(wide, -1)
+    weight = source.pop("visual.patch_embed.proj.weight").sum(2).reshape(wide, -1)
     flat = g.one("MatMul", "patches", g.weight("patches.weight", np.ascontiguousarray(weight.T)))
     x = g.one("Unsqueeze", flat, g.integers(0))
     for i in range(vision.depth):
@@ -203,7 +203,7 @@ def language_graph(dimensions: Dimensions, epsilon: float, source: Weights) -> G
             x, g.gated(normal, f"{layer}.mlp", text.intermediate_size, bias=False), after, epsilon
         )
     at_end = g.one("Squeeze", g.one("Gather", normal, g.integers(-1), axis=1), g.integers(1))
-    head = source["model.embed_tokens.weight" if dimensions.tied else "lm_head.weight"]
+    head = source["model.embed_tokens.weight"] if dimensions.tied else source.pop("lm_head.weight")
     scores = g.one("MatMul", at_end, g.weight("head", np.ascontiguousarray(head.T)))
     cells = [f"{kind}_{i}" for i in range(text.num_hidden_layers) for kind in ("keys", "values")]
     return g.build(
