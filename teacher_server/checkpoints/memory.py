@@ -168,13 +168,10 @@ def need_problems(
         found.append(
             f"`max_model_len` {settings.max_model_len} is more than the checkpoint reads: lower it to {most}"
         )
-    found += (
-        _split_problems(dimensions, settings, hardware)
-        if engine == "vllm"
-        else []
-        if engine == "onnx"
-        else _device_problems(settings, hardware)
-    )
+    if engine == "vllm":
+        found += _split_problems(dimensions, settings, hardware)
+    elif engine == "transformers":
+        found += _device_problems(settings, hardware)
     if need.cache < need.sequence:
         found.append(
             f"`kv_cache_gib` {settings.kv_cache_gib:g} is too small for a sequence of `max_model_len`"

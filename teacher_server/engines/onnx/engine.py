@@ -1,9 +1,10 @@
 """Runs a checkpoint in ONNX Runtime: the fastest engine on a CPU, in this process, in float32."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from teacher_server.checkpoints.checkpoint import Checkpoint
 from teacher_server.engines.base import Decoding, EngineDead, Generated, Prompt
@@ -38,7 +39,7 @@ class OnnxEngine:
 
     def _load(self) -> Batches:
         checkpoint, settings = self._checkpoint, self._settings
-        threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
+        threads = settings.threads or torch.get_num_threads()
         workers = threads if checkpoint.weight_bytes("float32") <= _SMALL else 1
         model = OnnxModel(checkpoint, settings, threads // workers)
         free = [
