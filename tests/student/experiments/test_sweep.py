@@ -188,7 +188,7 @@ def test_an_arm_for_some_environments(tmp_path: Path) -> None:
     [
         *(
             (name, "alone", "fast")
-            for name in ("smoke", "compact", "fast-ppo", "fast-a2c", "wrong", "wrong-larger")
+            for name in ("smoke", "compact", "keeps", "questions", "wrong", "wrong-larger")
         ),
         ("fast-lambda", "fast", "fast"),
         *((name, "paper", "paper") for name in ("paper", "paper-lambda")),
