@@ -135,7 +135,10 @@ def lambda_frames(settings: TrainSettings) -> int:
 class Replay:
     """Supervised learning from the targets of all states met, which costs neither frames nor questions.
 
-    It follows an update, so that the update still finds the log-probabilities of the policy that acted.
+    It follows an update, so that the update still finds the log-probabilities of the policy that acted. The
+    values of the states stay as they are: the two heads share their features, and without a term that keeps
+    them, values come out far above any return (a squared error of 20 where returns are at most 1). Their
+    advantages are then noise, and a student unlearns from rewards what it has learned from labels.
     """
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
@@ -165,12 +168,15 @@ class Replay:
             return float("nan")
         seen_GE = self._network.perceive(torch.from_numpy(obs_MK[given_G.numpy()]))
         targets_G = targets_M[given_G]
+        with torch.no_grad():
+            _, values_G = self._network.judge(seen_GE)
         divergences = []
         for rows_B in torch.from_numpy(rng.integers(0, len(given_G), (steps, REPLAY_BATCH))):
-            logits_BA, _ = self._network.judge(seen_GE[rows_B])
+            logits_BA, values_B = self._network.judge(seen_GE[rows_B])
             kl = kl_to_teacher(logits_BA.log_softmax(1), targets_G[rows_B])
+            moved = (values_B - values_G[rows_B]).square().mean()
             self._optimiser.zero_grad()
-            torch.autograd.backward(kl)
+            torch.autograd.backward(kl + self._settings.value_coefficient * moved)
             self._optimiser.step()
             divergences.append(kl.detach())
         return float(torch.stack(divergences).mean())

@@ -126,6 +126,23 @@ def test_replay_learns_the_labels_that_are_given_and_no_others() -> None:
     assert (network(torch.from_numpy(obs_MK))[0].argmax(1) == 1).all()
 
 
+def test_replay_leaves_the_values_of_states_as_they_are() -> None:
+    """Although both heads share the features, which change."""
+    moved = []
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        settings = TrainSettings.model_validate({"replay_ratio": 64, "value_coefficient": weight})
+        network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+        obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
+        probs_MA = torch.nn.functional.one_hot(torch.arange(40) % A, A).float()
+        labels = Labels(probs_MA, torch.ones(40, dtype=torch.bool))
+        obs_M = torch.from_numpy(obs_MK)
+        before_M = network(obs_M)[1].detach()
+        Replay(network, settings).learn(obs_MK, labels, 200, rng)
+        moved.append(float((network(obs_M)[1] - before_M).detach().abs().mean()))
+    assert moved[1] < 0.1 * moved[0]
+
+
 def test_replay_makes_as_many_steps_as_the_frames_and_the_share_call_for() -> None:
     replay, resumed = (Replay(ActorCritic(LAYOUT), TrainSettings(replay_ratio=3)) for _ in range(2))
     assert [replay.steps_due(32, 1.0) for _ in range(4)] == [0, 1, 1, 1]  # 0.75 steps each
