@@ -87,7 +87,7 @@ def judged(
         moved_RA = _normalised(among_RA * evidence_MA[own_R]) * among_RA.sum(1, keepdim=True)
         targets_MA = targets_MA.index_copy(0, own_R, torch.where(tried_MA[own_R], moved_RA, own_RA))
         untried_MA = (visits_MA == 0) | (visits_MA > 0).all(1, keepdim=True)
-        targets_MA = torch.lerp(targets_MA, _normalised(untried_MA.float()), doubt_M[:, None])
+        targets_MA = torch.lerp(targets_MA, _normalised(untried_MA * evidence_MA), doubt_M[:, None])
         labelled_M = labelled_M.index_fill(0, own_R, True)
     powers_M = torch.where(decided_M, 0, _FAMILIAR / (visits_M + _FAMILIAR))
     return Labels(targets_MA, labelled_M, powers_M)

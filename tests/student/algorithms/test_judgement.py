@@ -142,6 +142,9 @@ def test_a_label_that_leads_nowhere_is_doubted_in_favour_of_what_was_not_tried()
     values = _experience(*standing).values(1)
     result = judged(_said(_LEFT), values, _even, taught=True)
     assert result.probs_BA[0, _FORWARD] > 0.9
+    deadly = _experience(*standing, (0, _FORWARD, 0.0, _DEAD)).values(1)
+    result = judged(_said(_FORWARD), deadly, _even, taught=True)
+    assert result.probs_BA[0].tolist() == pytest.approx([0.5, 0.5, 0], abs=0.01)
     once = _experience(*standing[:2], *_LINE[1:3] * 20).values(3)
     kept = judged(_said(_LEFT, None, None), once, _even, taught=True)
     assert kept.probs_BA[0, _LEFT] > 0.95
