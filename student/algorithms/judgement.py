@@ -113,4 +113,5 @@ def _corrected(label_MA: Tensor, known_M: Tensor, tried_MA: Tensor, evidence_MA:
 
 
 def _normalised(weights_MA: Tensor) -> Tensor:
-    return weights_MA / weights_MA.sum(1, keepdim=True).clamp(min=1e-9)
+    relative_MA = weights_MA / weights_MA.amax(1, keepdim=True).clamp(min=1e-30)
+    return relative_MA / relative_MA.sum(1, keepdim=True).clamp(min=1e-9)
