@@ -1,72 +1,18 @@
 """Runs a checkpoint under transformers: on any machine, in this process, one batch at a time."""
 
-import asyncio
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-
-from teacher_server.checkpoints.checkpoint import Checkpoint
-from teacher_server.engines.base import Decoding, EngineDead, Generated, Prompt
-from teacher_server.engines.batching import Batches, Request
-from teacher_server.engines.offline import set_offline
+from teacher_server.engines.batching import Batches
+from teacher_server.engines.local import LocalEngine
 from teacher_server.engines.transformers.runner import Runner
-from teacher_server.settings import EngineSettings
 
 
-class TransformersEngine:
-    """A `ChatEngine` that runs waiting requests in batches, either to generate or to score.
+class TransformersEngine(LocalEngine):
+    """A `ChatEngine` that runs waiting requests in batches, either to generate or to score."""
 
-    Each request samples with its own generator: other requests of the batch change its tokens only through
-    rounding.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
-        self._checkpoint = checkpoint
-        self._settings = settings
-        self._batches: Batches | None = None
-
-    async def start(self) -> None:
+    def load(self) -> Batches:
         """Loads the checkpoint.
 
         Raises:
             CannotLoad: the device is missing or too small, or the checkpoint is broken.
         """
-        set_offline()
-        runner = await asyncio.to_thread(Runner, self._checkpoint, self._settings)
-        self._batches = Batches(lambda batch, take: runner.run(batch), self._settings.max_num_seqs)
-
-    async def generate(self, prompt: Prompt, decoding: Decoding) -> Generated:
-        """Continues a prompt. Cancelling this call ends its part of the batch at the next token.
-
-        Raises:
-            EngineError: the engine failed on this request; EngineDead: the engine is closed.
-        """
-        generated: Generated = await self._answer(Request(prompt, decoding))
-        return generated
-
-    async def score(self, prompt: Prompt, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """Returns the log-probabilities (nats) of these tokens as the next one, in one step.
-
-        Raises:
-            EngineError: the engine failed on this request; EngineDead: the engine is closed.
-        """
-        scores: tuple[float, ...] = await self._answer(Request(prompt, token_ids=tuple(token_ids)))
-        return scores
-
-    async def close(self) -> None:
-        """Stops at the next token; pending requests get EngineDead.
-
-        Raises:
-            EngineUnresponsive: the next token does not come.
-        """
-        if self._batches is not None:
-            batches, self._batches = self._batches, None
-            await batches.close()
-            del batches
-            torch.cuda.empty_cache()
-
-    async def _answer(self, request: Request) -> Any:
-        if self._batches is None:
-            raise EngineDead("the engine is not started, or is closed")
-        return await self._batches.answer(request)
+        runner = Runner(self.checkpoint, self.settings)
+        return Batches(lambda requests, take: runner.run(requests), self.settings.max_num_seqs)
