@@ -17,7 +17,7 @@ _OFTEN = 0.1
 
 
 class A2C(Algorithm):
-    """Takes one gradient step on the whole rollout."""
+    """Takes one gradient step on the whole rollout, or one on each half while the student fails often."""
 
     _steps = 1
 

@@ -87,12 +87,13 @@ def _read(settings: ReportSettings) -> Results:
 
 
 def _of_arms(results: Results, arms: set[str]) -> Results:
-    """Returns the results of some arms alone."""
+    """Returns the results of some arms alone; without a plan, what was planned are the folders found."""
     design = replace(results.design, arms=tuple(arm for arm in results.design.arms if arm in arms))
     runs = {cell: found for cell, found in results.runs.items() if cell.arm in arms}
     others = tuple(f"{arm}/" for arm in results.design.arms if arm not in arms)
     notes = [note for note in results.notes if not note.startswith(others)]
-    planned = results.planned - len(design.seeds) * (len(results.design.cells()) - len(design.cells()))
+    left_out = [run for cell, found in results.runs.items() if cell.arm not in arms for run in found]
+    planned = len(design.cells()) * len(design.seeds) if results.plan else results.planned - len(left_out)
     if not runs:
         raise BadSweep(f"no run of {', '.join(design.arms)} is finished")
     return replace(results, design=design, runs=runs, notes=notes, planned=planned)

@@ -13,6 +13,7 @@ from typing import Any
 
 from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnresponsive, Prompt
 from teacher_server.engines.exceptions import words_of
+from teacher_server.prompting.preparation import visual_tokens
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,28 @@ class Request:
     def kind(self) -> tuple[bool, bool]:
         """Requests of one batch share it: whether they score or generate, and whether a prefix is cached."""
         return self.decoding is None, self.prompt.cached is None
+
+    def expanded(self, image_token_id: int, longest: int) -> list[int]:
+        """Returns the prompt's token ids with one image token for each visual token.
+
+        Args:
+            longest: most tokens of a prompt and what follows it.
+
+        Raises:
+            EngineError: the prompt does not fit its pictures, or is empty or too long.
+        """
+        token_ids, pictures = self.prompt.token_ids, self.prompt.pictures
+        places = token_ids.count(image_token_id)
+        if places != len(pictures):
+            raise EngineError(f"{len(pictures)} pictures for {places} image tokens")
+        sizes = iter(map(visual_tokens, pictures))
+        copies = [next(sizes) if token == image_token_id else 1 for token in token_ids]
+        ids = [i for i, n in zip(token_ids, copies, strict=True) for _ in range(n)]
+        further = self.decoding.max_tokens if self.decoding else 1
+        if not ids or len(ids) + further > longest:
+            lengths = f"the prompt has {len(ids)} tokens and up to {further} may follow"
+            raise EngineError(f"{lengths}: `max_model_len` is {longest}")
+        return ids
 
     @property
     def settled(self) -> bool:

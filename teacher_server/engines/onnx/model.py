@@ -17,7 +17,6 @@ from teacher_server.engines.onnx.graphs import Graph, Weights, language_graph, v
 from teacher_server.engines.onnx.inputs import VisionInputs, language_rotation
 from teacher_server.settings import EngineSettings
 
-_Session = onnxruntime.InferenceSession
 _Value = onnxruntime.OrtValue
 
 
@@ -33,11 +32,10 @@ class OnnxModel:
         text = config.get("text_config") or config
         vision = config.get("vision_config") or {}
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        if problems := [*_problems(text, vision, rope)]:
+        if problems := _problems(text, vision, rope):
             raise CannotLoad(f"{'; '.join(problems)}: set `engine` to transformers")
         weights = _weights(checkpoint, settings)
-        embedding = weights["model.embed_tokens.weight"]
-        self._embedding_VH = embedding
+        self._embedding_VH = weights["model.embed_tokens.weight"]
         self._vision_inputs = VisionInputs(self._dimensions, int(vision.get("window_size", 112)))
         theta = float(rope.get("rope_theta") or text.get("rope_theta") or 1e6)
         self.rotation = language_rotation(self._dimensions, rope, theta)
@@ -138,7 +136,7 @@ def _session(graph: Graph, threads: int) -> Any:
     options.add_external_initializers(
         list(graph.weights), [_Value.ortvalue_from_numpy(array) for array in graph.weights.values()]
     )
-    return _Session(graph.model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
 
 
 def _problems(text: Mapping[str, Any], vision: Mapping[str, Any], rope: Mapping[str, Any]) -> list[str]:

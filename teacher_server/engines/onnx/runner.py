@@ -102,29 +102,15 @@ class Runner:
                 self._sequences.append(_Sequence(row, len(expanded.ids_L), position))
 
     def _expand(self, request: Request) -> _Expanded:
-        prompt, image_token_id = request.prompt, self._checkpoint.image_token_id
-        places = prompt.token_ids.count(image_token_id)
-        if places != len(prompt.pictures):
-            raise EngineError(f"{len(prompt.pictures)} pictures for {places} image tokens")
-        grids = [(p.image.height // SIDE, p.image.width // SIDE) for p in prompt.pictures]
-        sizes = iter(rows * columns for rows, columns in grids)
-        copies = [next(sizes) if token == image_token_id else 1 for token in prompt.token_ids]
-        ids_L = np.repeat(np.array(prompt.token_ids, np.int64), copies)
-        further = request.decoding.max_tokens if request.decoding else 1
-        if not len(ids_L) or len(ids_L) + further > self._longest:
-            lengths = f"the prompt has {len(ids_L)} tokens and up to {further} may follow"
-            raise EngineError(f"{lengths}: `max_model_len` is {self._longest}")
-        wrong = [token for token in request.token_ids if not 0 <= token < self._model.vocabulary]
-        if wrong:
+        image_token_id = self._checkpoint.image_token_id
+        ids_L = np.array(request.expanded(image_token_id, self._longest), np.int64)
+        if wrong := [token for token in request.token_ids if not 0 <= token < self._model.vocabulary]:
             raise EngineError(f"no token has the id {wrong[0]}")
+        grids = [(p.image.height // SIDE, p.image.width // SIDE) for p in request.prompt.pictures]
         image_L = ids_L == image_token_id
-        ends = np.cumsum(copies)
-        openings = [
-            int(end) - n
-            for end, n, token in zip(ends, copies, prompt.token_ids, strict=True)
-            if token == image_token_id
-        ]
-        self._make_room(len(ids_L) + further)
+        firsts = np.cumsum([0, *(rows * columns for rows, columns in grids)])[:-1]
+        openings = np.flatnonzero(image_L)[firsts].tolist()
+        self._make_room(len(ids_L) + (request.decoding.max_tokens if request.decoding else 1))
         return _Expanded(ids_L, image_L, positions(grids, image_L), openings)
 
     def _make_room(self, tokens: int) -> None:

@@ -141,18 +141,10 @@ class Runner:
         self._compute_features([picture for request in requests for picture in request.prompt.pictures])
         usable, expanded = [], []
         for request in requests:
-            prompt, image_token_id = request.prompt, self._checkpoint.image_token_id
-            places = prompt.token_ids.count(image_token_id)
-            if places != len(prompt.pictures):
-                request.settle(EngineError(f"{len(prompt.pictures)} pictures for {places} image tokens"))
-                continue
-            sizes = iter([len(self._features[picture.digest].features_NH) for picture in prompt.pictures])
-            copies = [next(sizes) if token == image_token_id else 1 for token in prompt.token_ids]
-            ids = [i for i, n in zip(prompt.token_ids, copies, strict=True) for _ in range(n)]
-            further = request.decoding.max_tokens if request.decoding else 1
-            if not ids or len(ids) + further > self._max_model_len:
-                lengths = f"the prompt has {len(ids)} tokens and up to {further} may follow"
-                request.settle(EngineError(f"{lengths}: `max_model_len` is {self._max_model_len}"))
+            try:
+                ids = request.expanded(self._checkpoint.image_token_id, self._max_model_len)
+            except EngineError as error:
+                request.settle(error)
                 continue
             usable.append(request)
             expanded.append(ids)

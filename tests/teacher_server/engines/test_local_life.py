@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
@@ -142,10 +143,20 @@ def test_a_failed_batch_is_answered_and_the_next_one_runs(
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_scores_that_are_no_numbers_are_an_error(
-    checkpoint: Checkpoint, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch, temperature: float
-) -> None:
+def _overflow(kind: str, patch: pytest.MonkeyPatch) -> None:
+    """Makes the first scores of each forward pass no numbers."""
+    if kind == "onnx":
+        from teacher_server.engines.onnx.model import OnnxModel  # noqa: PLC0415
+
+        scores = OnnxModel.scores
+
+        def overflowing_too(*given: Any) -> Any:
+            found_BV = scores(*given)
+            found_BV[0] = np.nan
+            return found_BV
+
+        patch.setattr(OnnxModel, "scores", overflowing_too)
+        return
     forward = transformers.Qwen2_5_VLForConditionalGeneration.forward
 
     def overflowing(*args: Any, **kwargs: Any) -> Any:
@@ -153,9 +164,20 @@ def test_scores_that_are_no_numbers_are_an_error(
         outputs.logits[0] = torch.nan
         return outputs
 
+    patch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", overflowing)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_scores_that_are_no_numbers_are_an_error(
+    checkpoint: Checkpoint,
+    kind: str,
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+) -> None:
     async def scenario() -> None:
-        async with started(checkpoint) as engine:
-            monkeypatch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", overflowing)
+        async with started(checkpoint, kind) as engine:
+            _overflow(kind, monkeypatch)
             for asked in (
                 engine.score(prompts[0], [1]),
                 engine.generate(prompts[0], Decoding(9, SCHEMA, temperature)),
