@@ -12,6 +12,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str]) -> None:
@@ -20,9 +21,17 @@ def main(arguments: list[str]) -> None:
         lines = _constraints(Path("constraints.txt").read_text(encoding="utf-8").splitlines())
     else:
         project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-        extras = project["optional-dependencies"]
-        lines = [*project["dependencies"], *(line for extra in arguments for line in extras[extra])]
+        lines = [*project["dependencies"], *(line for extra in arguments for line in _extra(extra, project))]
     print("\n".join(lines))
+
+
+def _extra(extra: str, project: dict[str, Any]) -> list[str]:
+    """Returns the dependencies of an extra, and those of the extras that it names."""
+    lines: list[str] = []
+    for line in project["optional-dependencies"][extra]:
+        other = re.fullmatch(rf"{project['name']}\[(\w+)\]", line)
+        lines += _extra(other[1], project) if other else [line]
+    return lines
 
 
 def _constraints(tested: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-# The teacher. On a Python image instead of vLLM's it serves the embedded teacher: compose.cpu.yml.
+# The teacher. compose.cpu.yml builds it on a Python image instead of vLLM's, with EXTRA=onnx.
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 
 FROM ${VLLM_IMAGE} AS code
@@ -21,10 +21,12 @@ RUN sh sqlite3.sh /opt/sqlite
 
 FROM ${VLLM_IMAGE}
 ARG PIP_EXTRA_INDEX_URL=
+# teacher or onnx: the extra of pyproject.toml that is installed beside what the image has
+ARG EXTRA=teacher
 WORKDIR /tmp/requirements
 COPY docker/requirements.py pyproject.toml constraints.txt ./
 RUN python3 requirements.py --constraints > here.txt \
-    && python3 requirements.py teacher > needed.txt \
+    && python3 requirements.py ${EXTRA} > needed.txt \
     && if python3 -c "import vllm" 2> /dev/null; then echo "qwen-vl-utils" >> needed.txt; fi \
     && python3 -m pip install --no-cache-dir --constraint here.txt --requirement needed.txt \
     && rm -rf /tmp/requirements

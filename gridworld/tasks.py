@@ -27,9 +27,24 @@ class Task:
     env_ids: tuple[str, ...]
     env_id: str
     """The environment of the family that results are given for, unless they name another."""
+    also: tuple[str, ...] = ()
+    """Environments with the same objective, which another task may be named for."""
 
 
 _MOVES = ("left", "right", "forward")
+_ROOMS = tuple(
+    f"MiniGrid-{name}-v0"
+    for name in (
+        *(f"Empty-{size}" for size in ("5x5", "Random-5x5", "6x6", "Random-6x6", "8x8", "16x16")),
+        *(
+            f"{kind}Crossing{size}"
+            for kind in ("Simple", "Lava")
+            for size in ("S9N1", "S9N2", "S9N3", "S11N5")
+        ),
+        "DistShift1",
+        "DistShift2",
+    )
+)
 
 TASKS = {
     task.key: task
@@ -40,6 +55,7 @@ TASKS = {
             useful=_MOVES,
             env_ids=tuple(f"MiniGrid-LavaGapS{n}-v0" for n in (5, 6, 7)),
             env_id="MiniGrid-LavaGapS6-v0",
+            also=_ROOMS,
         ),
         Task(
             key="dynamic_obstacles",
@@ -94,7 +110,7 @@ class UnknownTask(ValueError):
 def family_of(env_id: str) -> Task | None:
     """Returns the family of a registered id, or None; a `module:` before the id is ignored."""
     name = env_id.rpartition(":")[2]
-    return next((task for task in ALL_TASKS.values() if name in task.env_ids), None)
+    return next((task for task in ALL_TASKS.values() if name in task.env_ids + task.also), None)
 
 
 def task_key(env_id: str, task: str | None) -> str:
@@ -112,9 +128,11 @@ def task_key(env_id: str, task: str | None) -> str:
             f"`task` is missing: {env_id} belongs to no known task ({', '.join(ALL_TASKS)});"
             " name one of the teacher's tasks"
         )
-    if family is not None and task not in (None, family.key):
+    if family is None or (task is not None and env_id.rpartition(":")[2] in family.also):
+        return str(task)
+    if task not in (None, family.key):
         raise UnknownTask(f"`task`: {env_id} belongs to the task {family.key}, not {task}")
-    return family.key if family is not None else str(task)
+    return family.key
 
 
 def task_of(env_id: str) -> Task:

@@ -6,7 +6,7 @@ import base64
 import math
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -239,7 +239,7 @@ class TrainedOn(BaseModel):
 
     prompts: str = Field(description="the prompt set, by name or folder")
     prompts_digest: str
-    readout: Literal["labels", "numbers"] = "labels"
+    readouts: tuple[Literal["labels", "numbers"], ...] = ("labels",)
     environments: dict[str, TrainedGrids]
     samples: int | None = Field(
         default=None, description="the samples that the weights learned from; absent where not recorded"
@@ -253,20 +253,29 @@ class TrainedOn(BaseModel):
         """
         if env_id in self.environments:
             return None
-        sizes = sorted(
-            {each for grids in self.environments.values() if grids.task == task for each in grids.sizes}
-        )
-        if not sizes:
-            tasks = dict.fromkeys(grids.task for grids in self.environments.values())
-            return f"it was trained on the tasks {', '.join(tasks)}, and not on {task}"
-        if size not in sizes:
-            known = ", ".join(f"{columns} x {rows}" for columns, rows in sizes)
+        sizes = self._sizes()
+        if task not in sizes:
+            return f"it was trained on the tasks {', '.join(sizes)}, and not on {task}"
+        if size not in sizes[task]:
+            known = _in_words(sizes[task])
             return f"it was trained on grids of {known} for {task}, and not of {size[0]} x {size[1]}"
         return None
 
     def __str__(self) -> str:
         number = "" if self.samples is None else f"{self.samples:,} samples of "
-        return f"{number}{', '.join(self.environments)}, with the prompt set {self.prompts}"
+        tasks = [f"{task} ({_in_words(sizes)})" for task, sizes in self._sizes().items()]
+        return f"{number}{', '.join(tasks)}, with the prompt set {self.prompts}"
+
+    def _sizes(self) -> dict[str, set[tuple[int, int]]]:
+        """Returns the sizes of each task's grids."""
+        sizes: dict[str, set[tuple[int, int]]] = {}
+        for grids in self.environments.values():
+            sizes.setdefault(grids.task, set()).update(grids.sizes)
+        return sizes
+
+
+def _in_words(sizes: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{columns} x {rows}" for columns, rows in sorted(sizes))
 
 
 class TeacherInfo(BaseModel):

@@ -194,10 +194,9 @@ def training_notes(record: TrainedOn | None, prompts: PromptSet, readout: Readou
             f" `prompts` to {record.prompts}"
         ]
     found = []
-    if record.readout != readout:
-        found.append(
-            f"the checkpoint was trained for the read-out {record.readout}, and is used with {readout}"
-        )
+    if readout not in record.readouts:
+        trained = " and ".join(record.readouts)
+        found.append(f"the checkpoint was trained for the read-out {trained}, and is used with {readout}")
     known = {grids.task for grids in record.environments.values()}
     if new := [task for task in prompts.tasks if task not in known]:
         found.append(

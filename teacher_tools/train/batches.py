@@ -60,10 +60,11 @@ class Batch:
         mask_BL: 1 at tokens, 0 at padding.
         patches_PX, grids_B3: the vision tower's input.
         targets_BL: the next token within the analysis, elsewhere IGNORED.
+        numbers_BL: the next token within the written probabilities, elsewhere IGNORED.
         values_BL: whether the target is a value of the analysis rather than punctuation.
         cells_BL2: row and column of the cell that the text is about, elsewhere IGNORED.
         last_B: the position before the action's label.
-        action_BV: the planner's probability of each label there.
+        action_BV: the planner's probability of each label there; 0 for all where probabilities are written.
         optimal_BV: 1 at the labels of optimal actions.
         tiles_N5: content and position of each visual token's cell, with TILE_SIZES values; IGNORED in the
             margin. N counts the visual tokens of the whole batch.
@@ -75,6 +76,7 @@ class Batch:
     patches_PX: torch.Tensor
     grids_B3: torch.Tensor
     targets_BL: torch.Tensor
+    numbers_BL: torch.Tensor
     values_BL: torch.Tensor
     cells_BL2: torch.Tensor
     last_B: torch.Tensor
@@ -92,16 +94,21 @@ class Batch:
         ids_BL = np.full((count, longest), padding)
         mask_BL = np.zeros((count, longest), np.int64)
         targets_BL = np.full((count, longest), IGNORED)
+        numbers_BL = np.full((count, longest), IGNORED)
         values_BL = np.zeros((count, longest), np.bool_)
         cells_BL2 = np.full((count, longest, 2), IGNORED)
         action_BV, optimal_BV = torch.zeros(count, vocabulary), torch.zeros(count, vocabulary)
         all_patches: list[torch.Tensor] = []
         grids, tiles, roles = [], [], []
         for i, example in enumerate(examples):
-            ids, analysis = example.token_ids, example.analysis
+            ids = example.token_ids
             ids_BL[i, : len(ids)] = ids
             mask_BL[i, : len(ids)] = 1
-            targets_BL[i, analysis.start - 1 : analysis.stop - 1] = ids[analysis.start : analysis.stop]
+            for targets, positions in ((targets_BL, example.analysis), (numbers_BL, example.numbers)):
+                if positions:
+                    targets[i, positions.start - 1 : positions.stop - 1] = ids[
+                        positions.start : positions.stop
+                    ]
             values_BL[i, [position - 1 for position in example.values]] = True
             for position, cell in example.cells.items():
                 cells_BL2[i, position] = cell
@@ -112,14 +119,16 @@ class Batch:
             all_patches += patches.of(pixels_HWC)
             rows, columns = pixels_HWC.shape[0] // SIDE, pixels_HWC.shape[1] // SIDE
             grids.append((1, 2 * rows, 2 * columns))
-            tiles.append(_tiles(example.sample.scene.view, rows, columns))
-            roles.append(_roles(example.sample.scene, rows, columns))
+            scene, outside = example.sample.scene, example.sample.outside
+            tiles.append(_tiles(outside.view if outside else scene.view, rows, columns))
+            roles.append(_roles(None if outside else scene, rows, columns))
         return cls(
             ids_BL=torch.from_numpy(ids_BL),
             mask_BL=torch.from_numpy(mask_BL),
             patches_PX=torch.cat(all_patches),
             grids_B3=torch.tensor(grids),
             targets_BL=torch.from_numpy(targets_BL),
+            numbers_BL=torch.from_numpy(numbers_BL),
             values_BL=torch.from_numpy(values_BL),
             cells_BL2=torch.from_numpy(cells_BL2),
             last_B=torch.tensor([len(example.token_ids) - 1 for example in examples]),
@@ -134,8 +143,10 @@ class Batch:
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-def _tiles(view: View, rows: int, columns: int) -> NDArray[np.int64]:
+def _tiles(view: View | None, rows: int, columns: int) -> NDArray[np.int64]:
     """Returns content and position of each visual token's cell, [rows * columns, 5]."""
+    if view is None:
+        return np.full((rows * columns, len(TILE_SIZES)), IGNORED)
     tiles_HW5 = np.zeros((*view.cells_HW.shape, len(TILE_SIZES)), np.int64)
     tiles_HW5[..., 0], tiles_HW5[..., 1], _ = np.vectorize(uncode)(view.cells_HW)
     tiles_HW5[view.y, view.x, 2] = view.heading + 1
@@ -143,8 +154,10 @@ def _tiles(view: View, rows: int, columns: int) -> NDArray[np.int64]:
     return _per_visual_token(tiles_HW5, rows, columns)
 
 
-def _roles(scene: Scene, rows: int, columns: int) -> NDArray[np.int64]:
+def _roles(scene: Scene | None, rows: int, columns: int) -> NDArray[np.int64]:
     """Returns the role of each visual token's cell, [rows * columns, 1]."""
+    if scene is None:
+        return np.full((rows * columns, 1), IGNORED)
     roles_HW1 = np.full((*scene.view.cells_HW.shape, 1), IGNORED)
     for role, cells in enumerate((scene.targets, scene.hazards)):
         for cell in cells:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gridworld.environments import make
 from gridworld.planner import PLANNER_VERSION
-from gridworld.tasks import EVALUATION_SEEDS, task_of
+from gridworld.tasks import EVALUATION_SEEDS
 from gridworld.views import view_of
 from teacher_api.schemas import TrainedGrids, TrainedOn
 from teacher_server.prompting.prompt_set import PromptSet, prompt_set_names
@@ -44,7 +44,8 @@ A Qwen2.5-VL checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and tr
 
 States come from episodes in which none, some or all steps are the planner's. In half of the states the agent
 is moved to another free cell. The state determines the analysis. The labels of the action are the
-probabilities of the planner, version {planner}.
+probabilities of the planner, version {planner}. One picture in sixteen shows something else, such as noise,
+exchanged colours, or no target; there, all actions are equally probable.
 
 All episodes start from seeds below {held_out}; the seeds from there on are reserved for evaluation. A small
 grid has few states, so some states of an evaluation occur in training too.
@@ -62,8 +63,8 @@ was trained on them; each token is predicted from the right ones before it:
 
 ## Limits
 
-The checkpoint knows the tasks and the texts of the prompt set `{prompts}`, the read-out `labels`, and grids
-like those above. It was not trained on other grid sizes, texts or pictures.
+The checkpoint knows the tasks and the texts of the prompt set `{prompts}`, both read-outs, and grids like
+those above. It was not trained on other grid sizes, texts or pictures.
 
 ## Settings
 
@@ -75,22 +76,28 @@ Trained on {device} in {seconds:,.0f} s. Digest of all files that can change an 
 """
 
 
-def trained_on(prompts: str, prompt_set: PromptSet, env_ids: Sequence[str]) -> TrainedOn:
+def trained_on(prompts: str, prompt_set: PromptSet, tasks: Mapping[str, str]) -> TrainedOn:
     """Returns the training record.
 
     Args:
         prompts: the prompt set's name or folder.
+        tasks: the environments, each with its task's key.
     """
     environments = {}
-    for env_id in env_ids:
+    for env_id, task in tasks.items():
         env, sizes = make(env_id), set()
         for seed in range(_EPISODES_FOR_SIZES):
             env.reset(seed=seed)
             rows, columns = view_of(env).cells_HW.shape
             sizes.add((columns, rows))
-        environments[env_id] = TrainedGrids(task=task_of(env_id).key, sizes=tuple(sorted(sizes)))
+        environments[env_id] = TrainedGrids(task=task, sizes=tuple(sorted(sizes)))
     named = prompts if prompts in prompt_set_names() else str(Path(prompts).resolve())
-    return TrainedOn(prompts=named, prompts_digest=prompt_set.digest, environments=environments)
+    return TrainedOn(
+        prompts=named,
+        prompts_digest=prompt_set.digest,
+        readouts=("labels", "numbers"),
+        environments=environments,
+    )
 
 
 def card(

@@ -12,13 +12,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gridworld.pictures import draw
 from gridworld.scenes import Cell, Scene
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.prompting.preparation import PreparedPicture, visual_tokens
 from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
+from teacher_server.settings import Readout
 from teacher_tools.train.samples import Sample, Sampler
 
+_NUMBERS = 1 / 8
+"""The share of conversations that end with written probabilities; the others end with a label."""
+_CURRICULUM = ((0.15, 7), (0.3, 9))
+"""Up to which share of all conversations grids have how many cells a side."""
 _BLOCKS_AHEAD = 2
 """Blocks that each worker makes in advance."""
 
@@ -28,13 +35,17 @@ class TrainingExample:
     """A conversation about one picture.
 
     Attributes:
-        token_ids: both stages up to the action's label, with one image token for each visual token.
-        analysis: the positions of the analysis in `token_ids`, with the token that ends the turn.
+        token_ids: both stages, with one image token for each visual token: up to the action's label, or with
+            the written probabilities.
+        analysis: the positions of the analysis in `token_ids`, with the token that ends the turn; empty where
+            the picture shows something else.
         values: those positions of the analysis that hold a value rather than JSON punctuation.
         cells: position -> the cell that the text there is about: the target's cell at the words of its name,
             and the cell in front of the agent just before its content is named.
-        action: label token -> the planner's probability that it follows the last of `token_ids`.
+        action: label token -> the planner's probability that it follows the last of `token_ids`; empty where
+            the probabilities are written.
         optimal: the label tokens of the optimal actions.
+        numbers: the positions of the written probabilities, with the token that ends the turn, if any.
     """
 
     sample: Sample
@@ -45,6 +56,7 @@ class TrainingExample:
     cells: dict[int, Cell]
     action: dict[int, float]
     optimal: frozenset[int]
+    numbers: range
 
 
 class ExampleEncoder:
@@ -64,36 +76,56 @@ class ExampleEncoder:
         }
         """Action -> the token of its label."""
 
-    def encode(self, sample: Sample) -> TrainingExample:
+    def encode(self, sample: Sample, readout: Readout = "labels") -> TrainingExample:
         """Returns the conversation about a sample's picture."""
-        scene = sample.scene
-        before, after = self._stages(scene.task, scene.mission)
-        picture = self._prompts.preparation.prepare(draw(scene.view))
+        scene, tokenizer = sample.scene, self._checkpoint.tokenizer
+        before, after = self._stages(scene.task, scene.mission, readout)
+        shown = sample.outside.picture if sample.outside else draw(scene.view)
+        picture = self._prompts.preparation.prepare(shown)
         image = self._checkpoint.image_token_id
         prompt = [i for token in before for i in [token] * (visual_tokens(picture) if token == image else 1)]
         analysis = analysis_of(scene)
-        encoded = self._checkpoint.tokenizer.encode(json.dumps(analysis), add_special_tokens=False)
+        encoded = tokenizer.encode(json.dumps(analysis), add_special_tokens=False)
         start, end = len(prompt), len(prompt) + len(encoded.ids)
+        ids, action = [*prompt, *encoded.ids, *after], {}
+        if readout == "labels":
+            numbers = range(0)
+            action = {self.label_ids[name]: p for name, p in sample.probabilities.items()}
+        else:
+            written = tokenizer.encode(_written(sample.probabilities), add_special_tokens=False).ids
+            numbers = range(len(ids), len(ids) + len(written) + 1)
+            ids += [*written, self._checkpoint.end_token_id]
+        known = sample.outside is None
         return TrainingExample(
             sample=sample,
             picture=picture,
-            token_ids=(*prompt, *encoded.ids, *after),
-            analysis=range(start, end + 1),
-            values=frozenset(i for i, token in enumerate(encoded.ids, start) if self._is_value(token)),
-            cells=dict(_cells(scene, analysis, encoded.offsets, start)),
-            action={self.label_ids[action]: p for action, p in sample.probabilities.items()},
+            token_ids=tuple(ids),
+            analysis=range(start, end + 1) if known else range(0),
+            values=frozenset(
+                i for i, token in enumerate(encoded.ids, start) if known and self._is_value(token)
+            ),
+            cells=dict(_cells(scene, analysis, encoded.offsets, start)) if known else {},
+            action=action,
             optimal=frozenset(self.label_ids[action] for action in sample.optimal),
+            numbers=numbers,
         )
 
-    def _encoded_stages(self, task: str, mission: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _encoded_stages(
+        self, task: str, mission: str, readout: Readout
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         actions = self._prompts.tasks[task]
         return self._checkpoint.chat_format.stages(
-            self._prompts.conversation(task=task, mission=mission, actions=actions, readout="labels")
+            self._prompts.conversation(task=task, mission=mission, actions=actions, readout=readout)
         )
 
     def _has_no_punctuation(self, token: int) -> bool:
         text = self._checkpoint.tokenizer.decode([token])
         return bool(text.strip()) and not set(text) & set('{}[]":,')
+
+
+def _written(probabilities: dict[str, float]) -> str:
+    """Returns probabilities as JSON with two decimals."""
+    return "{" + ", ".join(f'"{action}": {p:.2f}' for action, p in probabilities.items()) + "}"
 
 
 def analysis_of(scene: Scene) -> dict[str, Any]:
@@ -137,6 +169,7 @@ class ExampleBlocks:
         prompts: the prompt set's name or folder.
         env_ids, task, seed: as `Sampler` takes them.
         size: examples in a block.
+        pictures, conversations: examples in the two phases of the training.
     """
 
     checkpoint: Path
@@ -145,11 +178,22 @@ class ExampleBlocks:
     task: str | None
     seed: int
     size: int
+    pictures: int
+    conversations: int
 
     def block(self, number: int) -> list[TrainingExample]:
         """Returns one block: the same examples in every process and at any time."""
         sampler, encoder = _sampler_and_encoder(self)
-        return [encoder.encode(sample) for sample in sampler.block(number, self.size)]
+        rng = np.random.default_rng([self.seed, number, 2])
+        return [
+            encoder.encode(sample, "numbers" if rng.random() < _NUMBERS else "labels")
+            for sample in sampler.block(number, self.size, self._largest(number))
+        ]
+
+    def _largest(self, number: int) -> int | None:
+        """Returns the cells a side of the largest grids in a block; None: all grids."""
+        done = (number * self.size - self.pictures) / self.conversations
+        return next((side for share, side in _CURRICULUM if 0 <= done < share), None)
 
     def starting_at(self, first: int, workers: int) -> Iterator[list[TrainingExample]]:
         """Yields the blocks from a number on, endlessly.

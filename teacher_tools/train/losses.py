@@ -90,15 +90,21 @@ def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) 
     right_N = logits_NV.argmax(-1) == targets_N
     wrong_BL = torch.zeros_like(has_target_BL)
     wrong_BL[has_target_BL] = ~right_N
+    best_B1 = action_BV.argmax(-1, keepdim=True)
+    by_label_B = batch.action_BV.any(1)
     right = {
         "value": _share(right_N[batch.values_BL[has_target_BL]]),
-        "whole": _share(~wrong_BL.any(1)),
-        "action": _share(batch.optimal_BV.gather(1, action_BV.argmax(-1, keepdim=True)) > 0),
+        "whole": _share(~wrong_BL.any(1)[has_target_BL.any(1)]),
     }
-    losses = {
-        "analysis": functional.cross_entropy(logits_NV, targets_N),
-        "actions": functional.cross_entropy(action_BV, batch.action_BV),
-    }
+    losses = {"analysis": functional.cross_entropy(logits_NV, targets_N)}
+    if by_label_B.any():
+        losses["actions"] = functional.cross_entropy(action_BV[by_label_B], batch.action_BV[by_label_B])
+        has_optimum_B = batch.optimal_BV.any(1)
+        right["action"] = _share(batch.optimal_BV.gather(1, best_B1)[has_optimum_B] > 0)
+    has_number_BL = batch.numbers_BL != IGNORED
+    if has_number_BL.any():
+        logits_MV = model.lm_head(hidden_BLH[has_number_BL]).float()
+        losses["numbers"] = functional.cross_entropy(logits_MV, batch.numbers_BL[has_number_BL])
     if heads is not None:
         halfway_BLH = output.hidden_states[len(output.hidden_states) // 2]
         has_cell_BL = batch.cells_BL2[..., 0] != IGNORED

@@ -6,13 +6,16 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from minigrid.minigrid_env import MiniGridEnv
 
 from gridworld.environments import actions_of, in_full, make
+from gridworld.pictures import UnreadablePicture, tile_size
 from gridworld.planner import NoPlan, Plan, plan
 from gridworld.scenes import Cell, Scene
 from gridworld.tasks import ALL_TASKS, EVALUATION_SEEDS, family_of, task_key
 from gridworld.views import EMPTY, STEPS, View, view_of
 from teacher_api.command_line import CannotStart
+from teacher_tools.train.outside import Outside, outside
 
 _MAX_SAMPLES_PER_EPISODE = 6
 """More samples of one episode would be nearly alike."""
@@ -24,21 +27,33 @@ _RELOCATED = 0.5
 """The share of states whose agent is moved to another free cell, with any heading."""
 _HIDDEN = 0.4
 """The share of relocated agents that get, where possible, a cell with a hazard between it and the target."""
+_FACING = 0.5
+"""The share of those agents that face a hazard, where one is beside them."""
 _MAX_UNPLANNABLE = 100
 """Consecutive episodes without a planned state, after which sampling fails."""
 _MAX_STARTS = 1000
 """Starts that are tried to find one with several targets."""
 _SEVERAL_TARGETS = {"fetch": 0.4}
 """The share of a task's episodes that start with several targets; by chance it is one in twelve."""
+_OUTSIDE = 1 / 16
+"""The share of states that are replaced by something that no training covers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A scene, the planner's probabilities over its task's useful actions, and the optimal ones of these."""
+    """A labelled state.
+
+    Attributes:
+        scene: what the analysis is about.
+        probabilities: the planner's, over the task's useful actions; with `outside`, all alike.
+        optimal: the most probable actions; with `outside`, none.
+        outside: what the picture shows instead of the scene, so that the analysis is not learned.
+    """
 
     scene: Scene
     probabilities: dict[str, float]
     optimal: tuple[str, ...]
+    outside: Outside | None = None
 
 
 class Sampler:
@@ -63,14 +78,18 @@ class Sampler:
         ]
         self._seed = seed
 
-    def block(self, number: int, size: int) -> list[Sample]:
+    def block(self, number: int, size: int, largest: int | None = None) -> list[Sample]:
         """Returns `size` samples; the environments take turns.
+
+        Args:
+            largest: leave out grids of more cells a side, if there are others.
 
         Raises:
             CannotStart: an environment fails, or the planner finds no plan in any of its states.
         """
         rng = np.random.default_rng([self._seed, number])
-        streams = [_states(env_id, env, task, rng) for task, env_id, env in self._environments]
+        small = [each for each in self._environments if largest is None or _side(each[2]) <= largest]
+        streams = [_states(env_id, env, task, rng) for task, env_id, env in small or self._environments]
         return [next(streams[i % len(streams)]) for i in range(size)]
 
 
@@ -89,12 +108,31 @@ def _states(env_id: str, env: Any, task: str, rng: np.random.Generator) -> Itera
                 scene = replace(scene, view=_relocated(scene, rng))
             if (planned := _planned(scene)) is not None:
                 unplannable = 0
-                yield Sample(scene, planned.probabilities, planned.best)
+                sample = Sample(scene, planned.probabilities, planned.best)
+                yield _outside(sample, rng) if rng.random() < _OUTSIDE else sample
         if unplannable == _MAX_UNPLANNABLE:
             raise CannotStart(
                 f"`env`: the planner found no plan in {_MAX_UNPLANNABLE} episodes of {env_id}"
                 f" as the task {task}"
             )
+
+
+def _side(env: MiniGridEnv) -> int:
+    """Returns the cells of the longer side."""
+    return int(max(env.width, env.height))
+
+
+def _outside(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Returns a sample whose picture shows something else, which the planner has no answer for."""
+    scene, shown = sample.scene, outside(sample.scene, rng)
+    try:
+        tile_size(shown.picture)
+    except UnreadablePicture:
+        return sample
+    if shown.view is not None and _planned(replace(scene, view=shown.view)) is not None:
+        return sample
+    even = dict.fromkeys(sample.probabilities, 1 / len(sample.probabilities))
+    return Sample(scene, even, (), shown)
 
 
 def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
@@ -136,11 +174,17 @@ def _relocated(scene: Scene, rng: np.random.Generator) -> View:
         reached.update(free)
         frontier += free
     places = sorted(reached)
+    heading = int(rng.integers(4))
     if rng.random() < _HIDDEN:
         lines = list(product(scene.hazards, scene.targets))
         places = [place for place in places if any(_between(place, *line) for line in lines)] or places
-    row, column = places[rng.integers(len(places))]
-    return replace(view, x=column, y=row, heading=int(rng.integers(4)))
+        row, column = places[rng.integers(len(places))]
+        facing = [i for i, (dx, dy) in enumerate(STEPS) if (row + dy, column + dx) in scene.hazards]
+        if facing and rng.random() < _FACING:
+            heading = int(rng.choice(facing))
+    else:
+        row, column = places[rng.integers(len(places))]
+    return replace(view, x=column, y=row, heading=heading)
 
 
 def _between(first: Cell, middle: Cell, last: Cell) -> bool:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from gridworld.tasks import ACTIONS
 from gridworld.views import NAMES
 from teacher_server.prompting.prompt_set import PromptSet
+from teacher_server.settings import Readout
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -36,8 +38,11 @@ _JSON = (
     '"}',
 )
 """The texts between the values of an analysis."""
+_PROBABILITIES = tuple(f"{percent / 100:.2f}" for percent in range(101))
 _TURNS = ("system", "user", "assistant", "\n")
-_MISSIONS = "a an and avoid fetch floor free get go goal green lava must square the to you"
+_MISSIONS = (
+    "a an and avoid fetch find floor free get go goal green lava must object opening square the to you"
+)
 _LARGEST_NUMBER = 24
 
 
@@ -46,7 +51,9 @@ def make_tokenizer(prompts: PromptSet) -> Tokenizer:
 
     It splits a text from the left into the longest pieces of the vocabulary, and the rest into bytes.
     """
-    pieces = sorted({*_JSON, *_TURNS, *_words(prompts), *map(str, range(_LARGEST_NUMBER + 1))})
+    names = [piece for action in ACTIONS for piece in (f'{{"{action}": ', f', "{action}": ')]
+    numbers = [*map(str, range(_LARGEST_NUMBER + 1)), *_PROBABILITIES]
+    pieces = sorted({*_JSON, *_TURNS, *_words(prompts), *names, *numbers, "}"})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     encoded = [to_bytes.pre_tokenize_str(piece)[0][0] for piece in pieces]
@@ -66,9 +73,10 @@ def _words(prompts: PromptSet) -> Iterator[str]:
     """Yields all words of the prompt set and of the missions, with and without a leading space."""
     texts = [*prompts.labels.values(), *_values(prompts.schema), *NAMES, _MISSIONS]
     for task, actions in prompts.tasks.items():
-        conversation = prompts.conversation(task=task, mission="", actions=actions, readout="labels")
-        messages = [*conversation.opening, conversation.question, conversation.followup]
-        texts += [part["text"] for message in messages for part in message["content"] if "text" in part]
+        for readout in get_args(Readout):
+            conversation = prompts.conversation(task=task, mission="", actions=actions, readout=readout)
+            messages = [*conversation.opening, conversation.question, conversation.followup]
+            texts += [part["text"] for message in messages for part in message["content"] if "text" in part]
     for word in {word for text in texts for word in re.findall(r"[A-Za-z]+(?:-[a-z]+)*|[.,;?]", text)}:
         yield word
         if word[0].isalpha():

@@ -111,7 +111,7 @@ def _prepare_folder(settings: TrainingSettings, prompts: PromptSet, base: Checkp
         else:
             write_folder(folder, prompts)
         write_json(settings.out / _SETTINGS, settings.stored())
-    write_record(folder, trained_on(settings.prompts, prompts, settings.env))
+    write_record(folder, trained_on(settings.prompts, prompts, settings.tasks))
     return read_checkpoint(folder, weights=False)
 
 

@@ -58,7 +58,13 @@ class Run:
         self._patches = Patches(processor)
         size = settings.batch_size * _BATCHES_PER_BLOCK
         self._blocks = ExampleBlocks(
-            checkpoint.folder, settings.prompts, settings.env, settings.task, settings.seed, size
+            checkpoint.folder,
+            settings.prompts,
+            settings.env,
+            settings.task,
+            settings.seed,
+            size,
+            *(steps * settings.batch_size for steps in settings.steps),
         )
         self._optimizer = trainable.optimizer(settings.learning_rate)
         if settings.compile:

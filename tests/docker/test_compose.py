@@ -1,4 +1,4 @@
-"""`docker compose up` without a GPU and without weights. Each test can run alone."""
+"""`docker compose up` without a GPU and without weights: the planner. Each test can run alone."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     admin_key.write_text(f"{_ADMIN_KEY}\n")
     for path in (folder, *folder.parents[:2], key, admin_key):
         path.chmod(0o755)  # the containers' user reads it
-    variables = {"STUDENT_FRAMES": "8192", "STUDENT_RUN": "first"}
+    variables = {"TEACHER_TEACHER": "planner", "STUDENT_FRAMES": "8192", "STUDENT_RUN": "first"}
     variables |= {"API_KEY_FILE": str(key), "ADMIN_KEY_FILE": str(admin_key)}
     with stack("lvlm2p-test-cpu", CPU, folder, **variables) as made:
         made.up()

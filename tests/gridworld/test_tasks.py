@@ -33,7 +33,7 @@ def test_every_id_that_minigrid_registers_for_a_family_is_known(key: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "env_id", ["MiniGrid-Empty-5x5-v0", "BabyAI-GoToDoor-v0", "LavaGapS5", "minigrid-lavagaps5-v0", ""]
+    "env_id", ["MiniGrid-FourRooms-v0", "BabyAI-GoToDoor-v0", "LavaGapS5", "minigrid-lavagaps5-v0", ""]
 )
 def test_an_unknown_id_is_named_beside_the_known_ones(env_id: str) -> None:
     with pytest.raises(UnknownEnvironment) as caught:
@@ -61,8 +61,10 @@ def test_the_environment_takes_every_useful_action(env_id: str) -> None:
         ("MiniGrid-Fetch-8x8-N3-v0", "fetch", "fetch"),
         ("MiniGrid-GoToObject-8x8-N2-v0", None, "go_to_object"),
         ("minigrid:MiniGrid-Fetch-8x8-N3-v0", None, "fetch"),
+        ("MiniGrid-FourRooms-v0", "rooms", "rooms"),
+        ("MiniGrid-FourRooms-v0", "lava_gap", "lava_gap"),
+        ("MiniGrid-Empty-6x6-v0", None, "lava_gap"),
         ("MiniGrid-Empty-6x6-v0", "empty", "empty"),
-        ("MiniGrid-Empty-6x6-v0", "lava_gap", "lava_gap"),
     ],
 )
 def test_a_family_has_its_task_and_other_environments_the_given_one(
@@ -75,7 +77,7 @@ def test_a_family_has_its_task_and_other_environments_the_given_one(
     ("env_id", "task", "said"),
     [
         ("MiniGrid-Fetch-8x8-N3-v0", "empty", "`task`: MiniGrid-Fetch-8x8-N3-v0 belongs to the task fetch"),
-        ("MiniGrid-Empty-6x6-v0", None, "`task` is missing: MiniGrid-Empty-6x6-v0"),
+        ("MiniGrid-FourRooms-v0", None, "`task` is missing: MiniGrid-FourRooms-v0"),
     ],
 )
 def test_no_task_or_another_one_is_refused(env_id: str, task: str | None, said: str) -> None:

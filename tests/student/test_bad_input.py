@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 
-_EMPTY = "MiniGrid-Empty-5x5-v0"
+_ROOMS = "MiniGrid-FourRooms-v0"
 
 
 def _fails(*arguments: str | Path, code: int = 2) -> str:
@@ -52,10 +52,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("train", "--env", "CartPole-v1"), "'CartPole-v1' is not a MiniGridEnv"),
         (("train", "--env", "MiniGrid-LavaGapS5-v0", "--task", "fetch"), "belongs to the task lava_gap, not"),
         (
-            ("train", "--env", _EMPTY, "--teacher", "http://127.0.0.1:9"),
-            f"--task is missing: {_EMPTY} belongs",
+            ("train", "--env", _ROOMS, "--teacher", "http://127.0.0.1:9"),
+            f"--task is missing: {_ROOMS} belongs",
         ),
-        (("evaluate", "http://127.0.0.1:9", "--env", _EMPTY), f"--task is missing: {_EMPTY} belongs"),
+        (("evaluate", "http://127.0.0.1:9", "--env", _ROOMS), f"--task is missing: {_ROOMS} belongs"),
         (("evaluate",), "POLICY"),
         (("evaluate", "http://127.0.0.1:9"), "--env"),
     ],
@@ -119,7 +119,7 @@ def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_does_not_know_the_task(tmp_path: Path, shared_teacher: TeacherProcess) -> None:
-    flags = ("--env", _EMPTY, "--task", "empty")
+    flags = ("--env", _ROOMS, "--task", "empty")
     told = f"{shared_teacher.url} knows {', '.join(ALL_TASKS)}, and not empty"
     assert told in _fails("train", *flags, "--teacher", shared_teacher.url, "--out", tmp_path / "run", code=3)
     assert told in _fails("evaluate", shared_teacher.url, *flags, code=3)

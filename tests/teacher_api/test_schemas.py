@@ -57,10 +57,15 @@ def test_what_a_checkpoint_was_not_trained_on(
 
 def test_a_training_record_in_words() -> None:
     record = TrainedOn(
-        prompts="p", prompts_digest="d", environments={"A-v0": TrainedGrids(task="fetch", sizes=())}
+        prompts="p",
+        prompts_digest="d",
+        environments={
+            "A-v0": TrainedGrids(task="fetch", sizes=((8, 8), (8, 6))),
+            "B-v0": TrainedGrids(task="fetch", sizes=((6, 6), (8, 6))),
+        },
     )
-    assert str(record) == "A-v0, with the prompt set p"
-    assert str(record.model_copy(update={"samples": 16_000})).startswith("16,000 samples of A-v0, with")
+    assert str(record) == "fetch (6 x 6, 8 x 6, 8 x 8), with the prompt set p"
+    assert str(record.model_copy(update={"samples": 16_000})).startswith("16,000 samples of fetch (6 x 6")
 
 
 @pytest.mark.parametrize("confidence", [-0.1, 1.1, float("nan")])

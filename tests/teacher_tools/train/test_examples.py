@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from gridworld.tasks import TASKS
 from teacher_server.checkpoints.checkpoint import Checkpoint, label_problems, read_checkpoint
 from teacher_server.engines.constraints import grammar_of
 from teacher_server.engines.transformers.processor import picture_processor
+from teacher_server.prompting.preparation import SIDE
 from teacher_server.prompting.prompt_set import load_prompt_set
+from teacher_server.prompting.readout import from_numbers, numbers_schema
+from teacher_server.settings import Readout
 from teacher_tools.train.batches import IGNORED, Batch, Patches, batches_by_length
 from teacher_tools.train.compact import write_folder
 from teacher_tools.train.examples import ExampleEncoder, TrainingExample, analysis_of
-from teacher_tools.train.samples import Sampler
+from teacher_tools.train.samples import Sample, Sampler
 
 pytestmark = pytest.mark.unit
 
@@ -32,10 +36,29 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def examples(checkpoint: Checkpoint) -> list[TrainingExample]:
+def encoder(checkpoint: Checkpoint) -> ExampleEncoder:
+    return ExampleEncoder(checkpoint, _PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
     envs = [env_id for task in TASKS.values() for env_id in task.env_ids]
-    encoder = ExampleEncoder(checkpoint, _PROMPTS)
-    return [encoder.encode(sample) for sample in Sampler(envs, seed=0).block(0, 4 * len(envs))]
+    return Sampler(envs, seed=0).block(0, 4 * len(envs))
+
+
+@pytest.fixture(scope="module")
+def examples(encoder: ExampleEncoder, samples: list[Sample]) -> list[TrainingExample]:
+    """Those whose picture shows the scene."""
+    return [encoder.encode(sample) for sample in samples if sample.outside is None]
+
+
+def _grammar(checkpoint: Checkpoint, schema: dict[str, Any]) -> xgrammar.CompiledGrammar:
+    info = xgrammar.TokenizerInfo.from_huggingface(
+        PreTrainedTokenizerFast(tokenizer_object=checkpoint.tokenizer),
+        vocab_size=checkpoint.dimensions.text.vocab_size,
+        stop_token_ids=[checkpoint.end_token_id],
+    )
+    return xgrammar.GrammarCompiler(info).compile_grammar(grammar_of(schema))
 
 
 def _batch(examples: list[TrainingExample], checkpoint: Checkpoint) -> Batch:
@@ -57,24 +80,22 @@ def test_labels_are_single_tokens_and_stock_transformers_encodes_alike(checkpoin
         assert checkpoint.tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_conversations_need_no_byte_tokens(examples: list[TrainingExample], checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("readout", ["labels", "numbers"])
+def test_conversations_need_no_byte_tokens(
+    readout: Readout, encoder: ExampleEncoder, samples: list[Sample], checkpoint: Checkpoint
+) -> None:
     letter = re.compile("[A-Za-z]")
-    for example in examples:
+    for example in (encoder.encode(sample, readout) for sample in samples):
         pieces = [checkpoint.tokenizer.decode([token]) for token in example.token_ids]
         assert [piece for piece in pieces if letter.fullmatch(piece)] == []
-        assert len(example.analysis) < 70
+        hazards = len(example.sample.scene.hazards)
+        assert len(example.analysis) < 26 + 4 * hazards
 
 
 def test_an_example_is_the_services_conversation_and_fits_its_grammar(
     examples: list[TrainingExample], checkpoint: Checkpoint
 ) -> None:
-    tokenizer = checkpoint.tokenizer
-    info = xgrammar.TokenizerInfo.from_huggingface(
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer),
-        vocab_size=checkpoint.dimensions.text.vocab_size,
-        stop_token_ids=[checkpoint.end_token_id],
-    )
-    grammar = xgrammar.GrammarCompiler(info).compile_grammar(grammar_of(_PROMPTS.schema))
+    tokenizer, grammar = checkpoint.tokenizer, _grammar(checkpoint, _PROMPTS.schema)
     for example in examples:
         scene = example.sample.scene
         conversation = _PROMPTS.conversation(
@@ -123,6 +144,53 @@ def test_targets_are_the_analysis_its_end_and_the_action(
         assert not set(values) & set('{}[]":,')
         assert batch.action_BV[i].sum().item() == pytest.approx(1)
         assert batch.action_BV[i].max() == batch.action_BV[i][batch.optimal_BV[i] > 0].max()
+
+
+def test_written_probabilities_are_the_planners_and_fit_the_grammar(
+    encoder: ExampleEncoder, samples: list[Sample], checkpoint: Checkpoint
+) -> None:
+    tokenizer = checkpoint.tokenizer
+    examples = [encoder.encode(sample, "numbers") for sample in samples]
+    batch = _batch(examples, checkpoint)
+    assert not batch.action_BV.any()
+    for i, example in enumerate(examples):
+        scene = example.sample.scene
+        actions = _PROMPTS.tasks[scene.task]
+        conversation = _PROMPTS.conversation(
+            task=scene.task, mission=scene.mission, actions=actions, readout="numbers"
+        )
+        _, after = checkpoint.chat_format.stages(conversation)
+        written = example.token_ids[example.numbers.start : example.numbers.stop - 1]
+        assert example.token_ids[example.numbers.start - len(after) : example.numbers.start] == after
+        found = from_numbers(tokenizer.decode(written), actions, tolerance=_PROMPTS.sum_tolerance)
+        assert found == pytest.approx(example.sample.probabilities, abs=0.015)
+        matcher = xgrammar.GrammarMatcher(_grammar(checkpoint, numbers_schema(actions)))
+        assert all(matcher.accept_token(token) for token in (*written, checkpoint.end_token_id))
+        assert len(written) <= 2 * len(actions) + 1 <= _PROMPTS.numbers_max_tokens
+        positions = (batch.numbers_BL[i] != IGNORED).nonzero().flatten()
+        assert batch.numbers_BL[i][positions].tolist() == [*written, checkpoint.end_token_id]
+        assert torch.equal(batch.numbers_BL[i][positions], batch.ids_BL[i][positions + 1])
+
+
+def test_where_the_picture_shows_something_else_no_analysis_is_learned(
+    encoder: ExampleEncoder, samples: list[Sample], checkpoint: Checkpoint
+) -> None:
+    examples = [encoder.encode(sample) for sample in samples if sample.outside is not None]
+    batch = _batch(examples, checkpoint)
+    for targets in (batch.targets_BL, batch.numbers_BL, batch.cells_BL2, batch.roles_N1):
+        assert (targets == IGNORED).all()
+    assert not batch.optimal_BV.any()
+    assert torch.allclose(batch.action_BV.sum(1), torch.ones(len(examples)))
+    tokens = [
+        (outside.view, (example.picture.image.width // SIDE) * (example.picture.image.height // SIDE))
+        for example in examples
+        if (outside := example.sample.outside)
+    ]
+    start = 0
+    for view, count in tokens:
+        known = (batch.tiles_N5[start : start + count] != IGNORED).any(1)
+        assert known.sum() == (0 if view is None else view.cells_HW.size)
+        start += count
 
 
 def test_words_carry_the_cell_that_they_are_about(

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from minigrid.minigrid_env import MiniGridEnv
 
-from gridworld.planner import plan
+from gridworld.pictures import UnreadablePicture, read
+from gridworld.planner import NoPlan, plan
 from gridworld.tasks import EVALUATION_SEEDS, TASKS, UnknownTask
+from gridworld.views import code
 from teacher_api.command_line import CannotStart
 from teacher_tools.score.perception import judge, read_analysis
 from teacher_tools.train import samples
@@ -40,12 +42,43 @@ def test_all_tasks_get_as_many_samples_with_the_planners_labels() -> None:
         of_task = [sample for sample in samples if sample.scene.task == task.key]
         assert len(of_task) == 50
         for sample in of_task:
-            planned = plan(sample.scene.view, task.key, sample.scene.mission, task.useful)
-            assert sample.probabilities == planned.probabilities
-            assert sample.optimal == planned.best
+            if sample.outside is None:
+                planned = plan(sample.scene.view, task.key, sample.scene.mission, task.useful)
+                assert sample.probabilities == planned.probabilities
+                assert sample.optimal == planned.best
         # Including actions that end an episode
         assert {action for sample in of_task for action in sample.optimal} == set(task.useful)
         assert {sample.scene.view.heading for sample in of_task} == {0, 1, 2, 3}
+
+
+def test_some_pictures_show_what_the_planner_has_no_answer_for() -> None:
+    samples = Sampler(_ENVS, seed=0).block(0, 2000)
+    outside = [sample for sample in samples if sample.outside is not None]
+    assert 80 < len(outside) < 125
+    shown: list[Any] = [(sample.scene, sample.outside.view) for sample in outside if sample.outside]
+    grids = [(scene, view) for scene, view in shown if view is not None]
+    assert 0.4 < len(grids) / len(outside) < 0.75
+    for sample in outside:
+        assert set(sample.probabilities.values()) == {1 / len(sample.probabilities)}
+        assert sample.optimal == ()
+    for scene, view in grids:
+        with pytest.raises(NoPlan):
+            plan(view, scene.task, scene.mission, TASKS[scene.task].useful)
+    walls = code("wall", "grey")
+    assert any((view.cells_HW == walls).all(axis=0).sum() == 2 for _, view in grids)  # without its target
+    for sample in outside:
+        if sample.outside and sample.outside.view is None:  # noise, or other colours
+            with pytest.raises(UnreadablePicture):
+                read(sample.outside.picture)
+
+
+def test_larger_grids_can_wait() -> None:
+    sampler = Sampler(_LARGE, seed=0)
+    sizes = [sample.scene.view.cells_HW.shape[0] for sample in sampler.block(0, 60, largest=9)]
+    assert set(sizes) == {8}
+    sizes = [sample.scene.view.cells_HW.shape[0] for sample in sampler.block(0, 60)]
+    assert sizes.count(16) == 20
+    assert len(sampler.block(0, 60, largest=4)) == 60  # there are no smaller ones
 
 
 def test_no_evaluation_seed_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +146,10 @@ def test_agents_are_moved_only_where_they_can_go() -> None:
 
 
 def test_an_environment_of_no_family_gets_the_named_task() -> None:
-    samples = Sampler(["MiniGrid-Empty-6x6-v0"], seed=0, task="lava_gap").block(0, 12)
-    for sample in samples:
-        scene = sample.scene
-        assert scene.task == "lava_gap"
-        assert sample.optimal == plan(scene.view, "lava_gap", scene.mission, tuple(sample.probabilities)).best
-    with pytest.raises(UnknownTask, match="`task` is missing: MiniGrid-Empty-6x6-v0"):
-        Sampler(["MiniGrid-Empty-6x6-v0"], seed=0)
+    samples = Sampler(["MiniGrid-FourRooms-v0"], seed=0, task="lava_gap").block(0, 12)
+    assert {sample.scene.task for sample in samples} == {"lava_gap"}
+    with pytest.raises(UnknownTask, match="`task` is missing: MiniGrid-FourRooms-v0"):
+        Sampler(["MiniGrid-FourRooms-v0"], seed=0)
 
 
 def test_sampling_fails_where_the_planner_never_finds_a_plan() -> None:
