@@ -15,7 +15,7 @@ help: ## list the commands
 setup: $(VENV)/.installed ## make .venv with everything but vLLM in it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) tools/install.py $(VENV) '.[teacher,train,onnx,student,export,dev]'
+	@$(PYTHON) tools/install.py $(VENV) '.[teacher,train,onnx,student,export,sb3,dev]'
 	@touch $@
 
 demo: setup ## a served vision-language model teaches a student; results in runs/demo

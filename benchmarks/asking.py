@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.tasks import EVALUATION_SEEDS
-from student.environments import Environment, Vocabulary, layout_of, stacked
 from student.labels import asking
 from student.labels.table import LabelTable
 from student.runs.folder import Run
@@ -30,6 +29,8 @@ from student.trainer import train
 from teacher_api.client import TeacherClient
 from teacher_api.files import write_json
 from teacher_api.processes import served_teacher
+from worlds.minigrid import MinigridEnvironment, MinigridWorld, Vocabulary, layout_of
+from worlds.world import stacked
 
 _ENVS = ("MiniGrid-LavaGapS6-v0", "MiniGrid-GoToDoor-6x6-v0")
 _WAYS = {
@@ -105,8 +106,8 @@ def _measure(way: str, env_id: str, arguments: argparse.Namespace) -> dict[str, 
 def _warm_up(url: str, env_id: str) -> None:
     """Asks one question, about a state of an evaluation: a teacher draws all tiles for its first picture."""
     layout, vocabulary = layout_of(env_id), Vocabulary()
-    row = Environment(layout, vocabulary, lambda _: EVALUATION_SEEDS).reset()
-    table = LabelTable(layout, vocabulary, TeacherClient(url))
+    row = MinigridEnvironment(layout, vocabulary, lambda _: EVALUATION_SEEDS).reset()
+    table = LabelTable(MinigridWorld(layout, vocabulary), TeacherClient(url))
     table.labels_of(table.rows_of(stacked([row])))
     table.close()
 

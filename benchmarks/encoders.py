@@ -17,10 +17,10 @@ from gridworld.planner import plan
 from gridworld.tasks import TASKS, task_of
 from gridworld.views import NAMES
 from student.algorithms.distillation import Labels, kl_to_teacher
-from student.algorithms.networks import ActorCritic
+from student.algorithms.networks import GridNetwork
 from student.algorithms.rollout import act
-from student.environments import WORDS, Environment, Vocabulary, layout_of
 from student.runs.policies import evaluate
+from worlds.minigrid import WORDS, MinigridEnvironment, MinigridWorld, Vocabulary, layout_of
 
 _STEPS, _BATCH, _EPISODES = 1500, 128, 200
 
@@ -53,7 +53,7 @@ def _labelled(env_id: str, size: int) -> tuple[Vocabulary, NDArray[np.uint8], ND
     """Returns states and the planner's probabilities."""
     layout, vocabulary, task = layout_of(env_id), Vocabulary(), task_of(env_id).key
     rng = np.random.default_rng(0)
-    env = Environment(layout, vocabulary, lambda episode: episode)
+    env = MinigridEnvironment(layout, vocabulary, lambda episode: episode)
     rows: list[Any] = []
     probs: list[list[float]] = []
     ended = True
@@ -82,7 +82,7 @@ def _learn(
     """Returns the agreement on the last 1,000 states, and the success with sampled actions."""
     torch.manual_seed(seed)
     layout = layout_of(env_id)
-    network = ActorCritic(layout)
+    network = GridNetwork(layout)
     torch.nn.init.normal_(network.words, std=0.1)  # breaks the symmetry of the words, which start equal
 
     def seen(obs_BK: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -106,8 +106,7 @@ def _learn(
     agreement = (probs_MA[-1000:][np.arange(1000), chosen_B] >= best_B - 1e-6).mean()
     played = evaluate(
         lambda obs_BK: act(network, seen(obs_BK))[0],
-        layout,
-        Vocabulary(vocabulary.words),
+        MinigridWorld(layout, Vocabulary(vocabulary.words)),
         _EPISODES,
         np.random.default_rng(seed),
     )

@@ -32,12 +32,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from gridworld.views import EMPTY, N_COLOURS, N_STATES
-from student.algorithms.networks import ActorCritic
-from student.environments import Vocabulary, layout_of
+from student.algorithms.networks import GridNetwork
 from student.settings import TrainSettings
 from student.trainer import train
 from teacher_api.files import write_json
 from teacher_api.processes import served_teacher
+from worlds.minigrid import Vocabulary, layout_of
 
 try:
     import stable_baselines3 as sb3
@@ -235,18 +235,18 @@ class _Model(nn.Module, torch_ac.ACModel):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = ActorCritic(_LAYOUT)
+        self.network = GridNetwork(_LAYOUT)
 
     def forward(self, obs: torch_ac.DictList) -> tuple[torch.distributions.Categorical, Tensor]:
         logits_BA, values_B = self.network(_rows(obs.image))
         return torch.distributions.Categorical(logits=logits_BA), values_B
 
 
-class _Features(BaseFeaturesExtractor):  # type: ignore[misc]
+class _Features(BaseFeaturesExtractor):
     """Our network without its heads, which Stable-Baselines3 adds."""
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
-        network = ActorCritic(_LAYOUT)
+        network = GridNetwork(_LAYOUT)
         super().__init__(space, network.actor.in_features)
         del network.actor, network.critic
         self.network = network

@@ -20,6 +20,7 @@ COPY student student
 COPY teacher_api teacher_api
 COPY teacher_server teacher_server
 COPY teacher_tools teacher_tools
+COPY worlds worlds
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
     && /opt/build/bin/pip --python /opt/student/bin/python install --no-cache-dir --no-deps \
         --target /opt/lvlm2p wheels/*.whl

@@ -12,6 +12,7 @@ COPY student student
 COPY teacher_api teacher_api
 COPY teacher_server teacher_server
 COPY teacher_tools teacher_tools
+COPY worlds worlds
 RUN python3 -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels . \
     && python3 -m pip install --no-cache-dir --no-deps --target /opt/lvlm2p wheels/*.whl
 

@@ -40,16 +40,18 @@ class Evaluation:
 
     returns_E: NDArray[np.float64]
     lengths_E: NDArray[np.int64]
+    success_above: float = 0.0
+    """An episode is a success if its return is above this."""
 
     @property
     def successes(self) -> int:
-        """Episodes whose return is above 0."""
-        return int((self.returns_E > 0).sum())
+        """The number of successes."""
+        return int((self.returns_E > self.success_above).sum())
 
     @property
     def success(self) -> float:
-        """The share of episodes whose return is above 0."""
-        return float((self.returns_E > 0).mean())
+        """The share of successes."""
+        return float((self.returns_E > self.success_above).mean())
 
     @property
     def mean_return(self) -> float:
@@ -72,6 +74,7 @@ def play(
     choose: Callable[[list[_Seen]], Sequence[int]],
     episodes: int,
     together: int = _TOGETHER,
+    success_above: float = 0.0,
 ) -> Evaluation:
     """Plays the first `episodes` held-out episodes, many at once.
 
@@ -79,6 +82,7 @@ def play(
         new: makes an environment from a function that returns the seed of each episode.
         choose: maps the observations of B environments to B actions.
         together: the largest number of environments played at once.
+        success_above: an episode is a success if its return is above this.
     """
     returns_E, lengths_E = np.zeros(episodes), np.zeros(episodes, np.int64)
     seeds = iter(range(episodes))
@@ -104,4 +108,4 @@ def play(
                     playing[env] = upcoming, env.reset()
                 else:
                     del playing[env]
-    return Evaluation(returns_E, lengths_E)
+    return Evaluation(returns_E, lengths_E, success_above)

@@ -111,8 +111,8 @@ def demo(settings: DemoSettings) -> None:
         settings.out / "summary.json", {"env": settings.env, "threshold": _THRESHOLD, "arms": summaries}
     )
     _draw_curves(settings, settings.out / "curve.png")
-    layout, vocabulary, policy = load_policy(settings.out / "taught")
-    animate(policy, layout, vocabulary, 4, settings.out / "student.gif")
+    world, policy = load_policy(settings.out / "taught")
+    animate(policy, world, 4, settings.out / "student.gif")
     _print_table(summaries)
     names = ("summary.json", "curve.png", "student.gif")
     print("\nWritten: " + ", ".join(str(settings.out / name) for name in names))

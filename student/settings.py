@@ -25,7 +25,7 @@ FORMER_NAMES = {"dqn": "soft-q"}
 
 def _known(env_id: str) -> str:
     if family_of(env_id) is None:
-        from student.environments import check  # noqa: PLC0415  (needs MiniGrid; the families' ids do not)
+        from worlds.registry import check  # noqa: PLC0415  (needs MiniGrid; the families' ids do not)
 
         check(env_id)
     return env_id
@@ -79,6 +79,14 @@ def _only(algorithms: str) -> dict[str, Any]:
 
 Address = Annotated[str, AfterValidator(_address), ValueName("URL")]
 EnvId = Annotated[str, AfterValidator(_known), ValueName("ID")]
+SuccessAbove = Annotated[
+    float | None,
+    Field(
+        allow_inf_nan=False,
+        description="an episode is a success if its return is above this; default: 0, or the reward_threshold"
+        " that an environment of another kind than MiniGrid's is registered with",
+    ),
+]
 TASK = (
     "task key in the questions to the teacher; required for an environment of no known family, by default the"
     " key of the family"
@@ -120,7 +128,8 @@ class TrainSettings(BaseSettings):
 
     env: EnvId = Field(
         default="MiniGrid-LavaGapS6-v0",
-        description="id of a registered MiniGrid environment; package.module:Some-Env-v0 imports the module",
+        description="id of a registered environment with discrete actions; package.module:Some-Env-v0 imports"
+        " the module, and FrozenLake-v1@is_slippery=false gives the environment an argument",
     )
     algo: AlgorithmName = Field(
         default="ppo", description="learning algorithm: ppo, a2c or soft-q (soft Q-learning)"
@@ -130,6 +139,7 @@ class TrainSettings(BaseSettings):
         description="the teacher's address, such as http://127.0.0.1:8000; none: learn from rewards alone",
     )
     task: str | None = Field(default=None, description=TASK)
+    success_above: SuccessAbove = None
     preset: Preset = Field(
         default_factory=lambda chosen: preset_for(chosen["teacher"]),
         description="source of the defaults below. fast, the default with a teacher: learns fast from a"

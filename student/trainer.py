@@ -23,10 +23,9 @@ from student.algorithms.distillation import (
 )
 from student.algorithms.experience import Experience
 from student.algorithms.judgement import judged
-from student.algorithms.networks import ActorCritic
+from student.algorithms.networks import network_of
 from student.algorithms.registry import algorithm
 from student.algorithms.rollout import Rollout, act, collect
-from student.environments import EnvironmentFailed, Environments, EpisodeState, Vocabulary, layout_of
 from student.labels.table import LabelTable
 from student.runs.folder import CannotWrite, Run
 from student.runs.policies import evaluate
@@ -36,6 +35,8 @@ from teacher_api.client import TeacherError, connect
 from teacher_api.command_line import INTERRUPTED, CommandFailed
 from teacher_api.interrupts import Interrupted, Interrupts
 from teacher_api.terminal import Bar, say
+from worlds.registry import world_of
+from worlds.world import EnvironmentFailed, Environments, EpisodeState
 
 _EXPERIENCE_SHARE = 0.5
 """Steps of replay that learn what experience has decided, as a share of the first steps that learn labels."""
@@ -93,15 +94,14 @@ class _Trainer:
         # Adam's moments of unused weights decay into denormals, which are slow
         torch.set_flush_denormal(True)
         torch.manual_seed(settings.seed)
-        self.vocabulary = Vocabulary()
-        self.layout = layout_of(settings.env)
-        self.network = ActorCritic(self.layout)
+        self.world = world_of(settings.env, settings.success_above)
+        self.network = network_of(self.world)
         self.algorithm = algorithm(settings.algo)(self.network, settings)
         self.replay = Replay(self.network, settings)
         judging = settings.judge_labels and settings.teacher != "none"
-        self.experience = Experience(len(self.layout.actions)) if judging else None
+        self.experience = Experience(len(self.world.actions)) if judging else None
         self.rng = np.random.default_rng(settings.seed)
-        self.envs = Environments(self.layout, self.vocabulary, settings.environments, settings.seed)
+        self.envs = Environments(self.world, settings.environments, settings.seed)
         self.frames = self.updates = 0
         self.schedule_frames = 0.0
         """Frames by which lambda falls; see `_schedule_frames`."""
@@ -112,6 +112,7 @@ class _Trainer:
         self._figures: dict[str, str] = {}
         state = run.load_checkpoint() if run else None
         self.labels = self._label_table(state)
+        self.world.draws = self.labels is not None
         if state is None:
             self.obs_NK = self.envs.reset()
         else:
@@ -173,6 +174,7 @@ class _Trainer:
         teacher_lambda = lambda_at(self.schedule_frames, settings) if self.labels is not None else 0.0
         if settings.recover and self.labels is not None and teacher_lambda == 0:
             self.algorithm.recover(1 - self._success())
+        self.world.draws = teacher_lambda > 0
         rollout = self._collect(teacher_lambda)
         labels_U = self._labels_of(rollout, teacher_lambda)
         # From here on nothing waits, so that an interrupted update leaves no trace
@@ -268,7 +270,7 @@ class _Trainer:
 
     def _labels_of(self, rollout: Rollout, teacher_lambda: float) -> Labels:
         if self.labels is None or teacher_lambda == 0:
-            return Labels.nothing(len(rollout.states_UK), len(self.layout.actions))
+            return Labels.nothing(len(rollout.states_UK), len(self.world.actions))
         # The value of a label: where the policy's entropy is low, a label changes little
         entropy_U = -(np.exp(rollout.log_probs_UA) * rollout.log_probs_UA).sum(1)
         visits_U = np.bincount(rollout.which_TN.ravel())
@@ -293,7 +295,7 @@ class _Trainer:
 
     def _success(self) -> float:
         """Returns the share of the newest training episodes that succeeded; 0 before the first one ends."""
-        return float(np.mean([total > 0 for total, _ in self.recent] or [False]))
+        return float(np.mean([total > self.world.success_above for total, _ in self.recent] or [False]))
 
     def _recent_figures(self) -> dict[str, Any]:
         """Returns means over the newest episodes and counts of labels; see docs/reference/metrics.md."""
@@ -309,8 +311,7 @@ class _Trainer:
         """Plays held-out episodes, with a vocabulary and random numbers apart from those of training."""
         return evaluate(
             lambda obs_BK: act(self.network, obs_BK)[0],
-            self.layout,
-            Vocabulary(self.vocabulary.words),
+            self.world.copy(),
             self.settings.evaluation_episodes,
             np.random.default_rng((self.settings.seed, self.frames)) if sampled else None,
         )
@@ -322,6 +323,7 @@ class _Trainer:
             "env": self.settings.env,
             "algorithm": self.settings.algo,
             "preset": self.settings.preset,
+            "success_above": self.world.success_above,
             "seed": self.settings.seed,
             "success": sampled["success"],
             "return": sampled["return"],
@@ -345,8 +347,7 @@ class _Trainer:
         key_file, wait_s = self.settings.teacher_key_file, self.settings.teacher_wait_s
         client = connect(self.settings.teacher, key_file=key_file, wait_s=wait_s)
         table = LabelTable(
-            self.layout,
-            self.vocabulary,
+            self.world,
             client,
             task=self.settings.task,
             allow_change=self.settings.allow_teacher_change,
@@ -385,13 +386,13 @@ class _Trainer:
             self.frames,
             {
                 **self._boundary,
-                "env": self.layout.env_id,
+                "env": self.world.env_id,
                 "frames": self.frames,
                 "updates": self.updates,
                 "seconds": self.seconds,
                 "taught": self.schedule_frames,
                 "recent": list(self.recent),
-                "words": self.vocabulary.words,
+                "words": list(self.world.words),
                 "network": self.network.state_dict(),
                 "algorithm": self.algorithm.state(),
                 "replay": self.replay.state(),
@@ -401,7 +402,7 @@ class _Trainer:
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.vocabulary.extend(state["words"])
+        self.world.learn_words(state["words"])
         self.network.load_state_dict(state["network"])
         self.algorithm.restore(state["algorithm"])
         self.replay.restore(state["replay"])

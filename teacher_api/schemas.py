@@ -43,12 +43,28 @@ HostState = Literal[
 """The state of the teacher behind the service; it answers questions while ready or checking a checkpoint."""
 
 
-def _known_actions(actions: tuple[str, ...]) -> tuple[str, ...]:
+_ACTION = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
+MAX_ACTIONS = 32
+"""The most actions of a question."""
+
+
+def action_problem(actions: Sequence[str]) -> str | None:
+    """Returns why these cannot be the names of a question's actions; None if they can."""
+    if not 1 <= len(actions) <= MAX_ACTIONS:
+        return f"there are {len(actions)}; there can be 1 to {MAX_ACTIONS}"
     for action in actions:
-        if action not in ACTIONS:
-            raise ValueError(f"{reprlib.repr(action)} is none of MiniGrid's actions: {', '.join(ACTIONS)}")
+        if not _ACTION.fullmatch(action):
+            return (
+                f"{reprlib.repr(action)} is no action's name: 1 to 64 small letters, digits and underscores"
+            )
     if len(set(actions)) < len(actions):
-        raise ValueError(f"each action may appear once, not {', '.join(actions)}")
+        return f"each action may appear once, not {', '.join(actions)}"
+    return None
+
+
+def _named_actions(actions: tuple[str, ...]) -> tuple[str, ...]:
+    if problem := action_problem(actions):
+        raise ValueError(problem)
     return actions
 
 
@@ -67,10 +83,14 @@ class Question(BaseModel):
         description="the task's key; GET /teacher lists the keys"
     )
     actions: Annotated[
-        tuple[str, ...], Field(min_length=1, max_length=len(ACTIONS)), AfterValidator(_known_actions)
+        tuple[str, ...], Field(min_length=1, max_length=MAX_ACTIONS), AfterValidator(_named_actions)
     ] = Field(
-        description=f"the actions to choose from, each once: some of {', '.join(ACTIONS)}",
-        json_schema_extra={"items": {"type": "string", "enum": list(ACTIONS)}, "uniqueItems": True},
+        description="the actions to choose from, each once: some of the task's, which GET /teacher lists, or"
+        f" of MiniGrid's: {', '.join(ACTIONS)}",
+        json_schema_extra={
+            "items": {"type": "string", "pattern": f"^{_ACTION.pattern}$"},
+            "uniqueItems": True,
+        },
     )
     stage: Stage = Field(default="both", description="both stages, or the analysis alone")
 
@@ -245,18 +265,18 @@ class TrainedOn(BaseModel):
         default=None, description="the samples that the weights learned from; absent where not recorded"
     )
 
-    def lacks(self, env_id: str, task: str, size: tuple[int, int]) -> str | None:
+    def lacks(self, env_id: str, task: str, size: tuple[int, int] | None) -> str | None:
         """Returns why an environment is outside the training; None if training had it or grids of its size.
 
         Args:
-            size: columns and rows of the environment's grid.
+            size: columns and rows of the environment's grid; None: it has none.
         """
         if env_id in self.environments:
             return None
         sizes = self._sizes()
         if task not in sizes:
             return f"it was trained on the tasks {', '.join(sizes)}, and not on {task}"
-        if size not in sizes[task]:
+        if size is not None and size not in sizes[task]:
             known = _in_words(sizes[task])
             return f"it was trained on grids of {known} for {task}, and not of {size[0]} x {size[1]}"
         return None

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings
 
 from gridworld.tasks import Fault
-from teacher_api.command_line import File, Folder, PromptSetName, flags_and_variables
+from teacher_api.command_line import File, Folder, PromptSetName, ValueName, flags_and_variables
 
 LogFormat = Literal["text", "json"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -19,6 +19,15 @@ LogRequests = Annotated[
     Literal["all", "failed", "none"], BeforeValidator(lambda value: "none" if value is None else value)
 ]
 """The command line reads `none` as no value."""
+
+
+_TEACHERS = ("planner", "uniform", "prompted")
+
+
+def _teacher(name: str) -> str:
+    if name not in _TEACHERS and not all(name.partition(":")):
+        raise ValueError(f"{name!r} is none of {', '.join(_TEACHERS)}, and not written package.module:Name")
+    return name
 
 
 class EngineSettings(BaseModel):
@@ -93,11 +102,14 @@ class Settings(EngineSettings, BaseSettings):
         "log_format": "the log",
     }
 
-    teacher: Literal["planner", "uniform", "prompted"] = Field(
+    teacher: Annotated[
+        str, AfterValidator(_teacher), ValueName("{planner,uniform,prompted,package.module:Name}")
+    ] = Field(
         default="planner",
         description="the kind of teacher; planner: an optimal planner that reads the picture;"
         " uniform: all actions equally probable, as a control;"
-        " prompted: a vision-language model, asked in two stages",
+        " prompted: a vision-language model, asked in two stages;"
+        " package.module:Name: an object of yours, or the class that makes it",
     )
     noise: float = Field(
         default=0.0, ge=0, le=1, description="planner: share of questions that get a wrong answer, 0 to 1"

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from gridworld.planner import plan
 from gridworld.tasks import ALL_TASKS, task_of
 from student.algorithms.distillation import Labels
-from student.environments import Environment, Layout, Vocabulary, layout_of, stacked
 from student.labels.table import LabelTable
 from student.runs import evaluate as evaluate_command
 from student.runs.evaluate import score
@@ -22,6 +21,8 @@ from student.runs.settings import EvaluateSettings
 from teacher_api.client import TeacherError
 from tests.conftest import TeacherProcess
 from tests.waiting import LONG_S
+from worlds.minigrid import Layout, MinigridWorld, Vocabulary, layout_of
+from worlds.world import stacked
 
 pytestmark = pytest.mark.integration
 
@@ -55,7 +56,7 @@ def test_the_planner_always_succeeds_and_is_the_same_over_http(
     layout, vocabulary = layout_of(env_id), Vocabulary()
     policy = _planner(layout, vocabulary)
     for name, rng in (("sampled", np.random.default_rng(3)), ("argmax", None)):
-        assert report[name] == evaluate(policy, layout, vocabulary, _EPISODES, rng).report()
+        assert report[name] == evaluate(policy, MinigridWorld(layout, vocabulary), _EPISODES, rng).report()
 
 
 def test_a_state_without_an_answer_has_even_useful_actions(
@@ -71,8 +72,8 @@ def test_a_state_without_an_answer_has_even_useful_actions(
 
     monkeypatch.setattr(LabelTable, "labels_of", some)
     monkeypatch.setattr(LabelTable, "failed", property(lambda table: table.states // 5))
-    layout, vocabulary, policy, _ = evaluate_command._teacher(settings)
-    first = Environment(layout, vocabulary, lambda _: 1).reset()
+    world, policy, _ = evaluate_command._teacher(settings)
+    first = world.environment(lambda _: 1).reset()
     probs_BA = np.exp(policy(stacked([first])))
     assert probs_BA.tolist() == [pytest.approx([0.25] * 4 + [0] * 3)]
     assert 0.3 < score(settings)["sampled"]["success"] < 1

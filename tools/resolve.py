@@ -165,7 +165,7 @@ def check(constraints: Path | None) -> list[str]:
 
 def installed_together() -> list[str]:
     """The extras that the Makefile installs into one environment."""
-    found = re.findall(r"'\.\[([a-z]+(?:,[a-z]+)+)\]'", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    found = re.findall(r"'\.\[([a-z0-9]+(?:,[a-z0-9]+)+)\]'", (ROOT / "Makefile").read_text(encoding="utf-8"))
     return list(dict.fromkeys(found))
 
 

@@ -79,7 +79,7 @@ class Experience:
         next_TN = np.where(rollout.terminated_TN, -1, next_TN)
         kept_TN = rollout.terminated_TN | ~rollout.truncated_TN
         pairs_B = (rows_TN * self._actions + rollout.actions_TN)[kept_TN]
-        next_B, rewards_B = next_TN[kept_TN], rollout.rewards_TN[kept_TN]
+        next_B, rewards_B = next_TN[kept_TN], rollout.gains_TN[kept_TN]
         known = len(self._index)
         which_B = np.array(
             [

@@ -1,22 +1,73 @@
-"""The student's network: an egocentric view of the grid, with marks on what the mission names."""
+"""The student's networks, by the kind of observation: `network_of`."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gridworld.views import N_CELL_CODES, N_COLOURS, N_KINDS, N_STATES, NAMES, STEPS, names_of, uncode
-from student.environments import WORDS, Layout
+from worlds.general import Encoding, GeneralWorld
+from worlds.minigrid import WORDS, Layout, MinigridWorld
+from worlds.world import World
 
 _OUTSIDE = N_CELL_CODES
 """The code of a place outside the grid."""
 _MARKS = 4
 """The mission names a cell's kind, its colour, both, or neither."""
+_LARGEST_BOUND = 1e6
+"""Bounds from here on are those of the type of number, and not of what is observed."""
+_PICTURE_SIDE, _PICTURE_LEAST = 84, 36
+"""Pixels a side that larger pictures are reduced to, and from which three convolutions fit."""
 _LOOKS = N_KINDS + N_COLOURS + N_STATES + _MARKS
 """L, the one-hot columns of a cell: its kind, colour, state and mark."""
 
 
 class ActorCritic(nn.Module):
-    """Logits over the environment's actions and a value, from a `student.environments.Observation`.
+    """Logits over the A actions and a value, from observations uint8 [B, K] of a world.
+
+    Subclasses set `actor` and `critic`, and implement `perceive` and `features`.
+    """
+
+    actor: nn.Linear
+    critic: nn.Linear
+
+    def forward(self, obs_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits [B, A] and values [B] for observations, uint8 [B, K]."""
+        return self.judge(self.perceive(obs_BK))
+
+    def perceive(self, obs_BK: Tensor) -> Tensor:
+        """Returns the input of `judge`, [B, ...]; it has no parameters, so it is computed once."""
+        raise NotImplementedError
+
+    def judge(self, seen_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits [B, A] and values [B] for the output of `perceive`."""
+        features_BH = self.features(seen_BE)
+        return self.actor(features_BH), self.critic(features_BH).squeeze(1)
+
+    def features(self, seen_BE: Tensor) -> Tensor:
+        """Returns the input of both heads [B, H]."""
+        raise NotImplementedError
+
+    def _add_heads(self, hidden_size: int, actions: int) -> None:
+        self.actor, self.critic = nn.Linear(hidden_size, actions), nn.Linear(hidden_size, 1)
+
+
+def network_of(world: World) -> ActorCritic:
+    """Returns a new network for a world's observations.
+
+    - A grid: `GridNetwork`.
+    - A state's number: an embedding (`StateNetwork`).
+    - A vector: two hidden layers of 64 with tanh, as usual for PPO (`VectorNetwork`).
+    - A picture: the three convolutions of Mnih et al., Nature 518 (2015) (`PictureNetwork`).
+    """
+    if isinstance(world, MinigridWorld):
+        return GridNetwork(world.layout)
+    assert isinstance(world, GeneralWorld)
+    kinds = {"state": StateNetwork, "vector": VectorNetwork, "picture": PictureNetwork}
+    return kinds[world.encoding.kind](world.encoding, len(world.actions))
+
+
+class GridNetwork(ActorCritic):
+    """The network of grids: an egocentric view of the cells, with marks on what the mission names.
 
     The cells are arranged egocentrically, with the agent in the middle and its heading upwards, so that what
     is learnt in one place holds in all places. A cell's embedding is the sum of the embeddings of its kind,
@@ -33,27 +84,12 @@ class ActorCritic(nn.Module):
         self.words = nn.Parameter(torch.zeros(256, hidden_size))
         self.cells = nn.Linear(side * side * cell_size, hidden_size)
         self.hidden = nn.Linear(hidden_size, hidden_size)
-        self.actor = nn.Linear(hidden_size, len(layout.actions))
-        self.critic = nn.Linear(hidden_size, 1)
+        self._add_heads(hidden_size, len(layout.actions))
         self.register_buffer("_looks_CL", torch.from_numpy(_looks()), persistent=False)
         self.register_buffer("_names_C2", torch.from_numpy(_names()), persistent=False)
         self.register_buffer("_seen_PE", torch.from_numpy(_egocentric(layout)), persistent=False)
-        self._initialise()
-
-    def _initialise(self) -> None:
         nn.init.normal_(self.looks.weight, std=0.5)
-        for layer, gain in (
-            (self.cells, 2**0.5),
-            (self.hidden, 2**0.5),
-            (self.actor, 0.01),
-            (self.critic, 1.0),
-        ):
-            nn.init.orthogonal_(layer.weight, gain)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, obs_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits [B, A] and values [B] for observations, uint8 [B, K]."""
-        return self.judge(self.perceive(obs_BK))
+        _initialise(self, (self.cells, 2**0.5), (self.hidden, 2**0.5))
 
     def perceive(self, obs_BK: Tensor) -> Tensor:
         """Returns the input of `judge`, int64 [B, E + WORDS]; it has no parameters, so it is computed once.
@@ -74,11 +110,6 @@ class ActorCritic(nn.Module):
         marks_BE = named_BN.gather(1, kind_C[cells_BE]) + 2 * named_BN.gather(1, colour_C[cells_BE])
         return torch.cat([cells_BE * _MARKS + marks_BE, words_BW], 1)
 
-    def judge(self, seen_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits [B, A] and values [B] for the output of `perceive`."""
-        features_BH = self.features(seen_BE)
-        return self.actor(features_BH), self.critic(features_BH).squeeze(1)
-
     def features(self, seen_BE: Tensor) -> Tensor:
         """Returns the input of both heads [B, H]."""
         table_CD: Tensor = self.looks(self._looks_CL).relu()
@@ -90,6 +121,103 @@ class ActorCritic(nn.Module):
         seen_BH = self.cells(cells_BED.view(len(seen_BE), self.cells.in_features)) + counts_BV @ self.words
         features_BH: Tensor = self.hidden(seen_BH.relu()).relu()
         return features_BH
+
+
+class StateNetwork(ActorCritic):
+    """The network of numbered states: an embedding of each, and a hidden layer."""
+
+    def __init__(self, encoding: Encoding, actions: int, hidden_size: int = 64) -> None:
+        super().__init__()
+        self.states = nn.Embedding(encoding.states, hidden_size)
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self._add_heads(hidden_size, actions)
+        _initialise(self, (self.hidden, 2**0.5))
+
+    def perceive(self, obs_BK: Tensor) -> Tensor:
+        """Returns the states' numbers, int64 [B, 1]."""
+        return _numbers(obs_BK, torch.int32).long()
+
+    def features(self, seen_BE: Tensor) -> Tensor:
+        """Returns the input of both heads [B, H]."""
+        features_BH: Tensor = self.hidden(self.states(seen_BE[:, 0]).tanh()).tanh()
+        return features_BH
+
+
+class VectorNetwork(ActorCritic):
+    """The network of vectors: two hidden layers. Numbers between finite bounds are scaled to -1 .. 1."""
+
+    def __init__(self, encoding: Encoding, actions: int, hidden_size: int = 64) -> None:
+        super().__init__()
+        low_E, high_E = torch.tensor(encoding.low), torch.tensor(encoding.high)
+        # Bounds such as float32's largest number say nothing of what occurs
+        bounded_E = (low_E.abs() < _LARGEST_BOUND) & (high_E.abs() < _LARGEST_BOUND) & (high_E > low_E)
+        self.register_buffer("_middle_E", torch.where(bounded_E, (low_E + high_E) / 2, 0), persistent=False)
+        self.register_buffer("_scale_E", torch.where(bounded_E, (high_E - low_E) / 2, 1), persistent=False)
+        self.first = nn.Linear(encoding.shape[0], hidden_size)
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self._add_heads(hidden_size, actions)
+        _initialise(self, (self.first, 2**0.5), (self.hidden, 2**0.5))
+
+    def perceive(self, obs_BK: Tensor) -> Tensor:
+        """Returns the scaled numbers, float32 [B, E]."""
+        numbers_BE = _numbers(obs_BK, torch.float32)
+        scaled_BE: Tensor = (numbers_BE - self._middle_E) / self._scale_E  # type: ignore[operator]
+        return scaled_BE
+
+    def features(self, seen_BE: Tensor) -> Tensor:
+        """Returns the input of both heads [B, H]."""
+        features_BH: Tensor = self.hidden(self.first(seen_BE).tanh()).tanh()
+        return features_BH
+
+
+class PictureNetwork(ActorCritic):
+    """The network of pictures: convolutions; larger pictures are reduced to 84 pixels a side."""
+
+    def __init__(self, encoding: Encoding, actions: int, hidden_size: int = 512) -> None:
+        super().__init__()
+        self._shape = encoding.shape
+        height, width, channels = encoding.shape
+        self._reduced = tuple(min(side, _PICTURE_SIDE) for side in (height, width))
+        if min(self._reduced) < _PICTURE_LEAST:
+            layers = [nn.Conv2d(channels, 32, 3, 1, 1), nn.Conv2d(32, 64, 3, 1, 1)]
+        else:
+            layers = [nn.Conv2d(channels, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
+        self.convolutions = nn.ModuleList(layers)
+        with torch.no_grad():
+            flat = self._convolved(torch.zeros(1, channels, *self._reduced)).shape[1]
+        self.hidden = nn.Linear(flat, hidden_size)
+        self._add_heads(hidden_size, actions)
+        _initialise(self, *((layer, 2**0.5) for layer in layers), (self.hidden, 2**0.5))
+
+    def perceive(self, obs_BK: Tensor) -> Tensor:
+        """Returns the pictures, uint8 [B, channels, height, width], reduced."""
+        pictures_BCHW = obs_BK.view(-1, *self._shape).permute(0, 3, 1, 2)
+        if self._reduced == self._shape[:2]:
+            return pictures_BCHW.contiguous()
+        return nn.functional.interpolate(pictures_BCHW.float(), self._reduced, mode="area").byte()
+
+    def features(self, seen_BE: Tensor) -> Tensor:
+        """Returns the input of both heads [B, H]."""
+        features_BH: Tensor = self.hidden(self._convolved(seen_BE.float() / 255)).relu()
+        return features_BH
+
+    def _convolved(self, pictures_BCHW: Tensor) -> Tensor:
+        for layer in self.convolutions:
+            pictures_BCHW = layer(pictures_BCHW).relu()
+        return pictures_BCHW.flatten(1)
+
+
+def _numbers(obs_BK: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the numbers of four bytes each that observations hold, [B, K / 4]."""
+    return obs_BK.reshape(-1).clone().view(dtype).reshape(len(obs_BK), obs_BK.shape[1] // 4)
+
+
+def _initialise(network: ActorCritic, *layers: tuple[nn.Linear | nn.Conv2d, float]) -> None:
+    """Makes weights orthogonal, times a gain; the first policy is nearly even."""
+    for layer, gain in (*layers, (network.actor, 0.01), (network.critic, 1.0)):
+        nn.init.orthogonal_(layer.weight, gain)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
 
 
 def _looks() -> np.ndarray:

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from student.algorithms.networks import ActorCritic
-from student.environments import Environments
 from student.states import StateIndex
+from worlds.world import Environments
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -24,6 +24,7 @@ class Rollout:
     rows_U: the row of each state in the label table; 0 .. U-1 where no table numbered the states.
     log_probs_UA: of all actions, by the policy that acted.
     which_TN: the state that each step was taken in, an index into U.
+    gains_TN: what experience counts as reward; see `worlds.world.Step`.
     next_values_TN: the value of the observation that each step led to; 0 where the episode was terminated,
         the value of the episode's last observation where it was truncated.
     last_obs_NK: the observations after the last step, which the next rollout starts from.
@@ -38,6 +39,7 @@ class Rollout:
     actions_TN: NDArray[np.int64]
     next_values_TN: Floats
     rewards_TN: Floats
+    gains_TN: Floats
     terminated_TN: Bools
     truncated_TN: Bools
     last_obs_NK: NDArray[np.uint8]
@@ -72,7 +74,7 @@ def collect(
             network acts on them.
     """
     judged = _Judged(network, steps * len(obs_NK), obs_NK.shape[1], rows_of or StateIndex().rows_of, on_new)
-    which, actions, rewards = [], [], []
+    which, actions, rewards, gains = [], [], [], []
     terminations, truncations, cut_off, ended = [], [], [], []
     for t in range(steps):
         which_N = judged.which_of(obs_NK)
@@ -81,6 +83,7 @@ def collect(
         which.append(which_N)
         actions.append(actions_N)
         rewards.append(step.rewards_N)
+        gains.append(step.gains_N)
         terminations.append(step.terminated_N)
         truncations.append(step.truncated_N)
         ended += step.ended
@@ -102,6 +105,7 @@ def collect(
         np.stack(actions),
         next_values_TN,
         np.stack(rewards),
+        np.stack(gains),
         np.stack(terminations),
         np.stack(truncations),
         obs_NK,

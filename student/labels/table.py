@@ -1,23 +1,22 @@
 """The teacher's labels: a row for each state that the student met, and one question for each row, ever."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gridworld.pictures import draw, encode_png
 from gridworld.tasks import task_key
 from student.algorithms.distillation import Labels
-from student.environments import Layout, Observation, Vocabulary
 from student.labels.asking import THREADS, TOGETHER, Asker, Outcome, Reply
 from student.labels.failures import Failures
 from student.states import StateIndex
 from teacher_api.client import TeacherClient, TeacherError
 from teacher_api.schemas import Answer, ErrorBody, Question, TeacherInfo
 from teacher_api.terminal import say
+from worlds.world import Observation, World
 
 LateLabels = Literal["wait", "go-on"]
 
@@ -50,8 +49,7 @@ class LabelTable:
 
     def __init__(
         self,
-        layout: Layout,
-        vocabulary: Vocabulary,
+        world: World,
         client: TeacherClient,
         *,
         task: str | None = None,
@@ -77,14 +75,14 @@ class LabelTable:
         Raises:
             UnknownTask: the environment belongs to no family and `task` is None, or to another than `task`.
         """
-        self._layout, self._vocabulary, self._client = layout, vocabulary, client
+        self._world, self._client = world, client
         self._allow_change, self._waiting, self._on_wait = allow_change, waiting, on_wait
         self._late, self._budget = late, budget
         self._selective = selective or budget is not None
-        self._task = task_key(layout.env_id, task)
+        self._task = task_key(world.env_id, task)
         self._index = StateIndex()
-        self._obs_MK = np.zeros((1024, layout.length), np.uint8)
-        self._probs_MA = np.zeros((1024, len(layout.actions)), np.float32)
+        self._obs_MK = np.zeros((1024, world.length), np.uint8)
+        self._probs_MA = np.zeros((1024, len(world.actions)), np.float32)
         self._status_M = np.full(1024, _UNASKED, np.uint8)
         self._met = 0
         """The rows that were asked about, or could have been: those before this one."""
@@ -109,13 +107,13 @@ class LabelTable:
             TeacherChanged: the restored labels come from another teacher.
             UselessTeacher: the teacher does not know the task.
         """
-        self.info, url, env_id = self._client.teacher(), self._client.url, self._layout.env_id
+        self.info, url, env_id = self._client.teacher(), self._client.url, self._world.env_id
         self._check_identity(self.info.identity)
         if self._task not in self.info.tasks:
             known = ", ".join(self.info.tasks)
             raise UselessTeacher(f"the teacher at {url} knows {known}, and not {self._task}")
-        record, size = self.info.trained_on, (self._layout.width, self._layout.height)
-        if record is not None and (why := record.lacks(env_id, self._task, size)):
+        record = self.info.trained_on
+        if record is not None and (why := record.lacks(env_id, self._task, self._world.size)):
             say(f"note: the teacher at {url} may answer {env_id} wrongly: {why}")
 
     @property
@@ -238,7 +236,18 @@ class LabelTable:
             "store_hits": self.store_hits,
             "failures": self.failures.state(),
             "identity": self.identity,
+            "pictures": self._pictures() if self._world.keeps_pictures else {},
         }
+
+    def _pictures(self) -> dict[int, torch.Tensor]:
+        """Returns the pictures of the rows without a label, as the bytes of PNG files."""
+        size = len(self._index)
+        pictures = {}
+        for row in np.flatnonzero(self._status_M[:size] != _GIVEN).tolist():
+            with suppress(KeyError):  # met while no question was to be asked
+                picture = self._world.picture(self._obs_MK[row])
+                pictures[row] = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
+        return pictures
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores the labels of a checkpoint, before `start`; unanswered questions are asked again."""
@@ -246,6 +255,10 @@ class LabelTable:
         self._probs_MA[rows_M] = state["probabilities"].numpy()
         status_M = state["status"].numpy()
         self._status_M[rows_M] = status_M
+        for row, picture in state.get("pictures", {}).items():
+            self._world.keep(self._obs_MK[row], picture.numpy().tobytes())
+        for row in np.flatnonzero(status_M == _GIVEN).tolist():
+            self._world.keep(self._obs_MK[row], None)
         self._unsent = np.flatnonzero(status_M == _CHOSEN).tolist()
         self._met = state.get("met", len(status_M))
         self._chosen_at = state["chosen_at"]
@@ -256,10 +269,10 @@ class LabelTable:
     def question(self, obs_K: Observation) -> Question:
         """Returns the question about a state."""
         return Question.about(
-            encode_png(draw(self._layout.view(obs_K))),
-            mission=self._vocabulary.decode(self._layout.words(obs_K)),
+            self._world.picture(obs_K),
+            mission=self._world.mission(obs_K),
             task=self._task,
-            actions=self._layout.actions,
+            actions=self._world.actions,
         )
 
     def _spend(
@@ -332,6 +345,7 @@ class LabelTable:
             if isinstance(outcome, Answer) and outcome.probabilities is not None:
                 self._probs_MA[row] = list(outcome.probabilities.values())
                 self._status_M[row] = _GIVEN
+                self._world.keep(self._obs_MK[row], None)
             else:
                 self._status_M[row] = _FAILED
                 self.failures.add(row, outcome if isinstance(outcome, ErrorBody) else None)

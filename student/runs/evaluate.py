@@ -1,6 +1,5 @@
 """`student evaluate`: a trained student, an exported student or a teacher plays held-out episodes."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.tasks import task_key
-from student.environments import Layout, Vocabulary, layout_of
 from student.labels.table import LabelTable
 from student.runs.animation import animate
 from student.runs.folder import BadRun
@@ -19,6 +17,8 @@ from student.runs.trained import load_policy
 from teacher_api.client import TeacherError, connect
 from teacher_api.files import write_json
 from teacher_api.terminal import say
+from worlds.registry import world_of
+from worlds.world import World
 
 _EPISODES_SHOWN = 4
 
@@ -58,13 +58,13 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
     """
     table = None
     if is_address(settings.policy):
-        layout, vocabulary, policy, table = _teacher(settings)
+        world, policy, table = _teacher(settings)
     else:
-        layout, vocabulary, policy = _student(settings)
+        world, policy = _student(settings)
     rng = np.random.default_rng(settings.seed)
     report = {
-        "sampled": evaluate(policy, layout, vocabulary, settings.episodes, rng).report(),
-        "argmax": evaluate(policy, layout, vocabulary, settings.episodes, None).report(),
+        "sampled": evaluate(policy, world, settings.episodes, rng).report(),
+        "argmax": evaluate(policy, world, settings.episodes, None).report(),
     }
     if table is not None and table.failed:
         say(
@@ -72,37 +72,41 @@ def score(settings: EvaluateSettings) -> dict[str, dict[str, Any]]:
             " useful actions were equally probable"
         )
     if settings.gif:
-        animate(policy, layout, vocabulary, min(settings.episodes, _EPISODES_SHOWN), settings.gif)
+        animate(policy, world, min(settings.episodes, _EPISODES_SHOWN), settings.gif)
     return report
 
 
-def _load_exported(file: Path) -> tuple[Layout, Vocabulary, Policy]:
+def _load_exported(file: Path) -> tuple[World, Policy]:
     student = open_exported(file)
-    return student.about.layout, student.vocabulary, student.policy
+    return student.world, student.policy
 
 
-def _student(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy]:
+def _student(settings: EvaluateSettings) -> tuple[World, Policy]:
     path = Path(settings.policy)
     exported = path.suffix == ".onnx" or path.is_file()
-    trained_on, vocabulary, policy = _load_exported(path) if exported else load_policy(path)
-    layout = layout_of(settings.env or trained_on.env_id)
-    if replace(trained_on, env_id=layout.env_id) != layout:
+    trained_on, policy = _load_exported(path) if exported else load_policy(path)
+    if settings.env is None and settings.success_above is None:
+        return trained_on, policy
+    world = world_of(settings.env or trained_on.env_id, settings.success_above)
+    if not world.fits(trained_on):
         raise BadRun(
-            f"{settings.policy} was trained on {trained_on.env_id}; {layout.env_id} has another size or"
+            f"{settings.policy} was trained on {trained_on.env_id}; {world.env_id} has another size or"
             " other actions"
         )
-    return layout, vocabulary, policy
+    world.learn_words(trained_on.words)
+    return world, policy
 
 
-def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy, LabelTable]:
+def _teacher(settings: EvaluateSettings) -> tuple[World, Policy, LabelTable]:
     if settings.env is None:
         raise BadRun("a teacher can play in any environment: choose one with `env`")
-    layout, vocabulary = layout_of(settings.env), Vocabulary()
+    world = world_of(settings.env, settings.success_above)
+    world.draws = True
     client = connect(settings.policy, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s)
-    table = LabelTable(layout, vocabulary, client, task=settings.task)
+    table = LabelTable(world, client, task=settings.task)
     table.start()
     assert table.info is not None
-    useful_A = np.isin(layout.actions, table.info.tasks[task_key(settings.env, settings.task)])
+    useful_A = np.isin(world.actions, table.info.tasks[task_key(settings.env, settings.task)])
     even_A = (useful_A / useful_A.sum()).astype(np.float32)
 
     def policy(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -117,4 +121,4 @@ def _teacher(settings: EvaluateSettings) -> tuple[Layout, Vocabulary, Policy, La
             )
         return log_probs_BA
 
-    return layout, vocabulary, policy, table
+    return world, policy, table

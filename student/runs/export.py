@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from gridworld.tasks import EVALUATION_SEEDS, UnknownTask, task_key
-from student.environments import Environment, Layout, Vocabulary, stacked
 from student.labels.table import LabelTable
 from student.runs.onnx_student import (
     INPUT,
@@ -29,6 +28,7 @@ from student.runs.settings import ExportSettings
 from student.runs.trained import Trained, load_trained
 from teacher_api.client import QuestionRefused, TeacherError, connect
 from teacher_api.files import write_whole
+from worlds.world import World, stacked
 
 _BATCH = 64
 _TOLERANCE = 1e-4
@@ -93,7 +93,7 @@ def export(settings: ExportSettings) -> ExportReport:
     teacher = None if settings.teacher == "none" else _Teacher(settings, trained)
     content = to_onnx(trained)
     student = load_exported(content, str(file))
-    states = _states(trained.layout, student.vocabulary, max(_BATCH, settings.questions * _STATES_A_QUESTION))
+    states = _states(trained.world, max(_BATCH, settings.questions * _STATES_A_QUESTION))
     _compare(trained, student, states)
     _write(file, content)
     measured = list(range(len(states)))
@@ -105,7 +105,7 @@ def export(settings: ExportSettings) -> ExportReport:
             raise TeacherError(
                 f"{file} was written, but its teacher could not be measured: {error}"
             ) from error
-    batch_BK = np.resize(states, (_BATCH, trained.layout.length))
+    batch_BK = np.resize(states, (_BATCH, trained.world.length))
     return ExportReport(
         file,
         student.about,
@@ -128,7 +128,7 @@ def to_onnx(trained: Trained) -> bytes:
     onnx = needed("onnx")
     needed("onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # a warning that torchvision is not installed
-    example_BK = torch.from_numpy(_states(trained.layout, Vocabulary(trained.words), 2))
+    example_BK = torch.from_numpy(_states(trained.world.copy(), 2))
     network = trained.network.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # from inside torch
@@ -154,12 +154,13 @@ def to_onnx(trained: Trained) -> bytes:
 
 
 def _about(trained: Trained) -> About:
+    width, height = trained.world.size or (0, 0)
     return About(
-        env=trained.layout.env_id,
-        height=trained.layout.height,
-        width=trained.layout.width,
-        actions=trained.layout.actions,
-        words=trained.words,
+        env=trained.world.env_id,
+        height=height,
+        width=width,
+        actions=trained.world.actions,
+        words=trained.world.words,
         algorithm=trained.settings.algo,
         seed=trained.settings.seed,
         frames=trained.frames,
@@ -195,16 +196,16 @@ def _write(file: Path, content: bytes) -> None:
         raise BadExport(f"cannot write {file}: {error.strerror}") from error
 
 
-def _states(layout: Layout, vocabulary: Vocabulary, most: int) -> NDArray[np.uint8]:
+def _states(world: World, most: int) -> NDArray[np.uint8]:
     """Returns up to `most` different states of held-out episodes with random actions, uint8 [S, K]."""
     rng = np.random.default_rng(0)
-    env = Environment(layout, vocabulary, lambda episode: _FIRST_SEED + episode)
+    env = world.environment(lambda episode: _FIRST_SEED + episode)
     obs = env.reset()
     met = {obs: None}  # a set in the order of insertion
     for _ in range(100 * most):  # a small environment may have fewer states
         if len(met) == most:
             break
-        obs, _, terminated, truncated = env.step(int(rng.integers(len(layout.actions))))
+        obs, _, terminated, truncated = env.step(int(rng.integers(len(world.actions))))
         if terminated or truncated:  # no action follows a last state
             obs = env.reset()
         met[obs] = None
@@ -226,13 +227,14 @@ class _Teacher:
 
     def __init__(self, settings: ExportSettings, trained: Trained) -> None:
         try:
-            task = task_key(trained.layout.env_id, settings.task or trained.settings.task)
+            task = task_key(trained.world.env_id, settings.task or trained.settings.task)
         except UnknownTask as error:
             raise BadExport(str(error)) from error
         self._client = connect(
             settings.teacher, key_file=settings.teacher_key_file, wait_s=settings.teacher_wait_s
         )
-        self._table = LabelTable(trained.layout, Vocabulary(trained.words), self._client, task=task)
+        self._table = LabelTable(trained.world, self._client, task=task)
+        trained.world.draws = True
         self._table.start()
 
     def measure(self, states_SK: NDArray[np.uint8], questions: int) -> tuple[TeacherLatency, list[int]]:

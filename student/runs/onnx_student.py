@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from student.environments import Layout, Vocabulary, layout_of
 from teacher_api.command_line import CannotStart
 from teacher_api.validation import in_words
+from worlds.registry import world_of
+from worlds.world import World
 
 FORMAT = "lvlm2p-student-1"
 """The format of exported files; the number is raised when older files can no longer be read."""
@@ -38,8 +39,8 @@ class About(BaseModel):
 
     format: str = FORMAT
     env: str
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
+    height: int = Field(ge=0, description="rows of the grid; 0: the environment has none")
+    width: int = Field(ge=0)
     actions: _Listed = Field(min_length=1)
     words: _Listed = Field(description="the vocabulary; the ids of the words are 1, 2, ...")
     algorithm: str
@@ -47,10 +48,6 @@ class About(BaseModel):
     frames: int
     teacher: str = Field(description="the identity of the student's teacher, or none")
     version: str = Field(default_factory=lambda: importlib.metadata.version("lvlm2p"))
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(self.env, self.height, self.width, self.actions)
 
     def lines(self) -> dict[str, str]:
         """Returns the entries of metadata_props."""
@@ -62,12 +59,8 @@ class ExportedStudent:
     """A student that can play; `session` is an onnxruntime.InferenceSession."""
 
     about: About
+    world: World
     session: Any
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """A new vocabulary with the student's words."""
-        return Vocabulary(self.about.words)
 
     def policy(self, obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns log-probabilities [B, A] for observations [B, K]."""
@@ -119,22 +112,23 @@ def load_exported(content: bytes, name: str) -> ExportedStudent:
         )
     try:
         about = About.model_validate(lines)
-        known = layout_of(about.env)
+        world = world_of(about.env)
     except ValueError as error:
         why = in_words(error) if isinstance(error, ValidationError) else error
         raise BadExport(f"{name} has no usable description: {why}") from error
-    _check(session, about, known, name)
-    return ExportedStudent(about, session)
+    _check(session, about, world, name)
+    world.learn_words(about.words)
+    return ExportedStudent(about, world, session)
 
 
-def _check(session: Any, about: About, known: Layout, name: str) -> None:
+def _check(session: Any, about: About, world: World, name: str) -> None:
     """Raises BadExport if the description, the graph and the environment do not agree."""
-    if about.layout != known:
+    if (about.actions, (about.width, about.height)) != (world.actions, world.size or (0, 0)):
         raise BadExport(
             f"{name} plays {about.env} with another size or other actions than the installed environment has"
         )
     shapes = {each.name: each.shape[1:] for each in (*session.get_inputs(), *session.get_outputs())}
-    if shapes != {INPUT: [known.length], LOGITS: [len(known.actions)], VALUES: []}:
+    if shapes != {INPUT: [world.length], LOGITS: [len(world.actions)], VALUES: []}:
         raise BadExport(f"{name} has a network that does not fit {about.env}: export the run again")
 
 

@@ -1,31 +1,29 @@
 """Policies, and how they do in held-out episodes: the same episodes for every policy."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.episodes import Evaluation, play
 from student.algorithms.rollout import sample
-from student.environments import Environment, Layout, Vocabulary, stacked
+from worlds.world import World, stacked
 
 Policy = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Observations uint8 [B, K] to log-probabilities [B, A]."""
 
 
-def evaluate(
-    policy: Policy, layout: Layout, vocabulary: Vocabulary, episodes: int, rng: np.random.Generator | None
-) -> Evaluation:
+def evaluate(policy: Policy, world: World, episodes: int, rng: np.random.Generator | None) -> Evaluation:
     """Plays the first `episodes` held-out episodes.
 
     Args:
         rng: samples the actions; None: the most probable actions are taken.
     """
     return play(
-        partial(Environment, layout, vocabulary),
+        world.environment,
         lambda observations: choose(policy(stacked(observations)), rng).tolist(),
         episodes,
+        success_above=world.success_above,
     )
 
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.tasks import task_key
-from student.settings import TASK, Address, EnvId, KeyFile, WaitS, config
+from student.settings import TASK, Address, EnvId, KeyFile, SuccessAbove, WaitS, config
 from teacher_api.client import checked_url
 from teacher_api.command_line import File
 
@@ -35,10 +35,9 @@ class EvaluateSettings(BaseSettings):
     policy: CliPositionalArg[Annotated[str, AfterValidator(_folder_or_address)]] = Field(
         description="a run's folder, an exported file, or a teacher's address"
     )
-    env: EnvId | None = Field(
-        default=None, description="id of a registered MiniGrid environment; default: the run's"
-    )
+    env: EnvId | None = Field(default=None, description="id of a registered environment; default: the run's")
     task: str | None = Field(default=None, description=f"with a teacher: {TASK}")
+    success_above: SuccessAbove = None
     episodes: int = Field(default=200, ge=1, description="held-out episodes")
     seed: int = Field(default=1, ge=0, description="seed of the sampled actions")
     gif: File | None = Field(

@@ -3,25 +3,25 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from student.algorithms.networks import ActorCritic
+from student.algorithms.networks import ActorCritic, network_of
 from student.algorithms.rollout import act
-from student.environments import Layout, Vocabulary, layout_of
 from student.runs.folder import BadRun, Run
 from student.runs.policies import Policy
 from student.runs.resuming import load_settings
 from student.settings import TrainSettings
+from worlds.registry import world_of
+from worlds.world import World
 
 
 @dataclass(frozen=True)
 class Trained:
     """A trained student.
 
-    words: the vocabulary, with the ids 1, 2, ...; teacher: the teacher's identity, None without one.
+    world: with the words of missions that the run met; teacher: the teacher's identity, None without one.
     """
 
     settings: TrainSettings
-    layout: Layout
-    words: tuple[str, ...]
+    world: World
     network: ActorCritic
     frames: int
     teacher: str | None
@@ -36,8 +36,8 @@ def load_trained(folder: Path) -> Trained:
     run = Run.open(folder)
     state = run.load_checkpoint()
     settings = load_settings(run)
-    layout = layout_of(settings.env)
-    network = ActorCritic(layout)
+    world = world_of(settings.env, settings.success_above)
+    network = network_of(world)
     try:
         network.load_state_dict(state["network"])
     except RuntimeError as error:
@@ -46,14 +46,15 @@ def load_trained(folder: Path) -> Trained:
             " (see config.json)"
         ) from error
     teacher = state["labels"]["identity"] if state["labels"] else None
-    return Trained(settings, layout, tuple(state["words"]), network, state["frames"], teacher)
+    world.learn_words(state["words"])
+    return Trained(settings, world, network, state["frames"], teacher)
 
 
-def load_policy(folder: Path) -> tuple[Layout, Vocabulary, Policy]:
-    """Returns the layout, the vocabulary and the policy of a run's student.
+def load_policy(folder: Path) -> tuple[World, Policy]:
+    """Returns the world and the policy of a run's student.
 
     Raises:
         BadRun: the folder holds no run with a checkpoint of this version.
     """
     trained = load_trained(folder)
-    return trained.layout, Vocabulary(trained.words), lambda obs_BK: act(trained.network, obs_BK)[0]
+    return trained.world, lambda obs_BK: act(trained.network, obs_BK)[0]

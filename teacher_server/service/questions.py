@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from teacher_api.schemas import ErrorBody, Question, Stage
+from teacher_api.schemas import ACTIONS, ErrorBody, Question, Stage
 from teacher_server.answers.errors import DAMAGED_ANSWER, FailureLog, StoreError
 from teacher_server.answers.rows import Key
 from teacher_server.answers.store import AnswerStore
@@ -284,6 +284,12 @@ def _decode(teacher: Teacher, question: Question) -> _PendingQuestion | ErrorBod
         known = ", ".join(teacher.tasks)
         reason = f"this teacher does not know the task {question.task!r}; it knows {known}"
         return ErrorBody(status=422, field="task", reason=reason)
+    useful = teacher.tasks[question.task]
+    # MiniGrid's environments have all seven actions, whatever a task has use for
+    possible = dict.fromkeys((*useful, *ACTIONS)) if set(useful) <= set(ACTIONS) else useful
+    if unknown := [action for action in question.actions if action not in possible]:
+        reason = f"{unknown[0]!r} is no action of the task {question.task}: {', '.join(possible)}"
+        return ErrorBody(status=422, field="actions", reason=reason)
     try:
         file = from_base64(question.image)
     except BadPicture as error:

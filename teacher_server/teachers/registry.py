@@ -35,6 +35,7 @@ from teacher_server.prompting.prompt_set import (
 from teacher_server.settings import Readout, Settings
 from teacher_server.teachers.attached import attach
 from teacher_server.teachers.base import ModelTeacher, Teacher
+from teacher_server.teachers.own import CannotServe, ServedOwnTeacher
 from teacher_server.teachers.planner import PlannerTeacher
 from teacher_server.teachers.prompted import PromptedTeacher, ReadoutSettings, trial_grid
 from teacher_server.teachers.uniform import UniformTeacher
@@ -81,6 +82,11 @@ def choose_teacher(
         )
     if settings.teacher == "uniform":
         return UniformTeacher()
+    if settings.teacher != "prompted":
+        try:
+            return ServedOwnTeacher(settings.teacher)
+        except CannotServe as error:
+            raise CannotTeach(f"`teacher` {error}") from error
     try:
         return _prompted(settings, check_memory, leaving)
     except CannotAttach as error:

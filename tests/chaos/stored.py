@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gridworld.pictures import draw, encode_png
-from student.environments import layout_of
 from teacher_server.pictures.decoding import decode
 from teacher_server.teachers.base import Observation
 from teacher_server.teachers.planner import PlannerTeacher
 from tests.student.ends import checkpoint
+from worlds.minigrid import layout_of
 
 _Key = tuple[str, bytes, str, str, str]
 _ROWS = "SELECT identity, picture, mission, task, actions, answer FROM answers"

@@ -8,9 +8,10 @@ import torch
 
 from student.algorithms.base import Batch
 from student.algorithms.distillation import Labels
-from student.algorithms.networks import ActorCritic
-from student.environments import Environments, Vocabulary, layout_of
+from student.algorithms.networks import ActorCritic, GridNetwork
 from student.settings import TrainSettings
+from worlds.minigrid import MinigridWorld, Vocabulary, layout_of
+from worlds.world import Environments
 
 LAYOUT = layout_of("MiniGrid-LavaGapS5-v0")
 B, A = 24, 7
@@ -28,9 +29,9 @@ def batch_of(seed: int, given: float = 0.6) -> tuple[ActorCritic, Batch]:
     """A network and B steps, some of them taken in the same state."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    network = ActorCritic(LAYOUT)
+    network = GridNetwork(LAYOUT)
     torch.nn.init.normal_(network.actor.weight, std=0.3)
-    envs = Environments(LAYOUT, Vocabulary(), B, seed)
+    envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), B, seed)
     envs.reset()
     for _ in range(6):
         states_UK = envs.step(rng.integers(0, 3, B)).obs_NK[: B // 2]

@@ -9,11 +9,12 @@ import torch
 from student.algorithms.a2c import A2C, loss
 from student.algorithms.base import Batch
 from student.algorithms.distillation import Labels
-from student.algorithms.networks import ActorCritic
+from student.algorithms.networks import ActorCritic, GridNetwork
 from student.algorithms.rollout import collect
-from student.environments import Environments, Vocabulary
 from student.settings import TrainSettings
 from tests.student.algorithms.batches import LAYOUT, A, B, batch_of, equation_1_by_hand, normalised, softmax
+from worlds.minigrid import MinigridWorld, Vocabulary
+from worlds.world import Environments
 
 pytestmark = pytest.mark.unit
 
@@ -80,8 +81,8 @@ def test_an_update_is_one_step_of_rmsprop_on_the_whole_rollout() -> None:
     """From rest, RMSprop moves each weight by rate * g / (sqrt(0.01 g^2) + epsilon), g cut to the norm."""
     torch.manual_seed(0)
     settings = _settings(optimiser="rmsprop", learning_rate=1e-3)
-    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
-    envs = Environments(LAYOUT, Vocabulary(), 8, 1)
+    network, rng = GridNetwork(LAYOUT), np.random.default_rng(0)
+    envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)
     states = len(rollout.states_UK)
     labels = Labels(torch.full((states, A), 1 / A), torch.ones(states, dtype=torch.bool))
@@ -99,9 +100,9 @@ def test_an_update_is_one_step_of_rmsprop_on_the_whole_rollout() -> None:
 def test_updates_move_the_student_towards_the_teacher() -> None:
     torch.manual_seed(0)
     settings = _settings()
-    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+    network, rng = GridNetwork(LAYOUT), np.random.default_rng(0)
     algorithm = A2C(network, settings)
-    envs = Environments(LAYOUT, Vocabulary(), 8, 1)
+    envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)
     probs_UA = torch.zeros(len(rollout.states_UK), A)
     probs_UA[:, 1] = 1
@@ -114,9 +115,9 @@ def test_updates_move_the_student_towards_the_teacher() -> None:
 
 def test_a_student_that_fails_takes_larger_and_more_steps() -> None:
     fast = TrainSettings(preset="fast", algo="a2c")
-    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+    network, rng = GridNetwork(LAYOUT), np.random.default_rng(0)
     algorithm = A2C(network, fast)
-    envs = Environments(LAYOUT, Vocabulary(), 8, 1)
+    envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)
     nothing = Labels.nothing(len(rollout.states_UK), A)
     (group,) = algorithm.optimiser.param_groups
@@ -138,7 +139,7 @@ def test_without_advantages_a_student_that_succeeds_hardly_moves() -> None:
     moved = []
     for epsilon in (1e-5, TrainSettings(preset="fast", algo="a2c").optimiser_epsilon):
         torch.manual_seed(0)
-        network = ActorCritic(LAYOUT)
+        network = GridNetwork(LAYOUT)
         settings = _settings(optimiser="adam", optimiser_epsilon=epsilon, entropy_coefficient=0)
         algorithm, before = A2C(network, settings), copy.deepcopy(network.actor.weight.data)
         for parameter in network.parameters():

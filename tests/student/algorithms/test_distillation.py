@@ -16,10 +16,11 @@ from student.algorithms.distillation import (
     target_entropy,
     targets,
 )
-from student.algorithms.networks import ActorCritic
-from student.environments import Environments, Vocabulary
+from student.algorithms.networks import GridNetwork
 from student.settings import TrainSettings
 from tests.student.algorithms.batches import LAYOUT, A, B, labels_of
+from worlds.minigrid import MinigridWorld, Vocabulary
+from worlds.world import Environments
 
 pytestmark = pytest.mark.unit
 
@@ -115,8 +116,8 @@ def test_lambda_falls_in_a_line_to_0_within_its_frames() -> None:
 def test_replay_learns_the_labels_that_are_given_and_no_others() -> None:
     torch.manual_seed(0)
     settings = TrainSettings.model_validate({"replay_ratio": 64, "lambda": 1})
-    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
-    obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
+    network, rng = GridNetwork(LAYOUT), np.random.default_rng(0)
+    obs_MK = Environments(MinigridWorld(LAYOUT, Vocabulary()), 40, 1).reset()
     probs_MA = torch.zeros(40, A)
     probs_MA[:20, 1] = probs_MA[20:, 4] = 1
     labels = Labels(probs_MA, torch.arange(40) < 20)
@@ -132,8 +133,8 @@ def test_replay_leaves_the_values_of_states_as_they_are() -> None:
     for weight in (0.0, 0.5):
         torch.manual_seed(0)
         settings = TrainSettings.model_validate({"replay_ratio": 64, "value_coefficient": weight})
-        network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
-        obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
+        network, rng = GridNetwork(LAYOUT), np.random.default_rng(0)
+        obs_MK = Environments(MinigridWorld(LAYOUT, Vocabulary()), 40, 1).reset()
         probs_MA = torch.nn.functional.one_hot(torch.arange(40) % A, A).float()
         labels = Labels(probs_MA, torch.ones(40, dtype=torch.bool))
         obs_M = torch.from_numpy(obs_MK)
@@ -144,12 +145,12 @@ def test_replay_leaves_the_values_of_states_as_they_are() -> None:
 
 
 def test_replay_makes_as_many_steps_as_the_frames_and_the_share_call_for() -> None:
-    replay, resumed = (Replay(ActorCritic(LAYOUT), TrainSettings(replay_ratio=3)) for _ in range(2))
+    replay, resumed = (Replay(GridNetwork(LAYOUT), TrainSettings(replay_ratio=3)) for _ in range(2))
     assert [replay.steps_due(32, 1.0) for _ in range(4)] == [0, 1, 1, 1]  # 0.75 steps each
     assert [replay.steps_due(32, 0.5) for _ in range(4)] == [0, 0, 1, 0]
     resumed.restore(replay.state())
     assert [each.steps_due(32, 1.0) for each in (replay, resumed)] == [1, 1]  # 0.5 was due already
-    obs_MK = Environments(LAYOUT, Vocabulary(), 40, 1).reset()
+    obs_MK = Environments(MinigridWorld(LAYOUT, Vocabulary()), 40, 1).reset()
     nothing = Labels.nothing(40, A)
     assert math.isnan(replay.learn(obs_MK, nothing, 1, np.random.default_rng(0)))
 

@@ -37,6 +37,7 @@ def _rollout(state: int, action: int, reward: float, following: int) -> Rollout:
         actions_TN=flag(action),
         next_values_TN=np.zeros((1, 1), np.float32),
         rewards_TN=np.array([[reward]], np.float32),
+        gains_TN=np.array([[reward]], np.float32),
         terminated_TN=flag(following == _DEAD),
         truncated_TN=flag(following == _CUT),
         last_obs_NK=np.zeros((1, 1), np.uint8),

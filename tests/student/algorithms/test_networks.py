@@ -6,8 +6,9 @@ import torch
 
 from gridworld.tasks import ALL_TASKS
 from gridworld.views import STEPS, code
-from student.algorithms.networks import ActorCritic, _egocentric
-from student.environments import WORDS, Environments, Layout, Vocabulary, layout_of
+from student.algorithms.networks import GridNetwork, _egocentric
+from worlds.minigrid import WORDS, Layout, MinigridWorld, Vocabulary, layout_of
+from worlds.world import Environments
 
 pytestmark = pytest.mark.unit
 
@@ -33,7 +34,7 @@ def test_turning_the_world_and_the_agent_together_changes_nothing() -> None:
     """The view from a pose is that from the pose turned by 90 degrees in the grid turned by 90 degrees."""
     torch.manual_seed(0)
     layout = Layout("square", 6, 6, ("left", "right", "forward"))
-    network = ActorCritic(layout)
+    network = GridNetwork(layout)
     rng = np.random.default_rng(0)
     cells_HW = rng.integers(18, 180, (6, 6)).astype(np.uint8)
     x, y, heading = 2, 3, 1
@@ -51,8 +52,8 @@ def test_what_the_mission_names_is_seen_as_the_same_whatever_it_is_called() -> N
     """A red door looked for among others, and a blue one: the same cells with the two colours exchanged."""
     torch.manual_seed(0)
     layout, vocabulary = layout_of("MiniGrid-GoToDoor-6x6-v0"), Vocabulary()
-    network = ActorCritic(layout)
-    row = Environments(layout, vocabulary, 1, 3).reset()[0]
+    network = GridNetwork(layout)
+    row = Environments(MinigridWorld(layout, vocabulary), 1, 3).reset()[0]
     cells = row[: layout.cells]
     cells[:] = code("wall", "grey")
     cells[7], cells[9], cells[20] = code("door", "red", 1), code("door", "blue", 1), code("ball", "red")
@@ -80,8 +81,8 @@ def test_what_the_mission_names_is_seen_as_the_same_whatever_it_is_called() -> N
 def test_the_mission_changes_what_is_done_with_the_same_cells() -> None:
     torch.manual_seed(0)
     layout, vocabulary = layout_of("MiniGrid-Fetch-6x6-N2-v0"), Vocabulary()
-    network = ActorCritic(layout)
-    row = Environments(layout, vocabulary, 1, 1).reset()[0]
+    network = GridNetwork(layout)
+    row = Environments(MinigridWorld(layout, vocabulary), 1, 1).reset()[0]
     other = row.copy()
     other[-16:] = np.frombuffer(vocabulary.encode("go fetch a purple ball"), np.uint8)
     logits_BA, _ = network(torch.from_numpy(np.stack([row, other])))

@@ -8,12 +8,13 @@ import torch
 
 from student.algorithms.base import Batch
 from student.algorithms.distillation import Labels
-from student.algorithms.networks import ActorCritic
+from student.algorithms.networks import ActorCritic, GridNetwork
 from student.algorithms.ppo import PPO, loss
 from student.algorithms.rollout import collect
-from student.environments import Environments, Vocabulary
 from student.settings import TrainSettings
 from tests.student.algorithms.batches import LAYOUT, A, B, batch_of, equation_1_by_hand, normalised, softmax
+from worlds.minigrid import MinigridWorld, Vocabulary
+from worlds.world import Environments
 
 pytestmark = pytest.mark.unit
 
@@ -78,9 +79,9 @@ def test_without_labels_the_gradient_is_that_of_ppo_alone() -> None:
 def test_an_update_moves_the_student_towards_the_teacher() -> None:
     torch.manual_seed(0)
     settings = _settings(learning_rate=1e-3)
-    network, rng = ActorCritic(LAYOUT), np.random.default_rng(0)
+    network, rng = GridNetwork(LAYOUT), np.random.default_rng(0)
     algorithm = PPO(network, settings)
-    envs = Environments(LAYOUT, Vocabulary(), 8, 1)
+    envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), 8, 1)
     rollout = collect(network, envs, envs.reset(), 16, rng)
     probs_UA = torch.zeros(len(rollout.states_UK), A)
     probs_UA[:, 1] = 1
@@ -93,7 +94,7 @@ def test_an_update_moves_the_student_towards_the_teacher() -> None:
 
 def test_a_student_that_fails_learns_from_rewards_as_the_preset_alone_does() -> None:
     fast, alone = (TrainSettings(preset=preset, algo="ppo") for preset in ("fast", "alone"))
-    algorithm = PPO(ActorCritic(LAYOUT), fast)
+    algorithm = PPO(GridNetwork(LAYOUT), fast)
     names = ("epochs", "minibatch_size", "learning_rate", "normalise_advantages")
     for failing, steps, expected in ((1, 64, alone), (0.95, 16, alone), (0.04, 16, alone), (0.03, 16, fast)):
         algorithm.recover(failing)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from student.algorithms.networks import ActorCritic
+from student.algorithms.networks import GridNetwork
 from student.algorithms.rollout import Rollout, act, advantages, collect, sample
-from student.environments import Environments, Vocabulary, layout_of
 from student.states import StateIndex
+from worlds.minigrid import MinigridWorld, Vocabulary, layout_of
+from worlds.world import Environments
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +34,7 @@ def _rollout(
         states[:, None],
         np.zeros((steps, 1), np.int64),
         column(next_values_T),
+        column(rewards_T),
         column(rewards_T),
         flags(terminated),
         flags(truncated),
@@ -85,8 +87,8 @@ def test_a_real_rollout_bootstraps_by_how_each_episode_ended() -> None:
     """LavaGap with the step limit lowered to 5, so that all kinds of ends occur, both flags together too."""
     torch.manual_seed(0)
     layout = layout_of("MiniGrid-LavaGapS5-v0")
-    network = ActorCritic(layout)
-    envs = Environments(layout, Vocabulary(), 8, seed=1)
+    network = GridNetwork(layout)
+    envs = Environments(MinigridWorld(layout, Vocabulary()), 8, seed=1)
     for env in envs._envs:
         env._env.max_steps = 5
     seen = []

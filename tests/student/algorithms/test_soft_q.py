@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from student.algorithms.distillation import Labels
-from student.algorithms.networks import ActorCritic
+from student.algorithms.networks import GridNetwork
 from student.algorithms.rollout import collect
 from student.algorithms.soft_q import SoftQLearning, loss
-from student.environments import Environments, Vocabulary
 from student.settings import TrainSettings
 from tests.student.algorithms.batches import LAYOUT, A, softmax
+from worlds.minigrid import MinigridWorld, Vocabulary
+from worlds.world import Environments
 
 pytestmark = pytest.mark.unit
 
@@ -21,7 +22,7 @@ _SETTINGS = TrainSettings.model_validate({"algo": "soft-q", "entropy_coefficient
 
 def _batch(size: int, seed: int = 0) -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(seed)
-    envs = Environments(LAYOUT, Vocabulary(), size, seed)
+    envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), size, seed)
     obs = envs.reset()
     return {
         "obs": torch.from_numpy(obs),
@@ -38,7 +39,7 @@ def _batch(size: int, seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("teacher_lambda", [0.0, 0.7])
 def test_the_loss_by_hand(teacher_lambda: float) -> None:
     torch.manual_seed(0)
-    network, target = ActorCritic(LAYOUT), ActorCritic(LAYOUT)
+    network, target = GridNetwork(LAYOUT), GridNetwork(LAYOUT)
     torch.nn.init.normal_(network.actor.weight, std=0.3)
     batch = _batch(8)
     total, parts = loss(network, target, batch, teacher_lambda, _SETTINGS)
@@ -62,9 +63,9 @@ def test_the_loss_by_hand(teacher_lambda: float) -> None:
 def test_the_policy_becomes_the_softmax_of_known_q_values() -> None:
     """Episodes of one step: Q is the reward, and pi(a) is proportional to exp(r(a) / tau)."""
     torch.manual_seed(0)
-    network = ActorCritic(LAYOUT)
+    network = GridNetwork(LAYOUT)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
-    obs = torch.from_numpy(Environments(LAYOUT, Vocabulary(), 1, 0).reset()).expand(A, -1)
+    obs = torch.from_numpy(Environments(MinigridWorld(LAYOUT, Vocabulary()), 1, 0).reset()).expand(A, -1)
     rewards = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.0, 0.0, 0.1])
     batch = {
         "obs": obs,
@@ -91,9 +92,9 @@ def test_the_buffer_holds_the_newest_steps_and_none_that_were_cut_off() -> None:
     torch.manual_seed(0)
     settings = _SETTINGS.model_copy(update={"buffer_size": 150, "epochs": 1})
     rng = np.random.default_rng(0)
-    network = ActorCritic(LAYOUT)
+    network = GridNetwork(LAYOUT)
     algorithm = SoftQLearning(network, settings)
-    envs = Environments(LAYOUT, Vocabulary(), 4, 1)
+    envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), 4, 1)
     rollout = collect(network, envs, envs.reset(), 120, rng)
     cut_off = int((rollout.truncated_TN & ~rollout.terminated_TN).sum())
     assert cut_off > 0

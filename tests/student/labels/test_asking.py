@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from student.environments import Environments, Vocabulary, layout_of
 from student.labels.table import LabelTable
 from student.settings import TrainSettings
 from student.trainer import train
@@ -24,6 +23,8 @@ from tests.conftest import StartTeacher, TeacherProcess, environment_without
 from tests.student.ends import assert_same_end, checkpoint, metrics, summary
 from tests.student.labels.lookup import labels_of
 from tests.waiting import metric, wait_for, without_waiting
+from worlds.minigrid import MinigridWorld, Vocabulary, layout_of
+from worlds.world import Environments
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +36,7 @@ _STUDENT = str(Path(sys.executable).with_name("student"))
 def _rollouts(count: int = 1) -> tuple[Vocabulary, list[np.ndarray]]:
     """Rollouts uint8 [T, N, K] of random actions that follow each other."""
     vocabulary, rng = Vocabulary(), np.random.default_rng(1)
-    envs = Environments(LAYOUT, vocabulary, N, 1)
+    envs = Environments(MinigridWorld(LAYOUT, vocabulary), N, 1)
     rows = [envs.reset()]
     for _ in range(count * STEPS - 1):
         rows.append(envs.step(rng.integers(0, 3, N)).obs_NK)
@@ -47,7 +48,7 @@ def _table(
     url: str, vocabulary: Vocabulary, *, deadline_s: float = 30, **settings: Any
 ) -> Iterator[LabelTable]:
     with closing(
-        LabelTable(LAYOUT, vocabulary, TeacherClient(url, deadline_s=deadline_s), **settings)
+        LabelTable(MinigridWorld(LAYOUT, vocabulary), TeacherClient(url, deadline_s=deadline_s), **settings)
     ) as table:
         yield table
 

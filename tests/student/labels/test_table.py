@@ -8,13 +8,14 @@ import torch
 
 from gridworld.planner import plan
 from gridworld.views import EMPTY, code
-from student.environments import Environments, Layout, Vocabulary, layout_of
 from student.labels.failures import Failures
 from student.labels.table import LabelTable, TeacherChanged, UselessTeacher
 from teacher_api.client import TeacherClient, TeacherUnavailable
 from teacher_api.schemas import ErrorBody
 from tests.conftest import StartTeacher, TeacherProcess
 from tests.student.labels.lookup import labels_of
+from worlds.minigrid import Layout, MinigridWorld, Vocabulary, layout_of
+from worlds.world import Environments
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +24,7 @@ LAYOUT = layout_of("MiniGrid-LavaGapS5-v0")
 
 def _observations(layout: Layout = LAYOUT, seed: int = 1) -> tuple[Vocabulary, np.ndarray]:
     vocabulary, rng = Vocabulary(), np.random.default_rng(seed)
-    envs = Environments(layout, vocabulary, 8, seed)
+    envs = Environments(MinigridWorld(layout, vocabulary), 8, seed)
     rows = [envs.reset()]
     for _ in range(19):
         rows.append(envs.step(rng.integers(0, 3, 8)).obs_NK)
@@ -34,7 +35,7 @@ def _observations(layout: Layout = LAYOUT, seed: int = 1) -> tuple[Vocabulary, n
 def test_labels_are_the_teachers_answers_each_state_asked_once(client: TeacherClient, env_id: str) -> None:
     layout = layout_of(env_id)
     vocabulary, obs_BK = _observations(layout)
-    table = LabelTable(layout, vocabulary, client)
+    table = LabelTable(MinigridWorld(layout, vocabulary), client)
     labels = labels_of(table, obs_BK)
     task = "lava_gap" if "Lava" in env_id else "go_to_door"
     for row, probs_A in zip(obs_BK, labels.probs_BA, strict=True):
@@ -51,7 +52,7 @@ def test_a_failed_answer_is_a_masked_label_and_not_asked_again(client: TeacherCl
     vocabulary, obs_BK = _observations()
     without_goal = obs_BK[0].copy()
     without_goal[without_goal == code("goal", "green")] = EMPTY
-    table = LabelTable(LAYOUT, vocabulary, client)
+    table = LabelTable(MinigridWorld(LAYOUT, vocabulary), client)
     labels = labels_of(table, np.stack([obs_BK[0], without_goal]))
     assert labels.given_B.tolist() == [True, False]
     assert (table.failed, table.states) == (1, 2)
@@ -90,7 +91,7 @@ def test_a_teacher_that_answers_nothing_at_all_is_an_error(client: TeacherClient
     without_goal = obs_BK.copy()
     without_goal[:, : LAYOUT.cells] = EMPTY
     with pytest.raises(UselessTeacher, match=r"answered none of the first 18.*no green goal"):
-        labels_of(LabelTable(LAYOUT, vocabulary, client), np.unique(without_goal, axis=0))
+        labels_of(LabelTable(MinigridWorld(LAYOUT, vocabulary), client), np.unique(without_goal, axis=0))
 
 
 def test_a_table_comes_back_from_its_state(client: TeacherClient) -> None:
@@ -98,9 +99,9 @@ def test_a_table_comes_back_from_its_state(client: TeacherClient) -> None:
     without_goal = obs_BK[0].copy()
     without_goal[without_goal == code("goal", "green")] = EMPTY
     obs_BK = np.concatenate([obs_BK, without_goal[None]])
-    table = LabelTable(LAYOUT, vocabulary, client)
+    table = LabelTable(MinigridWorld(LAYOUT, vocabulary), client)
     labels = labels_of(table, obs_BK)
-    again = LabelTable(LAYOUT, vocabulary, client)
+    again = LabelTable(MinigridWorld(LAYOUT, vocabulary), client)
     again.restore(table.state())
     questions = (again.asked, again.store_hits, again.failed)
     assert questions == (table.asked, table.store_hits, table.failed)
@@ -117,7 +118,7 @@ def test_another_teacher_behind_the_address_is_noticed_at_its_first_answer(
     vocabulary, obs_BK = _observations()
     first, second = teacher_process(), teacher_process("--noise", "0.5")
     with TeacherClient(first.url, deadline_s=30) as client:
-        table = LabelTable(LAYOUT, vocabulary, client)
+        table = LabelTable(MinigridWorld(LAYOUT, vocabulary), client)
         table.start()
         with TeacherClient(second.url, deadline_s=30) as other:
             table._client = other  # as if the second had been started at the first one's address
@@ -126,7 +127,8 @@ def test_another_teacher_behind_the_address_is_noticed_at_its_first_answer(
             assert table.asked + table.store_hits == 0
             assert not table.stored()[1].given_B.any()
             resumed, allowed = (
-                LabelTable(LAYOUT, vocabulary, other, allow_change=allow) for allow in (False, True)
+                LabelTable(MinigridWorld(LAYOUT, vocabulary), other, allow_change=allow)
+                for allow in (False, True)
             )
             for each in (resumed, allowed):
                 each.restore(table.state())
@@ -142,4 +144,4 @@ def test_no_teacher_at_the_address(shared_teacher: TeacherProcess) -> None:
         TeacherClient("http://127.0.0.1:9", deadline_s=0.5) as client,
         pytest.raises(TeacherUnavailable, match=r"127\.0\.0\.1:9"),
     ):
-        LabelTable(LAYOUT, Vocabulary(), client).start()
+        LabelTable(MinigridWorld(LAYOUT, Vocabulary()), client).start()

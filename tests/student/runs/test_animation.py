@@ -9,8 +9,9 @@ from PIL import Image
 
 from gridworld.pictures import draw
 from gridworld.tasks import EVALUATION_SEEDS
-from student.environments import Environment, Vocabulary, layout_of, stacked
 from student.runs.animation import animate
+from worlds.minigrid import MinigridEnvironment, MinigridWorld, Vocabulary, layout_of
+from worlds.world import stacked
 
 pytestmark = pytest.mark.unit
 
@@ -25,8 +26,8 @@ def _forward(obs_BK: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def test_images_show_the_state_and_a_bar_as_long_as_the_probability_of_the_action(tmp_path: Path) -> None:
     layout, vocabulary = layout_of("MiniGrid-LavaGapS5-v0"), Vocabulary()
-    animate(_forward, layout, vocabulary, 2, tmp_path / "new" / "student.gif")
-    env = Environment(layout, vocabulary, lambda episode: EVALUATION_SEEDS + episode)
+    animate(_forward, MinigridWorld(layout, vocabulary), 2, tmp_path / "new" / "student.gif")
+    env = MinigridEnvironment(layout, vocabulary, lambda episode: EVALUATION_SEEDS + episode)
     picture = draw(layout.view(stacked([env.reset()])[0]), 448 // 5)
     with Image.open(tmp_path / "new" / "student.gif") as animation:
         image = np.array(animation.convert("RGB")).astype(int)
@@ -43,6 +44,6 @@ def test_images_show_the_state_and_a_bar_as_long_as_the_probability_of_the_actio
 
 def test_all_images_have_one_size_whatever_the_missions_are(tmp_path: Path) -> None:
     layout, vocabulary = layout_of("tests.student.custom_environments:Custom-Painted-v0"), Vocabulary()
-    animate(_forward, layout, vocabulary, 1, tmp_path / "student.gif")
+    animate(_forward, MinigridWorld(layout, vocabulary), 1, tmp_path / "student.gif")
     with Image.open(tmp_path / "student.gif") as animation:
         assert animation.size == (448 // 7 * 7 + 300, 22 * (2 + 1 + 6 + 1 + 7 + 1))

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from student.cli import main
-from student.environments import Environment, Environments, layout_of
 from student.runs.export import ExportReport, TeacherLatency, export, table
 from student.runs.onnx_student import FORMAT, About, open_exported
 from student.runs.policies import evaluate
@@ -22,6 +21,8 @@ from student.runs.settings import ExportSettings
 from student.runs.trained import load_policy, load_trained
 from tests.conftest import StartTeacher
 from tests.waiting import LONG_S
+from worlds.minigrid import layout_of
+from worlds.world import Environments
 
 pytestmark = pytest.mark.integration  # onnx is imported late: the vLLM suites' environment is without it
 
@@ -71,7 +72,7 @@ def _fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path, code: int
 
 def test_it_judges_as_the_runs_network_does(run: Path, file: Path) -> None:
     trained, student = load_trained(run), open_exported(file)
-    envs = Environments(trained.layout, student.vocabulary, 64, 1)
+    envs = Environments(student.world, 64, 1)
     rng = np.random.default_rng(1)
     obs_BK = envs.reset()
     for _ in range(20):
@@ -87,14 +88,14 @@ def test_it_judges_as_the_runs_network_does(run: Path, file: Path) -> None:
 
 
 def test_it_plays_every_episode_as_the_run_does(run: Path, file: Path) -> None:
-    layout, vocabulary, policy = load_policy(run)
+    world, policy = load_policy(run)
     student = open_exported(file)
-    assert student.about.layout == layout
+    assert student.world.fits(world)
     for seed in (5, None):
-        sides = (policy, vocabulary), (student.policy, student.vocabulary)
+        sides = (policy, world), (student.policy, student.world)
         ours, theirs = (
-            evaluate(policy, layout, words, 50, None if seed is None else np.random.default_rng(seed))
-            for policy, words in sides
+            evaluate(played, each, 50, None if seed is None else np.random.default_rng(seed))
+            for played, each in sides
         )
         np.testing.assert_array_equal(ours.returns_E, theirs.returns_E)
         np.testing.assert_array_equal(ours.lengths_E, theirs.lengths_E)
@@ -121,7 +122,7 @@ def test_it_needs_no_torch(file: Path) -> None:
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path; from student.runs.onnx_student import open_exported; import numpy as np\n"
         "student = open_exported(Path(sys.argv[1]))\n"
-        "obs_BK = np.ones((2, student.about.layout.length), np.uint8)\n"
+        "obs_BK = np.ones((2, student.world.length), np.uint8)\n"
         "print(student.policy(obs_BK).shape)"
     )
     command = [sys.executable, "-c", code, str(file)]
@@ -166,8 +167,8 @@ def test_the_example_for_strangers_plays_as_written(
     theirs: dict[str, Any] = {}
     exec(blocks[0], theirs)
 
-    layout, vocabulary, policy = load_policy(run)
-    env = Environment(layout, vocabulary, lambda _: 7)
+    world, policy = load_policy(run)
+    env = world.environment(lambda _: 7)
     row, ended = env.reset(), False
     while not ended:
         last_1K = np.frombuffer(bytearray(row), np.uint8)[None]

@@ -13,7 +13,6 @@ import httpx
 import numpy as np
 import pytest
 
-from student.environments import Environments, Vocabulary, layout_of
 from student.labels.table import LabelTable, TeacherChanged
 from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
@@ -32,6 +31,8 @@ from tests.teacher_server.checkpoints.breaking import (
 )
 from tests.waiting import LONG_S, metric, wait_for, wait_until_ready
 from tools.random_checkpoint import make_checkpoint
+from worlds.minigrid import MinigridWorld, Vocabulary, layout_of
+from worlds.world import Environments
 
 pytestmark = pytest.mark.integration
 
@@ -244,11 +245,11 @@ def test_without_a_way_back_nothing_is_swapped(teacher: TeacherProcess, models: 
 
 def test_students_stop_or_go_on_as_told(teacher: TeacherProcess, models: Path) -> None:
     layout, vocabulary = layout_of("MiniGrid-LavaGapS5-v0"), Vocabulary()
-    obs_NK = Environments(layout, vocabulary, 16, seed=1).reset()
+    obs_NK = Environments(MinigridWorld(layout, vocabulary), 16, seed=1).reset()
     obs_NK = np.unique(obs_NK, axis=0)
     clients = [TeacherClient(teacher.url, deadline_s=60) for _ in range(2)]
-    pinned = LabelTable(layout, vocabulary, clients[0])
-    allowing = LabelTable(layout, vocabulary, clients[1], allow_change=True)
+    pinned = LabelTable(MinigridWorld(layout, vocabulary), clients[0])
+    allowing = LabelTable(MinigridWorld(layout, vocabulary), clients[1], allow_change=True)
     for table in (pinned, allowing):
         assert table.labels_of(table.rows_of(obs_NK[:1])).given_B.all()
     swapped = _swapped(teacher, models / "two")

@@ -10,7 +10,6 @@ from gridworld.environments import make
 from gridworld.pictures import draw, encode_png
 from gridworld.tasks import TASKS
 from gridworld.views import View, view_of
-from student.environments import Vocabulary, layout_of
 from student.labels.table import LabelTable
 from teacher_api.client import TeacherClient
 from teacher_api.processes import COMPACT, COMPACT_FLAGS, served_teacher
@@ -22,6 +21,7 @@ from teacher_tools.train.card import trained_on
 from teacher_tools.train.examples import ExampleEncoder, analysis_of
 from teacher_tools.train.samples import Sampler
 from tests.compact import assert_it_knows_its_tasks
+from worlds.minigrid import MinigridWorld, Vocabulary, layout_of
 
 pytestmark = pytest.mark.integration
 
@@ -116,7 +116,7 @@ def test_it_knows_its_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
                 ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", None),
                 ("MiniGrid-GoToDoor-8x8-v0", "trained on grids of 6 x 6 for go_to_door, and not of 8 x 8"),
             ):
-                LabelTable(layout_of(env_id), Vocabulary(), client).start()
+                LabelTable(MinigridWorld(layout_of(env_id), Vocabulary()), client).start()
                 said = capsys.readouterr().err
                 assert said.count("\n") == bool(note)
                 assert (note or "") in said

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from student.environments import Environments, Vocabulary, layout_of
 from student.labels.table import LabelTable, UselessTeacher
 from teacher_api.client import TeacherClient
 from teacher_server.prompting.prompt_set import SETS
@@ -20,6 +19,8 @@ from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import StartTeacher, TeacherProcess
 from tests.waiting import LONG_S, metric, wait_until_ready
 from tools.random_checkpoint import make_checkpoint
+from worlds.minigrid import MinigridWorld, Vocabulary, layout_of
+from worlds.world import Environments
 
 pytestmark = pytest.mark.integration
 
@@ -103,11 +104,11 @@ def test_it_answers_a_student_about_a_task_of_ones_own(
     (prompts / "analysis.schema.json").write_text(json.dumps(front | {"additionalProperties": False}))
     teacher = start_prompted("--prompts", str(prompts), "--min-label-mass", "0")
     layout, vocabulary = layout_of("MiniGrid-Empty-5x5-v0"), Vocabulary()
-    obs_NK = Environments(layout, vocabulary, 2, seed=1).reset()
+    obs_NK = Environments(MinigridWorld(layout, vocabulary), 2, seed=1).reset()
     with TeacherClient(teacher.url, deadline_s=100) as client:
         with pytest.raises(UselessTeacher, match="knows empty, and not lava_gap"):
-            LabelTable(layout, vocabulary, client, task="lava_gap").start()
-        table = LabelTable(layout, vocabulary, client, task="empty")
+            LabelTable(MinigridWorld(layout, vocabulary), client, task="lava_gap").start()
+        table = LabelTable(MinigridWorld(layout, vocabulary), client, task="empty")
         probs_A = table.labels_of(table.rows_of(obs_NK[:1])).probs_BA[0]
         table.close()
     assert (table.asked, table.failed) == (1, 0)

@@ -170,7 +170,7 @@ def _answer(**fields: Any) -> Callable[[list[dict[str, Any]]], object]:
         (_change(3, picture="ab"), 4, "picture"),
         (_change(3, picture="Z" * 64), 4, "picture"),
         (_change(3, mission="m" * 600), 4, "mission"),
-        (_change(3, actions=["left", "jump"]), 4, "'jump' is none of MiniGrid's actions"),
+        (_change(3, actions=["left", "Jump!"]), 4, "'Jump!' is no action's name"),
         (_change(3, actions=["right", "left"]), 4, "about right, left"),
         (_change(3, created="today"), 4, "created"),
         (_change(3, created=-1), 4, "created"),

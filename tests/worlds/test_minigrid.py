@@ -10,19 +10,17 @@ from minigrid.wrappers import FullyObsWrapper
 from gridworld.pictures import Picture, draw
 from gridworld.tasks import ALL_TASKS, EVALUATION_SEEDS, UnknownEnvironment
 from gridworld.views import NAMES, uncode
-from student.environments import (
+from worlds.minigrid import (
     WORDS,
-    Environment,
-    EnvironmentFailed,
-    Environments,
-    Observation,
+    MinigridEnvironment,
+    MinigridWorld,
     UnknownWord,
     Vocabulary,
-    check,
     layout_of,
     make,
-    stacked,
 )
+from worlds.registry import check
+from worlds.world import EnvironmentFailed, Environments, Observation, stacked
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +40,7 @@ OTHERS = [
 )
 def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
     layout, vocabulary = layout_of(env_id), Vocabulary()
-    ours = Environment(layout, vocabulary, lambda episode: 70 + episode)
+    ours = MinigridEnvironment(layout, vocabulary, lambda episode: 70 + episode)
     theirs = FullyObsWrapper(gymnasium.make(env_id))
     rng = np.random.default_rng(0)
     for episode in range(3):
@@ -74,7 +72,6 @@ def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
         ("MiniGrid-LavaGapS5", "'MiniGrid-LavaGapS5': No registered env"),
         ("nowhere.to.be.found:Maze-v0", "'nowhere.to.be.found:Maze-v0': No module named 'nowhere'"),
         ("json:Maze-v0", "unknown environment 'json:Maze-v0'"),
-        ("CartPole-v1", "'CartPole-v1' is not a MiniGridEnv"),
         ("tests.student.custom_environments:Custom-Broken-v0", "unknown environment .*: the roof is leaking"),
         ("tests.student.custom_environments:Custom-EightActions-v0", r"has the actions Discrete\(8\)"),
         (
@@ -126,7 +123,7 @@ def test_actions_in_another_order_are_known_by_their_names() -> None:
     """`right` is 0, `forward` 1 and `left` 2 there."""
     layout = layout_of("tests.student.custom_environments:Custom-Swapped-v0")
     assert layout.actions == ("right", "forward", "left")
-    env = Environment(layout, Vocabulary(), lambda episode: episode)
+    env = MinigridEnvironment(layout, Vocabulary(), lambda episode: episode)
     assert layout.view(_row(env.reset())).heading == 0
     for name, pose in (("right", (1, 1, 1)), ("left", (1, 1, 0)), ("forward", (2, 1, 0))):
         view = layout.view(_row(env.step(layout.actions.index(name))[0]))
@@ -139,7 +136,7 @@ def test_actions_in_another_order_are_known_by_their_names() -> None:
 def test_an_unusual_environment_that_can_be_drawn_is_accepted(env_id: str) -> None:
     """One in a wrapper of observations, one that would open a window, objects and colours of its own."""
     layout = layout_of(f"tests.student.custom_environments:{env_id}")
-    env = Environment(layout, Vocabulary(), lambda episode: episode)
+    env = MinigridEnvironment(layout, Vocabulary(), lambda episode: episode)
     view = layout.view(_row(env.reset()))
     env.step(2)
     np.testing.assert_array_equal(draw(view, 8), _drawn_at_the_start(env_id))
@@ -151,7 +148,7 @@ def test_an_environment_may_look_at_its_own_observation() -> None:
         ("Custom-LookingReward-v0", (2, 2, 2, 1, 2, 2, 2)),
     ):
         layout = layout_of(f"tests.student.custom_environments:{env_id}")
-        env = Environment(layout, Vocabulary(), lambda episode: episode)
+        env = MinigridEnvironment(layout, Vocabulary(), lambda episode: episode)
         env.reset()
         rewards = [env.step(action)[1] for action in actions]
         assert max(rewards) == 1
@@ -180,7 +177,7 @@ def test_an_environment_may_look_at_its_own_observation() -> None:
 )
 def test_an_environment_that_fails_or_changes_its_size_is_named(env_id: str, after: int, said: str) -> None:
     layout = layout_of(f"tests.student.custom_environments:{env_id}")
-    env = Environment(layout, Vocabulary(), lambda episode: 70 + episode)
+    env = MinigridEnvironment(layout, Vocabulary(), lambda episode: 70 + episode)
     with pytest.raises(EnvironmentFailed, match=said) as caught:
         _turn_about(env, after + 1)
     assert f"'tests.student.custom_environments:{env_id}' failed" in str(caught.value)
@@ -188,7 +185,7 @@ def test_an_environment_that_fails_or_changes_its_size_is_named(env_id: str, aft
 
 
 def test_babyais_rejected_layouts_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    env = Environment(layout_of("BabyAI-PickupLoc-v0"), Vocabulary(), lambda episode: episode)
+    env = MinigridEnvironment(layout_of("BabyAI-PickupLoc-v0"), Vocabulary(), lambda episode: episode)
     for _ in range(20):
         env.reset()
     assert capsys.readouterr() == ("", "")
@@ -197,8 +194,8 @@ def test_babyais_rejected_layouts_are_not_printed(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("env_id", SMALL)
 def test_an_ended_episode_is_followed_by_the_next_in_the_same_step(env_id: str) -> None:
     layout, vocabulary = layout_of(env_id), Vocabulary()
-    envs = Environments(layout, vocabulary, 3, seed=5)
-    single = [Environment(layout, vocabulary, env._seed_of) for env in envs._envs]
+    envs = Environments(MinigridWorld(layout, vocabulary), 3, seed=5)
+    single = [MinigridEnvironment(layout, vocabulary, env._seed_of) for env in envs._envs]
     rows_NK = envs.reset()
     for env, row in zip(single, rows_NK, strict=True):
         np.testing.assert_array_equal(_row(env.reset()), row)
@@ -222,11 +219,11 @@ def test_an_ended_episode_is_followed_by_the_next_in_the_same_step(env_id: str) 
 @pytest.mark.parametrize("env_id", [*SMALL, *OTHERS])
 def test_a_restored_environment_goes_on_as_if_it_had_not_stopped(env_id: str) -> None:
     layout, vocabulary, rng = layout_of(env_id), Vocabulary(), np.random.default_rng(2)
-    envs = Environments(layout, vocabulary, 4, seed=9)
+    envs = Environments(MinigridWorld(layout, vocabulary), 4, seed=9)
     envs.reset()
     for _ in range(37):
         step = envs.step(rng.integers(len(layout.actions), size=4))
-    again = Environments(layout, Vocabulary(vocabulary.words), 4, seed=9)
+    again = Environments(MinigridWorld(layout, Vocabulary(vocabulary.words)), 4, seed=9)
     np.testing.assert_array_equal(again.restore(envs.states), step.obs_NK)
     for _ in range(60):
         actions_N = rng.integers(len(layout.actions), size=4)
@@ -237,7 +234,7 @@ def test_a_restored_environment_goes_on_as_if_it_had_not_stopped(env_id: str) ->
 
 
 def test_every_training_episode_has_another_seed_and_none_is_for_evaluation() -> None:
-    envs = Environments(layout_of(SMALL[0]), Vocabulary(), 8, seed=3)
+    envs = Environments(MinigridWorld(layout_of(SMALL[0]), Vocabulary()), 8, seed=3)
     seeds = {env._seed_of(episode) for env in envs._envs for episode in range(200)}
     assert len(seeds) == 8 * 200
     assert max(seeds) < EVALUATION_SEEDS
@@ -259,7 +256,7 @@ def test_a_mission_that_is_too_long_is_refused() -> None:
         Vocabulary().encode(" ".join(["go"] * 17))
 
 
-def _turn_about(env: Environment, steps: int) -> None:
+def _turn_about(env: MinigridEnvironment, steps: int) -> None:
     """Episodes of turning to the left."""
     env.reset()
     for _ in range(steps):

@@ -1,0 +1,225 @@
+"""The worlds of MiniGrid's kind: the whole grid is observed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from gridworld import environments
+from gridworld.environments import actions_of
+from gridworld.pictures import Picture, draw, encode_png
+from gridworld.tasks import ACTIONS, family_of
+from gridworld.views import NAMES, Unobservable, View, encode_cells
+from teacher_api.command_line import CannotStart
+from worlds.world import Environment, Observation, World, stacked
+
+WORDS = 16
+"""Mission words in an observation."""
+
+_TOGGLE = ACTIONS.index("toggle")
+"""The only action that changes an object in place in MiniGrid's families: it opens and closes doors."""
+
+
+_MIN_TILE = 16
+"""Pixels a side of a tile in pictures for people, at least."""
+
+
+class UnknownWord(CannotStart, ValueError):
+    """A mission does not fit into an observation."""
+
+
+class Vocabulary:
+    """Mission words and their ids 1 .. 255.
+
+    MiniGrid's names of objects and colours come first, then other words in the order in which they are met.
+    """
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self.words: list[str] = []
+        self._ids: dict[str, int] = {}
+        self._encoded: dict[str, bytes] = {}
+        self.extend((*NAMES, *words))
+
+    def extend(self, words: Sequence[str]) -> None:
+        """Gives the next ids to the words that have none."""
+        for word in words:
+            if word not in self._ids:
+                self.words.append(word)
+                self._ids[word] = len(self.words)
+
+    def encode(self, mission: str) -> bytes:
+        """Returns the ids of a mission's words as WORDS bytes, padded with 0.
+
+        Raises:
+            UnknownWord: the mission has more than WORDS words, or more than 255 different words were met.
+        """
+        if mission not in self._encoded:
+            words = mission.split()
+            self.extend(words)
+            if len(words) > WORDS or len(self.words) > 255:
+                raise UnknownWord(
+                    f"the mission {mission!r} has {len(words)} words, and {len(self.words)} different words"
+                    f" were met; an observation holds {WORDS} words, and a vocabulary 255"
+                )
+            self._encoded[mission] = bytes(self._ids[word] for word in words).ljust(WORDS, b"\0")
+        return self._encoded[mission]
+
+    def decode(self, ids: bytes) -> str:
+        """Returns the mission with these word ids."""
+        return " ".join(self.words[i - 1] for i in ids if i)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of an environment's observations: the grid's size and the names of the actions.
+
+    An observation holds a code for each cell, row by row, then x, y, heading, then WORDS word ids.
+    """
+
+    env_id: str
+    height: int
+    width: int
+    actions: tuple[str, ...]
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.width
+
+    @property
+    def length(self) -> int:
+        """K, the length of an observation."""
+        return self.cells + 3 + WORDS
+
+    def view(self, obs_K: Observation) -> View:
+        """Returns the view that an observation encodes."""
+        x, y, heading = (int(i) for i in obs_K[self.cells : self.cells + 3])
+        return View(obs_K[: self.cells].reshape(self.height, self.width), x, y, heading)
+
+    def words(self, obs_K: Observation) -> bytes:
+        """Returns the mission's word ids in an observation."""
+        return obs_K[self.cells + 3 :].tobytes()
+
+
+def make(env_id: str) -> Any:
+    """Returns a MiniGrid environment without wrappers.
+
+    MiniGrid's own environments come without the 7x7 partial view: it takes most of a step's time, and a
+    student does not use it. An environment of another package keeps the view, because its code may read it.
+
+    Raises:
+        UnknownEnvironment: see `gridworld.environments.make`.
+    """
+    env = environments.make(env_id)
+    packages = {kind.__module__.partition(".")[0] for kind in type(env).__mro__}
+    if packages <= {"minigrid", "gymnasium", "typing", "builtins"}:
+        env.gen_obs = dict  # type: ignore[method-assign]
+    return env
+
+
+class MinigridWorld(World):
+    """A world of MiniGrid's kind.
+
+    Attributes:
+        layout: the shape of observations.
+        vocabulary: the words of missions.
+    """
+
+    rewards_success = True
+    keeps_pictures = False
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary, success_above: float = 0.0) -> None:
+        size = layout.width, layout.height
+        super().__init__(layout.env_id, layout.actions, layout.length, size, success_above)
+        self.layout, self.vocabulary = layout, vocabulary
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The vocabulary's words."""
+        return tuple(self.vocabulary.words)
+
+    def environment(self, seed_of: Callable[[int], int]) -> Environment:
+        """Returns a new environment; its missions' words enter the vocabulary."""
+        return MinigridEnvironment(self.layout, self.vocabulary, seed_of)
+
+    def copy(self) -> Self:
+        """Returns the same world with a vocabulary of its own."""
+        return type(self)(self.layout, Vocabulary(self.words), self.success_above)
+
+    def learn_words(self, words: Sequence[str]) -> None:
+        """Gives the next ids to the words that have none."""
+        self.vocabulary.extend(words)
+
+    def mission(self, obs_K: Observation) -> str:
+        """Returns the mission's text."""
+        return self.vocabulary.decode(self.layout.words(obs_K))
+
+    def picture(self, obs_K: Observation) -> bytes:
+        """Returns the picture of the whole grid as a PNG file."""
+        return encode_png(draw(self.layout.view(obs_K)))
+
+    def fits(self, other: World) -> bool:
+        """Returns whether grids have the same size, and actions the same names."""
+        return isinstance(other, MinigridWorld) and replace(self.layout, env_id=other.env_id) == other.layout
+
+
+def layout_of(env_id: str) -> Layout:
+    """Returns the layout of an environment's observations, without starting an episode.
+
+    Raises:
+        UnknownEnvironment: see `gridworld.environments.make`.
+    """
+    env = make(env_id)
+    return Layout(env_id, env.height, env.width, actions_of(env))
+
+
+class MinigridEnvironment(Environment):
+    """One environment of MiniGrid's kind."""
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary, seed_of: Callable[[int], int]) -> None:
+        super().__init__(layout.env_id, seed_of)
+        self._env, self._layout = make(layout.env_id), layout
+        self._vocabulary = vocabulary
+        self._in_place = family_of(layout.env_id) is None
+        """Whether any step may change an object in place; only MiniGrid's own families are known not to."""
+        self._things: list[Any] = []
+        self._cells = b""
+
+    def _reset(self, seed: int) -> bytes:
+        self._env.reset(seed=seed)
+        return self._observe(changed=True)
+
+    def _step(self, action: int) -> tuple[bytes, float, bool, bool]:
+        _, reward, terminated, truncated, _ = self._env.step(action)
+        return (
+            self._observe(changed=self._in_place or action == _TOGGLE),
+            float(reward),
+            terminated,
+            truncated,
+        )
+
+    def _picture(self, side: int | None) -> Picture:
+        layout = self._layout
+        view = layout.view(stacked([self._observe(changed=True)])[0])
+        if side is None:
+            return draw(view)
+        return draw(view, max(_MIN_TILE, side // max(layout.height, layout.width)))
+
+    def _observe(self, changed: bool) -> bytes:
+        """Returns the bytes of an `Observation`.
+
+        The cells are encoded anew where an object came, went or moved, or may have `changed` in place.
+        """
+        env = self._env
+        if changed or env.grid.grid != self._things:
+            self._check_size(env.grid.height, env.grid.width)
+            self._things, self._cells = env.grid.grid.copy(), encode_cells(env.grid)
+        x, y = env.agent_pos
+        mission = self._vocabulary.encode(env.mission)
+        return self._cells + bytes((int(x), int(y), int(env.agent_dir))) + mission
+
+    def _check_size(self, height: int, width: int) -> None:
+        layout = self._layout
+        if (height, width) != (layout.height, layout.width):
+            raise Unobservable(
+                f"its grid has {width} x {height} cells, and had {layout.width} x {layout.height} when it was"
+                " made; a student learns one size: register an environment id for each size"
+            )
