@@ -36,7 +36,7 @@ from teacher_api.command_line import INTERRUPTED, CommandFailed
 from teacher_api.interrupts import Interrupted, Interrupts
 from teacher_api.terminal import Bar, say
 from worlds.registry import world_of
-from worlds.world import EnvironmentFailed, Environments, EpisodeState
+from worlds.world import EnvironmentFailed, Environments, EpisodeState, is_repeatable
 
 _EXPERIENCE_SHARE = 0.5
 """Steps of replay that learn what experience has decided, as a share of the first steps that learn labels."""
@@ -118,6 +118,11 @@ class _Trainer:
         else:
             self._restore(state)
         self.run = run or Run.create(settings.out, self._config())
+        if run is None and self.world.keeps_pictures and not is_repeatable(self.world):
+            say(
+                f"note: in {self.world.env_id} an episode does not follow from its seed and its actions; a"
+                " resumed run will not end as an uninterrupted one"
+            )
         self._mark_boundary()
 
     def run_to_end(self) -> dict[str, Any]:

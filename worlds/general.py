@@ -40,7 +40,8 @@ class Encoding:
 
     - state: a number, uint32: a `Discrete` space.
     - vector: float32 [size]: all spaces that Gymnasium can flatten.
-    - picture: uint8 [height, width, channels]: a `Box` of that dtype and three dimensions.
+    - picture: uint8 [height, width, channels] or [channels, height, width]: a `Box` of that dtype and three
+      dimensions. The smaller of the first and the last are the channels, such as colours or past frames.
 
     Attributes:
         shape: of the numbers.
@@ -126,7 +127,9 @@ class GeneralWorld(World):
             ValueError: it does not have the shape of its space.
         """
         encoding = self.encoding
-        if encoding.kind == "vector":
+        if isinstance(self._space, spaces.Discrete):
+            obs = obs - self._space.start
+        elif encoding.kind == "vector":
             obs = spaces.flatten(self._space, obs)
         array: NDArray[Any] = np.asarray(obs, encoding.dtype)
         if array.size != np.prod(encoding.shape):

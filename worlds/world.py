@@ -259,6 +259,24 @@ class Environments:
         return stacked([env.restore(state) for env, state in zip(self._envs, states, strict=True)])
 
 
+def is_repeatable(world: World, steps: int = 20) -> bool:
+    """Returns whether an episode with random actions is the same twice, from its seed and its actions.
+
+    Raises:
+        EnvironmentFailed: the environment failed.
+    """
+    rng = np.random.default_rng(0)
+    actions = rng.integers(len(world.actions), size=steps).tolist()
+    envs = [world.copy().environment(lambda episode: episode) for _ in range(2)]
+    for action in [None, *actions]:
+        first, second = (env.reset() if action is None else env.step(action) for env in envs)
+        if first != second:
+            return False
+        if action is not None and (first[2] or first[3]):  # terminated or truncated
+            return True
+    return True
+
+
 def stacked(observations: Sequence[bytes]) -> NDArray[np.uint8]:
     """Returns observations as one array, uint8 [N, K]."""
     return np.frombuffer(bytearray().join(observations), np.uint8).reshape(len(observations), -1)

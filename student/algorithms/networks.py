@@ -176,7 +176,10 @@ class PictureNetwork(ActorCritic):
     def __init__(self, encoding: Encoding, actions: int, hidden_size: int = 512) -> None:
         super().__init__()
         self._shape = encoding.shape
-        height, width, channels = encoding.shape
+        self._channels_first = encoding.shape[0] < encoding.shape[2]
+        channels, height, width = (
+            encoding.shape if self._channels_first else (encoding.shape[2], *encoding.shape[:2])
+        )
         self._reduced = tuple(min(side, _PICTURE_SIDE) for side in (height, width))
         if min(self._reduced) < _PICTURE_LEAST:
             layers = [nn.Conv2d(channels, 32, 3, 1, 1), nn.Conv2d(32, 64, 3, 1, 1)]
@@ -191,8 +194,10 @@ class PictureNetwork(ActorCritic):
 
     def perceive(self, obs_BK: Tensor) -> Tensor:
         """Returns the pictures, uint8 [B, channels, height, width], reduced."""
-        pictures_BCHW = obs_BK.view(-1, *self._shape).permute(0, 3, 1, 2)
-        if self._reduced == self._shape[:2]:
+        pictures_BCHW = obs_BK.reshape(-1, *self._shape)
+        if not self._channels_first:
+            pictures_BCHW = pictures_BCHW.permute(0, 3, 1, 2)
+        if self._reduced == pictures_BCHW.shape[2:]:
             return pictures_BCHW.contiguous()
         return nn.functional.interpolate(pictures_BCHW.float(), self._reduced, mode="area").byte()
 

@@ -1,5 +1,6 @@
 """Worlds of any Gymnasium environment: encodings, names, pictures, success, and what is refused."""
 
+from itertools import cycle
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,7 @@ from student.algorithms.networks import PictureNetwork, StateNetwork, VectorNetw
 from teacher_server.pictures.decoding import decode
 from worlds.general import Encoding, encoding_of, make
 from worlds.registry import check, world_of
-from worlds.world import EnvironmentFailed, Environments, EpisodeState, stacked
+from worlds.world import EnvironmentFailed, Environments, EpisodeState, is_repeatable, stacked
 
 pytestmark = pytest.mark.unit
 
@@ -67,6 +68,17 @@ class Unseen(Walk):
         return None
 
 
+class Forgetful(Walk):
+    """It starts anywhere, whatever the seed is."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset()
+        self.at = next(_starts)
+        return self._seen(), {}
+
+
+_starts = cycle(range(4))
+gymnasium.register("Forgetful-v0", Forgetful)
 gymnasium.register("Unseen-v0", Unseen)
 gymnasium.register("Walk-v0", Walk, max_episode_steps=7, reward_threshold=-5)
 _WALK = f"{__name__}:Walk-v0"
@@ -113,10 +125,16 @@ def test_numbers_between_bounds_are_scaled_and_others_kept() -> None:
     assert net.perceive(torch.from_numpy(obs)).tolist() == [[-0.5, 7.0, 5.0]]
 
 
-def test_large_pictures_are_reduced() -> None:
-    net = PictureNetwork(Encoding("picture", (210, 160, 3)), actions=4)
-    obs = torch.full((2, 210 * 160 * 3), 7, dtype=torch.uint8)
-    assert net.perceive(obs).shape == (2, 3, 84, 84)
+@pytest.mark.parametrize(
+    ("shape", "seen"), [((210, 160, 3), (3, 84, 84)), ((4, 84, 84), (4, 84, 84)), ((10, 10, 6), (6, 10, 10))]
+)
+def test_large_pictures_are_reduced_and_channels_come_first_or_last(
+    shape: tuple[int, ...], seen: tuple[int, ...]
+) -> None:
+    net = PictureNetwork(Encoding("picture", shape), actions=4)
+    obs = torch.full((2, int(np.prod(shape))), 7, dtype=torch.uint8)
+    assert net.perceive(obs).shape == (2, *seen)
+    assert (net.perceive(obs) == 7).all()
     assert net(obs)[0].shape == (2, 4)
 
 
@@ -178,6 +196,12 @@ def test_an_episode_is_replayed_from_its_seed_and_actions(env_id: str) -> None:
     assert env.state == EpisodeState(0, [0, 1, 1])
     assert again.restore(env.state) == obs
     assert again.step(0) == env.step(0)
+
+
+def test_an_environment_that_forgets_its_seed_is_found_out() -> None:
+    assert is_repeatable(world_of(_LAKE))
+    assert is_repeatable(world_of("FrozenLake-v1"))
+    assert not is_repeatable(world_of(f"{__name__}:Forgetful-v0"))
 
 
 def test_worlds_fit_where_observations_and_actions_are_alike() -> None:
