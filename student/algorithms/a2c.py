@@ -12,23 +12,29 @@ from student.settings import TrainSettings
 
 _RATE, _EPSILON, _STEPS = 1e-3, 1e-5, 2
 """The learning rate, Adam's epsilon and the gradient steps of a rollout of a student that fails often."""
-_OFTEN = 0.1
+_OFTEN = 0.5
 """The share of failed episodes from which a student fails often; rate and epsilon change gradually to it."""
 
 
 class A2C(Algorithm):
     """Takes one gradient step on the whole rollout, or one on each half while the student fails often."""
 
-    _steps = 1
+    def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
+        super().__init__(network, settings)
+        self._steps, self._present = 1, settings
 
     def recover(self, failing: float) -> None:
-        """Raises the learning rate with the share of failed episodes, and lowers Adam's epsilon.
+        """Raises the learning rate with the share of failed episodes, lowers Adam's epsilon, and weighs the
+        entropy bonus by that share.
 
         Without failures the advantages are noise, and Adam makes steps of full size of gradients of any size
-        unless its epsilon is larger: such a student unlearns. A student that fails often takes a step on each
-        half of the rollout.
+        unless its epsilon is larger: such a student unlearns. So it does by the entropy bonus, whose gradient
+        is small but always the same, where advantages are noisy. A student that fails often takes a step on
+        each half of the rollout.
         """
         share = min(failing / _OFTEN, 1)
+        entropy = self.settings.entropy_coefficient * failing
+        self._present = self.settings.model_copy(update={"entropy_coefficient": entropy})
         rate, epsilon = self.settings.learning_rate, self.settings.optimiser_epsilon
         for group in self.optimiser.param_groups:
             group["lr"] = rate + share * (_RATE - rate)
@@ -44,7 +50,7 @@ class A2C(Algorithm):
             part = (
                 batch if self._steps == 1 else batch[torch.arange(first, len(batch.actions_B), self._steps)]
             )
-            total, parts = loss(self.network, part, teacher_lambda, self.settings)
+            total, parts = loss(self.network, part, teacher_lambda, self._present)
             steps.append(descend(self.network, self.optimiser, total, parts, self.settings))
         return means(steps)
 

@@ -1,6 +1,7 @@
 """The A2C update against its loss and its gradient worked out independently, in plain float64 loops."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,16 +123,35 @@ def test_a_student_that_fails_takes_larger_and_more_steps() -> None:
     nothing = Labels.nothing(len(rollout.states_UK), A)
     (group,) = algorithm.optimiser.param_groups
     found, before = {}, 0
-    for failing in (0.5, 0.1, 0.05, 0):
+    for failing in (0.9, 0.5, 0.25, 0):
         algorithm.recover(failing)
         algorithm.update(rollout, nothing, 0.0, rng)
         taken = int(algorithm.optimiser.state[network.actor.weight]["step"])
         found[failing] = group["lr"], group["eps"], taken - before
         before = taken
-    assert found[0.5] == found[0.1] == pytest.approx((1e-3, 1e-5, 2))
+    assert found[0.9] == found[0.5] == pytest.approx((1e-3, 1e-5, 2))
     half = ((1e-3 + fast.learning_rate) / 2, (1e-5 * fast.optimiser_epsilon) ** 0.5, 1)
-    assert found[0.05] == pytest.approx(half)
+    assert found[0.25] == pytest.approx(half)
     assert found[0] == (fast.learning_rate, fast.optimiser_epsilon, 1)
+
+
+def test_a_student_that_succeeds_has_no_entropy_bonus() -> None:
+    """Where all rewards are the same, only the bonus moves the policy."""
+    moved = {}
+    for failing in (1, 0.5, 0):
+        torch.manual_seed(0)
+        network, rng = GridNetwork(LAYOUT), np.random.default_rng(0)
+        torch.nn.init.normal_(network.actor.weight, std=0.3)
+        algorithm = A2C(network, _settings(optimiser_epsilon=1.0))
+        envs = Environments(MinigridWorld(LAYOUT, Vocabulary()), 8, 1)
+        rollout = collect(network, envs, envs.reset(), 8, rng)
+        even = replace(rollout, rewards_TN=0 * rollout.rewards_TN, values_U=0 * rollout.values_U)
+        even = replace(even, next_values_TN=0 * even.next_values_TN)
+        before = network.actor.bias.data.clone()
+        algorithm.recover(failing)
+        algorithm.update(even, Labels.nothing(len(rollout.states_UK), A), 0.0, rng)
+        moved[failing] = float((network.actor.bias.data - before).abs().sum())
+    assert moved[0] == 0 < moved[0.5] < moved[1]
 
 
 def test_without_advantages_a_student_that_succeeds_hardly_moves() -> None:
