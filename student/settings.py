@@ -218,8 +218,8 @@ class TrainSettings(BaseSettings):
         paper=False,
         description="once lambda is 0, learn faster from rewards while episodes fail. PPO, above 3 percent"
         " failures: with the epochs, minibatch size, learning rate and normalised advantages of the preset"
-        " alone, above 95 percent also in longer rollouts; A2C: with a learning rate up to 1e-3, epsilon"
-        " down to 1e-5 and less weight of the entropy bonus, by the share of failures",
+        " alone, above 95 percent also in longer rollouts, and below 3 without an entropy bonus; A2C: with a"
+        " learning rate up to 1e-3, epsilon down to 1e-5 and more entropy bonus, by the share of failures",
     )
     doubt: float = _by_preset(
         fast=0.5,

@@ -15,7 +15,9 @@ _FAILING, _NEARLY_ALWAYS = 0.03, 0.95
 rollouts."""
 _RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
 """The settings of the preset `alone`, with which a student learns fastest from rewards. One that succeeds
-keeps the others: normalisation makes its advantages, which are noise, as large as real ones."""
+keeps the others: normalisation makes its advantages, which are noise, as large as real ones. It has no entropy
+bonus either, which would take it away from what it has learned: the policy's entropy grows where nothing is at
+stake, until it is."""
 _LONG_ROLLOUT = 2048
 """Steps in all environments of a longer rollout, as in the preset `alone`. With fewer, a student that has not
 yet succeeded learns from collisions to stand still; one that has learns faster with fewer."""
@@ -26,7 +28,7 @@ class PPO(Algorithm):
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
         super().__init__(network, settings)
-        self._succeeding = settings
+        self._succeeding = settings.model_copy(update={"entropy_coefficient": 0.0})
         self._failing = settings.model_copy(update=_RECOVERY)
         longer = max(settings.rollout_steps, _LONG_ROLLOUT // settings.environments)
         self._nearly_always_failing = self._failing.model_copy(update={"rollout_steps": longer})
