@@ -14,10 +14,11 @@ _FAILING, _NEARLY_ALWAYS = 0.03, 0.95
 """The shares of failed episodes above which a student learns from rewards with `_RECOVERY`, and with longer
 rollouts."""
 _RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
-"""The settings of the preset `alone`, with which a student learns fastest from rewards. One that succeeds
-keeps the others: normalisation makes its advantages, which are noise, as large as real ones. It has no entropy
-bonus either, which would take it away from what it has learned: the policy's entropy grows where nothing is at
-stake, until it is."""
+"""The settings of the preset `alone`, with which a student learns fastest from rewards.
+
+One that succeeds keeps the others: normalisation makes its advantages, which are noise, as large as real ones.
+It has no entropy bonus either: where nothing is at stake, the bonus makes the policy random until something is.
+"""
 _LONG_ROLLOUT = 2048
 """Steps in all environments of a longer rollout, as in the preset `alone`. With fewer, a student that has not
 yet succeeded learns from collisions to stand still; one that has learns faster with fewer."""
