@@ -16,8 +16,9 @@ rollouts."""
 _RECOVERY = {"epochs": 4, "minibatch_size": 256, "learning_rate": 1e-3, "normalise_advantages": True}
 """The settings of the preset `alone`, with which a student learns fastest from rewards.
 
-One that succeeds keeps the others: normalisation makes its advantages, which are noise, as large as real ones.
-It has no entropy bonus either: where nothing is at stake, the bonus makes the policy random until something is.
+One that succeeds keeps the others: normalisation makes its advantages, which are noise, as large as real
+ones. It has no entropy bonus either: the bonus makes the policy random where nothing is at stake, and then
+where something is.
 """
 _LONG_ROLLOUT = 2048
 """Steps in all environments of a longer rollout, as in the preset `alone`. With fewer, a student that has not
