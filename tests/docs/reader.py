@@ -23,7 +23,7 @@ from tests.docs.exceptions import SMOKE, VARIABLES, as_typed, may_read
 from tests.docs.pages import ROOT, Command, Reply
 from tests.waiting import LONG_S
 
-_SERVERS = r"(teacher serve|tensorboard) "
+_SERVERS = r"(?:[A-Z_]+=\S+ )*(teacher serve|tensorboard) "
 _HELP = """\
 A reader of the page meets this: mend the page or the command. A command that cannot be run here (a GPU, the
 network, minutes) gets an entry in tests/docs/exceptions.py: in SHORTER or PLACEHOLDERS if a part of it can be
@@ -55,7 +55,7 @@ class Reader:
         self._servers: list[_Server] = []
         self._done: dict[str, str] = {}
         self._printed = ""
-        for name in ("checkpoints", "prompts", "sweeps"):
+        for name in ("checkpoints", "examples", "prompts", "sweeps"):
             shutil.copytree(ROOT / name, folder / name)
         smoke = folder / "sweeps/smoke.toml"
         plan = smoke.read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ class Reader:
         output = self._folder / f"server-{_free_port()}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {text}"],
+                ["bash", "-c", f"exec env {text}"],
                 cwd=self._folder,
                 env=self._variables(text),
                 stdin=subprocess.DEVNULL,
@@ -165,7 +165,7 @@ class Reader:
         if address is None:
             return False
         url = address[1].replace("0.0.0.0", "127.0.0.1").rstrip("/")
-        ready = f"{url}/readyz" if text.startswith("teacher") else url
+        ready = f"{url}/readyz" if "teacher serve" in text else url
         with suppress(httpx.HTTPError):
             return httpx.get(ready, timeout=10).status_code == httpx.codes.OK
         return False

@@ -91,8 +91,8 @@ def test_what_runs_them_instead_is_there() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page: str) -> None:
     packages = (
-        "gridworld|worlds|examples|teacher_api|teacher_server|teacher_tools|student|tests|tools|benchmarks"
-        "|prompts|sweeps"
+        "gridworld|worlds|teacher_api|teacher_server|teacher_tools|student|tests|tools|benchmarks|prompts"
+        "|sweeps"
     )
     named = set(re.findall(rf"`((?:{packages})/[\w./-]+)`", (ROOT / page).read_text(encoding="utf-8")))
     missing = sorted(path for path in named if not (ROOT / path).exists())

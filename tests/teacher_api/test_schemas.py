@@ -104,7 +104,7 @@ def test_a_question_with_a_bad_value_is_refused(field: str, value: object) -> No
 
 def test_an_unknown_action_is_named_and_shortened() -> None:
     with pytest.raises(ValidationError, match="'Fly!' is no action's name"):
-        Question.model_validate(_QUESTION | {"actions": ["fly"]})
+        Question.model_validate(_QUESTION | {"actions": ["Fly!"]})
     with pytest.raises(ValidationError) as caught:
         Question.model_validate(_QUESTION | {"actions": ["y" * 10_000]})
     assert len(caught.value.errors()[0]["msg"]) < 200

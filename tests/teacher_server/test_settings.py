@@ -44,7 +44,7 @@ def test_a_flag_takes_precedence_over_a_variable(monkeypatch: pytest.MonkeyPatch
         (["--port", "http"], "--port"),
         (["--concurrency", "0"], "--concurrency"),
         (["--timeout-s", "0"], "--timeout-s"),
-        (["--teacher", "oracle"], "'planner', 'uniform' or 'prompted', not 'oracle'"),
+        (["--teacher", "oracle"], "'oracle' is none of planner, uniform, prompted"),
         (["--nosie", "0.5"], "--nosie"),
         (["--delay", "5"], "--delay"),
         (["stray"], "stray"),
