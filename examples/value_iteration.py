@@ -4,7 +4,7 @@
 `student train --env FrozenLake-v1@is_slippery=false --task frozen_lake --teacher http://127.0.0.1:8000`
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,11 +18,14 @@ _DISCOUNT, _TEMPERATURE = 0.95, 0.01
 class ValueIteration:
     """Gives the optimal actions of one of Gymnasium's toy_text environments, whose table is `unwrapped.P`."""
 
-    def __init__(self, task: str, env_id: str) -> None:
-        actions = world_of(env_id).actions
-        self.identity = {"env": env_id, "discount": _DISCOUNT, "temperature": _TEMPERATURE}
-        self.tasks = {task: actions}
-        env = make(env_id)
+    task: ClassVar[str]
+    env_id: ClassVar[str]
+
+    def __init__(self) -> None:
+        actions = world_of(self.env_id).actions
+        self.identity = {"env": self.env_id, "discount": _DISCOUNT, "temperature": _TEMPERATURE}
+        self.tasks = {self.task: actions}
+        env = make(self.env_id)
         env.reset(seed=0)
         inner: Any = env.unwrapped
         self._values_SA = _values(inner.P)
@@ -60,33 +63,28 @@ def _values(table: Any) -> Any:
 class FrozenLake(ValueIteration):
     """The 4 x 4 lake that is not slippery."""
 
-    def __init__(self) -> None:
-        super().__init__("frozen_lake", "FrozenLake-v1@is_slippery=false")
+    task, env_id = "frozen_lake", "FrozenLake-v1@is_slippery=false"
 
 
 class FrozenLake8x8(ValueIteration):
     """The 8 x 8 lake that is not slippery."""
 
-    def __init__(self) -> None:
-        super().__init__("frozen_lake", "FrozenLake8x8-v1@is_slippery=false")
+    task, env_id = "frozen_lake", "FrozenLake8x8-v1@is_slippery=false"
 
 
 class SlipperyFrozenLake(ValueIteration):
     """The 4 x 4 lake that is slippery."""
 
-    def __init__(self) -> None:
-        super().__init__("frozen_lake", "FrozenLake-v1")
+    task, env_id = "frozen_lake", "FrozenLake-v1"
 
 
 class CliffWalking(ValueIteration):
     """The cliff."""
 
-    def __init__(self) -> None:
-        super().__init__("cliff_walking", "CliffWalking-v1")
+    task, env_id = "cliff_walking", "CliffWalking-v1"
 
 
 class Taxi(ValueIteration):
     """The taxi."""
 
-    def __init__(self) -> None:
-        super().__init__("taxi", "Taxi-v4")
+    task, env_id = "taxi", "Taxi-v4"

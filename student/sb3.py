@@ -84,9 +84,7 @@ class _Taught(OnPolicyAlgorithm):
         """Returns observations as arrays of the space's own dtypes, from the environment or from a batch."""
         space: Any = self.observation_space
         if isinstance(observations, dict):
-            return {
-                name: _array(part, space.spaces[name].dtype) for name, part in sorted(observations.items())
-            }
+            return {name: _array(part, space.spaces[name].dtype) for name, part in observations.items()}
         return _array(observations, space.dtype)
 
     @contextmanager

@@ -32,7 +32,7 @@ class EpisodeState:
 class Environment:
     """One environment, which plays one episode after another.
 
-    Subclasses implement `_reset`, `_step` and `picture`.
+    Subclasses implement `_reset`, `_step` and `_picture`.
 
     Args:
         env_id: the name in messages.

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gridworld.pictures import Picture, encode_png
 from student.algorithms.distillation import Labels, kl_to_teacher
-from student.labels.table import LabelTable, UselessTeacher
+from student.labels.table import LabelTable, check_task
 from teacher_api.client import connect
 from worlds.world import Environment, Observation, World
 
@@ -55,9 +55,7 @@ class TeacherLabels:
         self._table: LabelTable | None = None
         self._rows: dict[bytes, int] = {}
         """The table's row of each state that was seen."""
-        known = self._client.teacher().tasks
-        if task not in known:
-            raise UselessTeacher(f"the teacher at {url} knows {', '.join(known)}, and not {task}")
+        check_task(self._client.teacher(), url, task)
 
     def see(
         self,
@@ -157,7 +155,10 @@ class TeacherLabels:
 
 def _encoded(observations: Observations) -> NDArray[np.uint8]:
     """Returns the bytes of N observations, uint8 [N, K]."""
-    parts = observations.values() if isinstance(observations, Mapping) else (observations,)
+    if isinstance(observations, Mapping):
+        parts = [observations[name] for name in sorted(observations)]
+    else:
+        parts = [observations]
     arrays = [np.ascontiguousarray(part) for part in parts]
     return np.concatenate([array.reshape(len(array), -1).view(np.uint8) for array in arrays], 1)
 

@@ -35,6 +35,12 @@ class TeacherChanged(TeacherError):
     """The teacher at the address is not the one that the run learns from."""
 
 
+def check_task(info: TeacherInfo, url: str, task: str) -> None:
+    """Raises UselessTeacher if the teacher does not know a task."""
+    if task not in info.tasks:
+        raise UselessTeacher(f"the teacher at {url} knows {', '.join(info.tasks)}, and not {task}")
+
+
 class LabelTable:
     """Labels by row, in the order in which states were first met.
 
@@ -109,9 +115,7 @@ class LabelTable:
         """
         self.info, url, env_id = self._client.teacher(), self._client.url, self._world.env_id
         self._check_identity(self.info.identity)
-        if self._task not in self.info.tasks:
-            known = ", ".join(self.info.tasks)
-            raise UselessTeacher(f"the teacher at {url} knows {known}, and not {self._task}")
+        check_task(self.info, url, self._task)
         record = self.info.trained_on
         if record is not None and (why := record.lacks(env_id, self._task, self._world.size)):
             say(f"note: the teacher at {url} may answer {env_id} wrongly: {why}")

@@ -67,7 +67,7 @@ class ServedOwnTeacher:
 
     def __init__(self, name: str) -> None:
         self._own = own = _object(name)
-        self.kind = type(own).__name__ if not inspect.ismodule(own) else name.rpartition(":")[2]
+        self.kind = type(own).__name__
         identity, tasks = getattr(own, "identity", None), getattr(own, "tasks", None)
         if not isinstance(identity, Mapping):
             raise CannotServe(f"{name} has no `identity`: a dict with all that can change an answer")

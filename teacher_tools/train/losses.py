@@ -1,5 +1,6 @@
 """Forward passes in training: the losses of a batch, and the share of predictions that are right."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,8 @@ class BatchResult:
 
     Attributes:
         losses: tiles, or analysis and actions, with heads also places and roles.
-        right: tile, place and role: all parts of the prediction are right. value: a value's token, given the
+        right: NaN where there was nothing to predict.
+            tile, place and role: all parts of the prediction are right. value: a value's token, given the
             right tokens before it. whole: an analysis without a wrong token. action: the arg-max is optimal.
     """
 
@@ -95,16 +97,17 @@ def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) 
     right = {
         "value": _share(right_N[batch.values_BL[has_target_BL]]),
         "whole": _share(~wrong_BL.any(1)[has_target_BL.any(1)]),
+        "action": _share(batch.optimal_BV.gather(1, best_B1)[batch.optimal_BV.any(1)] > 0),
     }
-    losses = {"analysis": functional.cross_entropy(logits_NV, targets_N)}
-    if by_label_B.any():
-        losses["actions"] = functional.cross_entropy(action_BV[by_label_B], batch.action_BV[by_label_B])
-        has_optimum_B = batch.optimal_BV.any(1)
-        right["action"] = _share(batch.optimal_BV.gather(1, best_B1)[has_optimum_B] > 0)
     has_number_BL = batch.numbers_BL != IGNORED
-    if has_number_BL.any():
-        logits_MV = model.lm_head(hidden_BLH[has_number_BL]).float()
-        losses["numbers"] = functional.cross_entropy(logits_MV, batch.numbers_BL[has_number_BL])
+    logits_MV = model.lm_head(hidden_BLH[has_number_BL]).float()
+    learned = {
+        "analysis": (logits_NV, targets_N),
+        "actions": (action_BV[by_label_B], batch.action_BV[by_label_B]),
+        "numbers": (logits_MV, batch.numbers_BL[has_number_BL]),
+    }
+    # A batch need not have each kind of target
+    losses = {name: functional.cross_entropy(*both) for name, both in learned.items() if len(both[1])}
     if heads is not None:
         halfway_BLH = output.hidden_states[len(output.hidden_states) // 2]
         has_cell_BL = batch.cells_BL2[..., 0] != IGNORED
@@ -131,6 +134,8 @@ def _read_out(
         logits_NX: K parts side by side; part k has `sizes[k]` logits.
     """
     parts = torch.split(logits_NX.float(), list(sizes), dim=-1)
+    if not len(targets_NK):
+        return logits_NX.float().sum(), math.nan
     losses = [functional.cross_entropy(part, targets_NK[:, i]) for i, part in enumerate(parts)]
     predicted_NK = torch.stack([part.argmax(-1) for part in parts], dim=-1)
     return torch.stack(losses).sum(), _share((predicted_NK == targets_NK).all(-1))

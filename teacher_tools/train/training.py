@@ -1,6 +1,7 @@
 """A training run: steps over endless samples, kept in a folder, from which the run resumes bit for bit."""
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -206,4 +207,5 @@ class Run:
 
 
 def _metrics(result: BatchResult) -> dict[str, float]:
-    return {f"{name}_loss": loss.item() for name, loss in result.losses.items()} | result.right
+    found = {f"{name}_loss": loss.item() for name, loss in result.losses.items()} | result.right
+    return {name: value for name, value in found.items() if not math.isnan(value)}
