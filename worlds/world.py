@@ -224,27 +224,30 @@ class Environments:
 
     def step(self, actions_N: NDArray[np.int64]) -> Step:
         """Takes one action in each environment; where an episode ends, the next one starts at once."""
-        obs, last_obs, ended, gains = [], [], [], []
+        obs, last_obs, ended, succeeded = [], [], [], []
         rewards, terminations, truncations = [], [], []
-        for env, action in zip(self._envs, actions_N.tolist(), strict=True):
+        for index, (env, action) in enumerate(zip(self._envs, actions_N.tolist(), strict=True)):
             after, reward, terminated, truncated = env.step(action)
             last_obs.append(after)
-            gain = reward if self.world.rewards_success else 0.0
             if terminated or truncated:
                 ended.append((env.total, env.length))
-                if not self.world.rewards_success:
-                    gain = float(env.total > self.world.success_above)
+                if env.total > self.world.success_above:
+                    succeeded.append(index)
                 after = env.reset()
             obs.append(after)
             rewards.append(reward)
-            gains.append(gain)
             terminations.append(terminated)
             truncations.append(truncated)
+        rewards_N = np.array(rewards, np.float32)
+        gains_N = rewards_N
+        if not self.world.rewards_success:
+            gains_N = np.zeros_like(rewards_N)
+            gains_N[succeeded] = 1
         return Step(
             stacked(obs),
             stacked(last_obs),
-            np.array(rewards, np.float32),
-            np.array(gains, np.float32),
+            rewards_N,
+            gains_N,
             np.array(terminations),
             np.array(truncations),
             ended,

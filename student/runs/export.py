@@ -88,6 +88,10 @@ def export(settings: ExportSettings) -> ExportReport:
     """
     file = settings.out or settings.run / "student.onnx"
     trained = load_trained(settings.run)
+    if trained.world.keeps_pictures:
+        raise BadExport(
+            f"{trained.world.env_id} is no environment of MiniGrid's kind: only their students can be exported"
+        )
     _check_free(file, settings.overwrite)
     needed("onnxruntime")
     teacher = None if settings.teacher == "none" else _Teacher(settings, trained)

@@ -36,10 +36,6 @@ def test_a_vision_language_model_answers_and_teaches(trained: Stack) -> None:
 
 
 def test_a_second_up_asks_nothing(trained: Stack) -> None:
-    trained.do("down")  # volumes stay
-    trained.variables["STUDENT_RUN"] = "second"
-    trained.up()
-    assert trained.run_ended() == 0
-    first, second = trained.summary("first"), trained.summary("second")
+    first, second = trained.second_run()
     assert second["questions"] == 0
     assert second["sampled"] == first["sampled"]
