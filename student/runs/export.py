@@ -90,7 +90,7 @@ def export(settings: ExportSettings) -> ExportReport:
     trained = load_trained(settings.run)
     if trained.world.keeps_pictures:
         raise BadExport(
-            f"{trained.world.env_id} is no environment of MiniGrid's kind: only their students can be exported"
+            f"{trained.world.env_id} is not of MiniGrid's kind: only students of those can be exported"
         )
     _check_free(file, settings.overwrite)
     needed("onnxruntime")

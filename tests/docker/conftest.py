@@ -96,7 +96,7 @@ class Stack:
         return summary
 
     def second_run(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Starts anew with the same volumes, for the run `second`; returns the summaries of both."""
+        """Starts anew with the same volumes, for the run `second`; returns both runs' summaries."""
         self.do("down")
         self.variables["STUDENT_RUN"] = "second"
         self.up()

@@ -336,3 +336,15 @@ def test_without_the_extra(
     assert not out.exists()
     if missing == "onnxruntime":
         assert said in _fails(capsys, "evaluate", file)
+
+
+def test_a_student_of_another_kind_of_world_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    lake = ["--env", "FrozenLake-v1", "--frames", "64", "--evaluation-episodes", "1", "--no-progress"]
+    assert main(["train", *lake, "--out", run]) == 0
+    capsys.readouterr()
+    assert main(["export", run]) == 2
+    assert "not of MiniGrid's kind: only students of those" in capsys.readouterr().err
+    assert not (tmp_path / "run/student.onnx").exists()
