@@ -1,5 +1,8 @@
 """Advantage actor-critic, the synchronous form of Mnih et al. (arXiv 1602.01783), with distillation."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,48 +14,64 @@ from student.algorithms.rollout import Rollout
 from student.settings import TrainSettings
 
 _RATE, _EPSILON, _STEPS = 1e-3, 1e-5, 2
-"""The learning rate, Adam's epsilon and the gradient steps of a rollout of a student that fails often."""
-_OFTEN = 0.5
-"""The share of failed episodes from which a student fails often; rate and epsilon change gradually to it."""
+"""The learning rate, Adam's epsilon and the gradient steps of a rollout, for `recover`."""
+_CHANGE, _LEAST_FAILING = 0.02, 0.01
+"""An update changes the policy by a KL divergence of at most `_CHANGE` times the share of failed episodes, or
+times `_LEAST_FAILING` where fewer fail."""
 
 
 class A2C(Algorithm):
-    """Takes one gradient step on the whole rollout, or one on each half while the student fails often."""
+    """Takes one gradient step on the whole rollout; after `recover`, one on each half, within a limit."""
 
     def __init__(self, network: ActorCritic, settings: TrainSettings) -> None:
         super().__init__(network, settings)
-        self._steps, self._present = 1, settings
+        self._given, self._steps, self._most_change = settings, 1, math.inf
 
     def recover(self, failing: float) -> None:
-        """Raises the learning rate with the share of failed episodes, lowers Adam's epsilon, and weighs the
-        entropy bonus by that share.
+        """Learns fast, and changes the policy less the fewer episodes fail.
 
-        Without failures the advantages are noise, and Adam makes steps of full size of gradients of any size
-        unless its epsilon is larger: such a student unlearns. So it does by the entropy bonus, whose gradient
-        is small but always the same, where advantages are noisy. A student that fails often takes a step on
-        each half of the rollout.
+        Without failures the advantages are noise, and Adam makes steps of full size of gradients of any size:
+        such a student unlearns. So it does by the entropy bonus, whose gradient is small but always the same,
+        where advantages are noisy. Therefore both the limit and the bonus fall with the share of failures.
         """
-        share = min(failing / _OFTEN, 1)
-        entropy = self.settings.entropy_coefficient * failing
-        self._present = self.settings.model_copy(update={"entropy_coefficient": entropy})
-        rate, epsilon = self.settings.learning_rate, self.settings.optimiser_epsilon
         for group in self.optimiser.param_groups:
-            group["lr"] = rate + share * (_RATE - rate)
-            group["eps"] = epsilon * (_EPSILON / epsilon) ** share
-        self._steps = _STEPS if share == 1 else 1
+            group["lr"], group["eps"] = _RATE, _EPSILON
+        entropy = self._given.entropy_coefficient * failing
+        self.settings = self._given.model_copy(update={"entropy_coefficient": entropy})
+        self._steps, self._most_change = _STEPS, _CHANGE * max(failing, _LEAST_FAILING)
 
     def update(
         self, rollout: Rollout, targets_U: Labels, teacher_lambda: float, rng: np.random.Generator
     ) -> dict[str, float]:
         batch = batch_of(self.network, rollout, targets_U, self.settings)
+        limited = self._most_change < math.inf
+        before = [each.detach().clone() for each in self.network.parameters()] if limited else []
         steps = []
         for first in range(self._steps):
-            part = (
-                batch if self._steps == 1 else batch[torch.arange(first, len(batch.actions_B), self._steps)]
-            )
-            total, parts = loss(self.network, part, teacher_lambda, self._present)
+            part = batch[torch.arange(first, len(batch.actions_B), self._steps)]
+            total, parts = loss(self.network, part, teacher_lambda, self.settings)
             steps.append(descend(self.network, self.optimiser, total, parts, self.settings))
+        if limited:
+            self._limit_change(batch, torch.from_numpy(rollout.log_probs_UA), before)
         return means(steps)
+
+    @torch.no_grad()
+    def _limit_change(self, batch: Batch, acted_UA: Tensor, before: Sequence[Tensor]) -> None:
+        """Moves the parameters back towards those before the update, as far as the limit asks for.
+
+        The change, KL(old || new), grows with the square of the step, as in TRPO (Schulman et al., arXiv
+        1502.05477).
+
+        Args:
+            acted_UA: the log-probabilities of the policy that acted.
+            before: the parameters before the update.
+        """
+        output = batch.output_of(self.network)
+        kl_U = (acted_UA.exp() * (acted_UA - output.log_probs_VA)).sum(1)
+        change = float((output.visits_V * kl_U).sum() / output.visits_V.sum())
+        if change > self._most_change:
+            for now, old in zip(self.network.parameters(), before, strict=True):
+                now.lerp_(old, 1 - math.sqrt(self._most_change / change))
 
 
 def loss(
