@@ -122,25 +122,54 @@ class Environment:
         return EnvironmentFailed(failure(self._env_id, seed, len(self._actions), error))
 
 
-class World(ABC):
-    """What a student and a teacher need of an environment id.
+class States(ABC):
+    """The states of an environment, as questions to a teacher need them.
 
     Attributes:
         env_id: the environment's id.
         actions: the names of the A actions, in the order of their numbers 0 .. A - 1.
         length: K, the length of an observation.
         size: columns and rows of the grid; None: the environment has none.
+        keeps_pictures: whether an observation is not enough to draw the state, so that `picture` knows the
+            states alone that were drawn when they were met.
+    """
+
+    keeps_pictures: ClassVar[bool]
+
+    def __init__(
+        self, env_id: str, actions: tuple[str, ...], length: int, size: tuple[int, int] | None
+    ) -> None:
+        self.env_id, self.actions, self.length, self.size = env_id, actions, length, size
+
+    @abstractmethod
+    def mission(self, obs_K: Observation) -> str:
+        """Returns the mission's text in a state."""
+
+    @abstractmethod
+    def picture(self, obs_K: Observation) -> bytes:
+        """Returns the picture of a state as a PNG file.
+
+        Raises:
+            KeyError: the state was not drawn when it was met, or its picture is forgotten.
+        """
+
+    def keep(self, obs_K: Observation, picture: bytes | None) -> None:
+        """Keeps the picture of a state, from a checkpoint; None: forgets it, for it is not needed again."""
+        return
+
+
+class World(States):
+    """What a student and a teacher need of an environment id.
+
+    Attributes:
         success_above: an episode is a success if its return is above this.
         rewards_success: whether only a success is rewarded, with its last step; where that is not so, what a
             student experiences is judged by success alone.
-        keeps_pictures: whether an observation is not enough to draw the state, so that `picture` knows the
-            states alone that were drawn when they were met.
         draws: whether environments draw each state when they first meet it, where pictures are kept. False
             until it is set: drawing takes time.
     """
 
     rewards_success: ClassVar[bool]
-    keeps_pictures: ClassVar[bool]
 
     def __init__(
         self,
@@ -150,7 +179,7 @@ class World(ABC):
         size: tuple[int, int] | None,
         success_above: float,
     ) -> None:
-        self.env_id, self.actions, self.length, self.size = env_id, actions, length, size
+        super().__init__(env_id, actions, length, size)
         self.success_above = success_above
         self.draws = False
 
@@ -170,22 +199,6 @@ class World(ABC):
     @abstractmethod
     def copy(self) -> Self:
         """Returns the same world, which draws nothing; words that it meets from here on are its own."""
-
-    @abstractmethod
-    def mission(self, obs_K: Observation) -> str:
-        """Returns the mission's text in a state."""
-
-    @abstractmethod
-    def picture(self, obs_K: Observation) -> bytes:
-        """Returns the picture of a state as a PNG file.
-
-        Raises:
-            KeyError: the state was not drawn when it was met, or its picture is forgotten.
-        """
-
-    def keep(self, obs_K: Observation, picture: bytes | None) -> None:
-        """Keeps the picture of a state, from a checkpoint; None: forgets it, for it is not needed again."""
-        return
 
     @abstractmethod
     def fits(self, other: "World") -> bool:

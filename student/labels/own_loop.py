@@ -12,7 +12,7 @@ from gridworld.pictures import Picture, encode_png
 from student.algorithms.distillation import Labels, kl_to_teacher
 from student.labels.table import LabelTable, check_task
 from teacher_api.client import connect
-from worlds.world import Environment, Observation, World
+from worlds.world import Observation, States
 
 Observations = ArrayLike | Mapping[str, ArrayLike]
 """N observations: an array whose first axis is N, or several by name."""
@@ -163,14 +163,13 @@ def _encoded(observations: Observations) -> NDArray[np.uint8]:
     return np.concatenate([array.reshape(len(array), -1).view(np.uint8) for array in arrays], 1)
 
 
-class _SeenStates(World):
+class _SeenStates(States):
     """The states that a loop was in, with the pictures of those whose labels are still missing."""
 
-    rewards_success = False
     keeps_pictures = True
 
     def __init__(self, actions: tuple[str, ...], mission: str) -> None:
-        super().__init__("this environment", actions, 0, None, 0.0)
+        super().__init__("this environment", actions, 0, None)
         self.missions: dict[bytes, str] = {}
         self.pictures: dict[bytes, bytes] = {}
         self._mission = mission
@@ -187,15 +186,3 @@ class _SeenStates(World):
         """Forgets a picture whose label has come."""
         if picture is None:
             self.pictures.pop(obs_K.tobytes(), None)
-
-    def environment(self, seed_of: Callable[[int], int]) -> Environment:
-        """Raises NotImplementedError: the loop has the environments."""
-        raise NotImplementedError
-
-    def copy(self) -> Self:
-        """Raises NotImplementedError: there is one loop."""
-        raise NotImplementedError
-
-    def fits(self, other: World) -> bool:
-        """Returns False: students are the loop's."""
-        return False

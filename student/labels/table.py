@@ -16,7 +16,7 @@ from student.states import StateIndex
 from teacher_api.client import TeacherClient, TeacherError
 from teacher_api.schemas import Answer, ErrorBody, Question, TeacherInfo
 from teacher_api.terminal import say
-from worlds.world import Observation, World
+from worlds.world import Observation, States
 
 LateLabels = Literal["wait", "go-on"]
 
@@ -55,7 +55,7 @@ class LabelTable:
 
     def __init__(
         self,
-        world: World,
+        world: States,
         client: TeacherClient,
         *,
         task: str | None = None,
