@@ -6,13 +6,10 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
-
 from teacher_server.teachers.base import CannotAnswer, Observation
 from worlds.general import make
 from worlds.registry import world_of
-
-_DISCOUNT, _TEMPERATURE = 0.95, 0.01
+from worlds.tables import action_values, optimal_policy
 
 
 class ValueIteration:
@@ -23,12 +20,12 @@ class ValueIteration:
 
     def __init__(self) -> None:
         actions = world_of(self.env_id).actions
-        self.identity = {"env": self.env_id, "discount": _DISCOUNT, "temperature": _TEMPERATURE}
+        self.identity = {"env": self.env_id, "version": 1}
         self.tasks = {self.task: actions}
         env = make(self.env_id)
         env.reset(seed=0)
         inner: Any = env.unwrapped
-        self._values_SA = _values(inner.P)
+        self._values_SA = action_values(inner.P)
         self._states: dict[bytes, int] = {}
         for state in range(len(inner.P)):
             for last in (None, *range(len(actions))):  # the picture shows the last action too
@@ -36,28 +33,12 @@ class ValueIteration:
                 self._states[inner.render().tobytes()] = state
 
     def answer(self, observation: Observation) -> dict[str, float]:
-        """Returns a softmax of the values, which is sharp."""
+        """Returns the optimal actions, with equal probabilities."""
         state = self._states.get(observation.picture.tobytes())
         if state is None:
             raise CannotAnswer("image", f"this is no picture of {self.identity['env']}")
-        values_A = self._values_SA[state]
-        weights_A = np.exp((values_A - values_A.max()) / _TEMPERATURE)
         (actions,) = self.tasks.values()
-        return dict(zip(actions, (weights_A / weights_A.sum()).tolist(), strict=True))
-
-
-def _values(table: Any) -> Any:
-    """Returns the value of each action in each state, [S, A]; `table` is as FrozenLake's P."""
-    values_SA = np.zeros((len(table), len(table[0])))
-    while True:
-        before_SA = values_SA.copy()
-        for state, action in np.ndindex(values_SA.shape):
-            values_SA[state, action] = sum(
-                p * (reward + _DISCOUNT * values_SA[after].max() * (not ended))
-                for p, after, reward, ended in table[state][action]
-            )
-        if np.abs(values_SA - before_SA).max() < 1e-9:
-            return values_SA
+        return dict(zip(actions, optimal_policy(self._values_SA[state]).tolist(), strict=True))
 
 
 class FrozenLake(ValueIteration):

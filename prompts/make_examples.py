@@ -1,4 +1,4 @@
-"""Makes a prompt set's few-shot examples from its examples.toml: MiniGrid states, exactly analysed.
+"""Makes a prompt set's few-shot examples from its examples.toml: states, exactly analysed.
 
     python prompts/make_examples.py SET        a name (a folder beside this file) or a folder
 
@@ -16,8 +16,9 @@ from typing import Any
 
 import gymnasium
 import minigrid  # noqa: F401  (registers the environments)
+import toy_text_examples
 
-from gridworld.pictures import draw, encode_png
+from gridworld.pictures import Picture, draw, encode_png
 from gridworld.planner import plan
 from gridworld.scenes import Cell, Scene
 from gridworld.tasks import ACTIONS, TASKS
@@ -48,8 +49,14 @@ class Example(Scene):
         free = set(self.cells("free floor"))
         return min((cell for cell in sides if cell in free), key=self._steps_to)
 
+    @property
+    def picture(self) -> Picture:
+        """The scene as MiniGrid draws it."""
+        return draw(self.view)
+
+    @property
     def probabilities(self) -> dict[str, float]:
-        """Returns the planner's probabilities."""
+        """The planner's probabilities."""
         return plan(self.view, self.task, self.mission, TASKS[self.task].useful).probabilities
 
     def best(self) -> str:
@@ -58,7 +65,7 @@ class Example(Scene):
         Raises:
             ValueError: two actions are equally good, so the example would teach neither.
         """
-        ranked = sorted(self.probabilities().items(), key=lambda item: -item[1])
+        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
         if ranked[0][1] - ranked[1][1] < 0.1:
             raise ValueError(f"{ranked[0][0]} and {ranked[1][0]} are equally good; choose another state")
         return ranked[0][0]
@@ -71,7 +78,7 @@ class Example(Scene):
                 break
             turn = -1 if best == "left" else 1
             scene = replace(scene, view=replace(scene.view, heading=(scene.view.heading + turn) % 4))
-            ranked = scene.probabilities()
+            ranked = scene.probabilities
             best = max(ranked, key=lambda action: ranked[action])
         return scene.view.heading
 
@@ -166,15 +173,17 @@ def make(folder: Path) -> list[Path]:
         for old in [*place.glob("*.png"), *place.glob("*.json")]:
             old.unlink()
         for number, entry in enumerate(entries, 1):
-            scene = scene_of(task, entry["environment"], entry["seed"], entry["steps"])
+            played = entry["environment"], entry["seed"], entry["steps"]
+            is_minigrid = entry["environment"].startswith("MiniGrid-")
+            scene = scene_of(task, *played) if is_minigrid else toy_text_examples.scene_of(*played)
             content = {
                 **entry,
                 "mission": scene.mission,
                 "analysis": scene.analysis(),
-                "probabilities": {action: round(p, 4) for action, p in scene.probabilities().items()},
+                "probabilities": {action: round(p, 4) for action, p in scene.probabilities.items()},
             }
             picture = place / f"{number:02}.png"
-            picture.write_bytes(encode_png(draw(scene.view)))
+            picture.write_bytes(encode_png(scene.picture))
             text = json.dumps(content, indent=2) + "\n"
             picture.with_suffix(".json").write_text(text, encoding="utf-8", newline="\n")
             written.append(picture)

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 
-from gridworld.environments import failure, make
-from gridworld.pictures import draw
+from gridworld.pictures import UnreadablePicture
 from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, task_key
-from gridworld.views import view_of
 from teacher_api.command_line import CannotStart, File, ValueName, flags_and_variables
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import (
@@ -21,6 +20,7 @@ from teacher_server.prompting.prompt_set import (
     prompt_set_names,
 )
 from teacher_server.settings import Readout
+from worlds.registry import world_of
 
 
 class ListSettings(BaseSettings):
@@ -38,7 +38,7 @@ class ShowSettings(BaseSettings):
     task: str = Field(description="a task of the prompt set")
     env: Annotated[str, ValueName("ID")] | None = Field(
         default=None,
-        description=f"the id of a MiniGrid environment; default for {', '.join(ALL_TASKS)}: the smallest one",
+        description=f"the environment's id; default for {', '.join(ALL_TASKS)}: the smallest one",
     )
     seed: int = Field(default=0, ge=0, description="the environment's seed")
     readout: Readout | None = Field(default=None, description="the read-out; default: the prompt set's")
@@ -68,11 +68,13 @@ def show(settings: ShowSettings) -> int:
     env_id = settings.env or _smallest(settings.task)
     try:
         task_key(env_id, settings.task)
-        mission, picture = _observe(env_id, settings.seed, prompts)
+        mission, picture = _observe(env_id, settings.task, settings.seed, prompts)
     except UnknownTask as error:
         raise CannotStart(str(error)) from error
     except UnknownEnvironment as error:
         raise CannotStart(f"`env`: {error}") from error
+    except UnreadablePicture as error:
+        raise CannotStart(f"`env`: the prompt set cannot prepare pictures of {env_id}: {error}") from error
     out = settings.out or Path(f"{prompts.name}-{settings.task}-{settings.seed}.png")
     try:
         picture.image.save(out, "PNG")
@@ -102,15 +104,22 @@ def _smallest(task: str) -> str:
     return ALL_TASKS[task].env_ids[0]
 
 
-def _observe(env_id: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:
-    """Returns the mission and the prepared picture of an environment's first state."""
-    env = make(env_id)
-    try:
-        env.reset(seed=seed)
-        view = view_of(env)
-    except Exception as error:  # an environment can raise anything
-        raise UnknownEnvironment(failure(env_id, seed, 0, error)) from error
-    return env.mission, prompts.preparation.prepare(draw(view))
+def _observe(env_id: str, task: str, seed: int, prompts: PromptSet) -> tuple[str, PreparedPicture]:
+    """Returns the mission and the prepared picture of an environment's first state.
+
+    Raises:
+        CannotStart: the environment lacks an action of the task, or fails.
+        UnreadablePicture: the set's preparation is for other pictures.
+    """
+    world = world_of(env_id)
+    if lacking := [action for action in prompts.tasks[task] if action not in world.actions]:
+        raise CannotStart(
+            f"`env`: {env_id} has no action {lacking[0]!r}, which the task {task} of the prompt set"
+            f" {prompts.name} has; its actions are {', '.join(world.actions)}"
+        )
+    env = world.environment(lambda episode: seed)
+    mission = world.mission(np.frombuffer(env.reset(), np.uint8))
+    return mission, prompts.preparation.prepare(env.picture())
 
 
 def _lines(

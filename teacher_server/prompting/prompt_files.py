@@ -15,6 +15,7 @@ import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gridworld.tasks import ACTIONS
+from teacher_api.schemas import action_problem
 from teacher_api.validation import in_words
 from teacher_server.prompting.equivalent_views import ViewsFile
 
@@ -194,10 +195,8 @@ class Files:
         """Returns a task's rules."""
         name = f"tasks/{task}.toml"
         rules = self.toml(name, RulesFile)
-        if unknown := [action for action in rules.actions if action not in ACTIONS]:
-            raise self.bad(
-                name, f"actions: {unknown[0]!r} is not one of MiniGrid's actions: {', '.join(ACTIONS)}"
-            )
+        if problem := action_problem(tuple(rules.actions)):
+            raise self.bad(name, f"actions: {problem}")
         return rules
 
     def template(self, name: str, source: str) -> jinja2.Template:
@@ -236,23 +235,22 @@ class Files:
             if Path(name).stem not in tasks:
                 raise self.bad(name, "is not listed; add it to tasks in set.toml, or remove the file")
 
-    def check_labels(self, labels: Mapping[str, str]) -> None:
-        """Checks that every action has a label of its own."""
-        if unknown := [action for action in labels if action not in ACTIONS]:
-            raise self.bad(
-                "set.toml", f"labels: {unknown[0]!r} is not one of MiniGrid's actions: {', '.join(ACTIONS)}"
-            )
-        owners: dict[str, str] = {}
-        for action in ACTIONS:
+    def check_labels(self, labels: Mapping[str, str], rules: Mapping[str, RulesFile]) -> None:
+        """Checks that every action of every task has a label of its own."""
+        task_of = {action: task for task, each in rules.items() for action in each.actions}
+        for action, task in task_of.items():
             if action not in labels:
                 raise self.bad(
-                    "set.toml", f"labels: {action} has no label; each of MiniGrid's actions needs one"
+                    "set.toml", f"labels: {action}, an action of tasks/{task}.toml, has no label; add one"
                 )
-            owner = owners.setdefault(labels[action], action)
+        owners: dict[str, str] = {}
+        for action, label in labels.items():
+            if action not in task_of and action not in ACTIONS:
+                raise self.bad("set.toml", f"labels: no task has an action {action!r}; remove it")
+            owner = owners.setdefault(label, action)
             if owner != action:
                 raise self.bad(
-                    "set.toml",
-                    f"labels: {owner} and {action} are both {labels[action]!r}; each needs one of its own",
+                    "set.toml", f"labels: {owner} and {action} are both {label!r}; each needs one of its own"
                 )
 
     def digest(self) -> str:

@@ -84,7 +84,7 @@ class PromptSet:
     Attributes:
         digest: SHA-256 over the names and bytes of all files that can change a conversation.
         tasks: task -> its useful actions.
-        labels: action -> label, for all of MiniGrid's actions.
+        labels: action -> label, for all actions of the tasks.
         schema: the analysis's JSON schema.
         temperature: of sampling the analysis; 0 is greedy.
         readout, label_temperature, min_label_mass, sum_tolerance: defaults of the server's settings.
@@ -205,8 +205,8 @@ def load_prompt_set(name_or_folder: str) -> PromptSet:
     files = Files(folder)
     declared = files.toml("set.toml", SetFile)
     files.check_tasks(declared.tasks)
-    files.check_labels(declared.labels)
     rules = {task: files.rules(task) for task in declared.tasks}
+    files.check_labels(declared.labels, rules)
     texts = _Texts(files, {name: files.text(name) for name in TEMPLATES}, rules, declared.labels)
     texts.try_out()
     schema = files.schema()

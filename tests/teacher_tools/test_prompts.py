@@ -27,10 +27,11 @@ def test_the_list_names_every_set(tmp_path: Path) -> None:
     done = _run(tmp_path, "list")
     assert done.returncode == 0
     assert done.stderr == ""
-    for name in ("compact", "minigrid", "minigrid-zero-shot"):
+    for name in ("compact", "minigrid", "minigrid-zero-shot", "toy-text"):
         prompts = load_prompt_set(name)
         assert f"{name}  {prompts.digest[:12]}\n    {prompts.description}\n" in done.stdout
     assert "tasks: lava_gap, dynamic_obstacles, fetch, go_to_door" in done.stdout
+    assert "tasks: frozen_lake, cliff_walking, taxi" in done.stdout
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
@@ -63,6 +64,15 @@ def test_show_prints_the_conversation_and_writes_the_picture(tmp_path: Path) -> 
     assert "[picture 1: 392 x 392, examples/fetch/01.png]" in done.stdout
     assert "[picture 6: 392 x 392, minigrid-fetch-3.png]" in done.stdout
     assert "one of left, right, forward, pick]" in done.stdout
+
+
+def test_show_takes_any_environment(tmp_path: Path) -> None:
+    done = _run(tmp_path, "show", "toy-text", "--task", "taxi", "--env", "Taxi-v4", "--seed", "3")
+    assert done.returncode == 0
+    assert "The stop with a thick dark border is the destination" in done.stdout
+    assert "one of south, north, east, west, pick, drop]" in done.stdout
+    with Image.open(tmp_path / "toy-text-taxi-3.png") as image:
+        assert image.size == (19 * 28, 16 * 28)
 
 
 def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
@@ -115,7 +125,11 @@ def test_the_documents_own_task(tmp_path: Path) -> None:
         (["show", "minigrid", "--task", "maze"], "choose one of lava_gap, dynamic_obstacles, fetch"),
         (
             ["show", "minigrid", "--task", "fetch", "--env", "CartPole-v1"],
-            "--env: the environment 'CartPole-v1'",
+            "--env: CartPole-v1 has no action 'forward', which the task fetch of the prompt set minigrid has",
+        ),
+        (
+            ["show", "minigrid", "--task", "fetch", "--env", "MountainCarContinuous-v0"],
+            "--env: the environment 'MountainCarContinuous-v0' has the action space Box",
         ),
         (["show", "minigrid", "--task", "fetch", "--env", "MiniGrid-No-v0"], "--env: unknown environment"),
         (
@@ -145,20 +159,21 @@ def test_a_broken_set_is_refused_with_its_file(tmp_path: Path) -> None:
     assert "mine/question.txt: unknown variable 'goal'; known variables are" in done.stderr
 
 
-def test_making_the_examples_again_gives_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "files"), [("minigrid", 40), ("toy-text", 22)])
+def test_making_the_examples_again_gives_the_same(name: str, files: int, tmp_path: Path) -> None:
     copied = tmp_path / "mine"
     copied.mkdir()
-    shutil.copy(SETS / "minigrid/examples.toml", copied)
+    shutil.copy(SETS / name / "examples.toml", copied)
     for _ in range(2):  # over those that are there, too
         subprocess.run([sys.executable, SETS / "make_examples.py", copied], check=True, timeout=LONG_S)
     made, kept = (
         {path.relative_to(folder): path for path in sorted(folder.glob("examples/*/*"))}
-        for folder in (copied, SETS / "minigrid")
+        for folder in (copied, SETS / name)
     )
-    assert len(made) == 40
+    assert len(made) == files
     assert list(made) == list(kept)
-    for name, path in made.items():
+    for file, path in made.items():
         if path.suffix == ".json":
-            assert path.read_bytes() == kept[name].read_bytes()
+            assert path.read_bytes() == kept[file].read_bytes()
         else:  # the same pixels: how PNG packs them depends on the library
-            assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(kept[name])))
+            assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(kept[file])))
