@@ -66,6 +66,7 @@ NOT_RUN = {
     r"teacher bench .* --vs-openai .*": "vLLM: tests/operate/test_bench.py",
     r"teacher (check|serve|bench) .*models/Qwen2.5-VL-3B-Instruct.*": "7 GiB; smaller ones: tests/vllm",
     r"teacher serve .*DIR --prompts compact": "docs/reference/policy.md serves one with these flags",
+    r"teacher serve .*DIR --prompts toy-text": "tests/teacher_server/prompting/test_toy_text.py does",
     r"teacher serve .*DIR --prompts ./my-\S+": "its labels: teachers/test_prompted_service.py",
     r"student train .*--frames 1000 .*": "the same: tests/teacher_tools/test_prompts.py",
     r"student train .*--task lava_gap .*": "another room: tests/student/test_other_environments.py",
