@@ -11,16 +11,13 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 from teacher_api.command_line import BadSetting, PromptSetName, flags_and_variables
 from teacher_api.terminal import with_flags
 from teacher_server.checkpoints.checkpoint import (
-    ARCHITECTURE,
     BadCheckpoint,
     Checkpoint,
-    dtype_problems,
     label_problems,
-    quantisation_problems,
     read_checkpoint,
+    serving_problems,
 )
 from teacher_server.checkpoints.memory import Engine, Hardware, gib, need_problems
-from teacher_server.checkpoints.processor import processor_problems
 from teacher_server.engines.base import how_to_install
 from teacher_server.engines.offline import set_offline
 from teacher_server.prompting.chat_templates import TODAY
@@ -61,13 +58,14 @@ def main(settings: CheckSettings) -> int:
         raise BadSetting("`model` is missing: name the checkpoint's folder")
     set_offline()
     problems = _library_problems(settings.engine)
-    prompts, of_prompts = _prompts(settings)
     try:
         checkpoint = read_checkpoint(settings.model, weights=settings.load_format != "dummy")
+        prompts, of_prompts = _prompts(settings, checkpoint.dimensions.vision.token_side)
         problems += _report(checkpoint, settings, prompts)
     except BadCheckpoint as error:
         print(_row("checkpoint", str(settings.model)))
         problems += error.problems
+        _, of_prompts = _prompts(settings)
     problems += of_prompts
     print("\n".join(f"- {with_flags(' '.join(problem.split()))}" for problem in problems) or "ok")
     return 1 if problems else 0
@@ -86,9 +84,7 @@ def _report(checkpoint: Checkpoint, settings: CheckSettings, prompts: "PromptSet
         print(_row("memory there", f"{known}, {place.name}"))
     # Last, because the digest reads all weights
     print(_row("digest", checkpoint.digest()))
-    found = processor_problems(checkpoint.own_bounds, settings.engine)
-    found += quantisation_problems(checkpoint, settings, settings.engine)
-    found += dtype_problems(settings, settings.engine)
+    found = serving_problems(checkpoint, settings, settings.engine)
     found += need_problems(need, checkpoint.dimensions, settings, settings.engine, hardware)
     if prompts is None:
         return found
@@ -108,7 +104,7 @@ def _facts(
     dimensions, tokenizer = checkpoint.dimensions, checkpoint.tokenizer
     layers = f"{dimensions.text.num_hidden_layers} layers of text, {dimensions.vision.depth} of vision"
     yield "checkpoint", str(checkpoint.folder)
-    yield "architecture", f"{ARCHITECTURE}, {dimensions.parameters():,} parameters, {layers}"
+    yield "architecture", f"{dimensions.architecture.name}, {dimensions.parameters():,} parameters, {layers}"
     stored = gib(sum(tensor.stored for tensor in checkpoint.tensors.values()))
     files = len(checkpoint.weights)
     on_disk = f"{stored} in {files} file{'s' if files > 1 else ''}" if files else "not examined"
@@ -125,8 +121,8 @@ def _facts(
     yield "prompts", prompts.name
     if checkpoint.chat_template.dated:
         yield "chat template", f"includes the date, which is always {TODAY:%d %B %Y}"
-    preparation, bounds = prompts.preparation, checkpoint.own_bounds
-    if bounds is not None and bounds.cut_into(preparation.min_pixels, preparation.max_pixels):
+    bounds = checkpoint.own_bounds
+    if bounds is not None and bounds.cut_into(*prompts.preparation.bounds):
         yield (
             "pictures",
             f"as {prompts.name} prepares them; the folder's own bounds, {bounds}, are not applied",
@@ -146,14 +142,18 @@ def _row(name: str, value: str) -> str:
     return f"{name:<14}{value}"
 
 
-def _prompts(settings: CheckSettings) -> "tuple[PromptSet | None, list[str]]":
-    """Returns the prompt set, or None with the reason if the prompt set cannot be used."""
+def _prompts(settings: CheckSettings, *side: int) -> "tuple[PromptSet | None, list[str]]":
+    """Returns the prompt set, or None with the reason if the prompt set cannot be used.
+
+    Args:
+        side: pixels a side of the checkpoint's visual tokens, if the checkpoint is known.
+    """
     # Imported late, because their imports take a second
     from teacher_server.prompting.prompt_set import BadPromptSet, load_prompt_set  # noqa: PLC0415
     from teacher_server.teachers.registry import prompts_of  # noqa: PLC0415
 
     try:
-        return load_prompt_set(prompts_of(settings)), []
+        return load_prompt_set(prompts_of(settings), *side), []
     except BadPromptSet as error:
         return None, [str(error)]
     except BadCheckpoint:  # reported with the checkpoint

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium
+import numpy as np
 
 from gridworld.pictures import draw
 from gridworld.views import view_of
+from teacher_server.checkpoints.architectures import QWEN2_5, Architecture
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines.base import ChatEngine, Decoding, Prompt
 from teacher_server.prompting.preparation import Preparation, PreparedPicture
@@ -44,9 +46,9 @@ ENDLESS = Decoding(20_000, {"type": "string", "minLength": 20_000})
 """Takes minutes to generate."""
 
 
-def checkpoint_with_habits(folder: Path) -> Checkpoint:
+def checkpoint_with_habits(folder: Path, architecture: Architecture = QWEN2_5) -> Checkpoint:
     """A tiny checkpoint whose generation_config.json sets more than Qwen's; it must have no effect."""
-    make_checkpoint(folder)
+    make_checkpoint(folder, architecture=architecture)
     generation = json.loads((folder / "generation_config.json").read_text())
     habits = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.1, "top_k": 1, "top_p": 0.001}
     (folder / "generation_config.json").write_text(json.dumps(generation | habits))
@@ -61,12 +63,14 @@ def picture_of(seed: int = 0, env_id: str = "MiniGrid-LavaGapS6-v0") -> Prepared
 
 
 def prompt_of(checkpoint: Checkpoint, *parts: str | PreparedPicture) -> Prompt:
-    """A user's turn of texts and pictures, before the assistant's turn."""
+    """A user's turn of texts and pictures, before the assistant's turn; pictures get the sides that fit."""
     place = "<|vision_start|><|image_pad|><|vision_end|>"
     said = "".join(part if isinstance(part, str) else place for part in parts)
     text = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
     ids = checkpoint.tokenizer.encode(text, add_special_tokens=False).ids
-    return Prompt(tuple(ids), tuple(part for part in parts if isinstance(part, PreparedPicture)))
+    fit = Preparation(side=checkpoint.dimensions.vision.token_side).prepare
+    pictures = [fit(np.asarray(part.image)) for part in parts if isinstance(part, PreparedPicture)]
+    return Prompt(tuple(ids), tuple(pictures))
 
 
 def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:

@@ -1,7 +1,7 @@
-"""Makes Qwen2.5-VL checkpoints with random weights, laid out like the published ones.
+"""Makes checkpoints of the served architectures with random weights, laid out like the published ones.
 
-The tiny one has under a million parameters. Those of the real dimensions are meant for `weights=False`: what
-vLLM needs to measure speed with `load_format="dummy"`.
+The tiny ones have under a million parameters. Those of the real dimensions, of Qwen2.5-VL, are meant for
+`weights=False`: what vLLM needs to measure speed with `load_format="dummy"`.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from teacher_server.checkpoints.architectures import ARCHITECTURES, QWEN2, QWEN2_5, QWEN3, Architecture
 from teacher_server.prompting.prompt_set import PromptSet
 from teacher_tools.train.compact import PREPROCESSOR
 from teacher_tools.train.tokenizer import SPECIAL_TOKENS
@@ -89,6 +90,35 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
+# What differs from Qwen2.5-VL's tiny checkpoint; the fields of the text model lie at the top, or for Qwen3-VL
+# in text_config
+_TINY: dict[Architecture, dict[str, Any]] = {
+    QWEN2: {
+        "vision_config": {
+            "depth": 2,
+            "embed_dim": 64,
+            "hidden_size": 128,
+            "mlp_ratio": 2,
+            "num_heads": 2,
+            "hidden_act": "quick_gelu",
+        }
+    },
+    QWEN3: {
+        "head_dim": 96,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [18, 15, 15]},
+        "vision_config": {
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [0, 1],
+            "hidden_act": "gelu_pytorch_tanh",
+            "patch_size": 16,
+        },
+    },
+}
 _VISION_REAL: dict[str, Any] = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
 _VISION_REAL |= {"fullatt_block_indexes": [7, 15, 23, 31]}
 _SIZES: dict[Size, dict[str, Any]] = {
@@ -148,6 +178,7 @@ _GAINS: dict[str, float] = {
     "o_proj": 2.0,
     "down_proj": 2.0,
     "merger.mlp.2": 2.0,
+    "linear_fc2": 2.0,
 }
 
 # Tokens that come up more often than the others: labels have a share worth reading, and texts come to an end
@@ -172,6 +203,7 @@ def make_checkpoint(
     folder: Path,
     *,
     size: Size = "tiny",
+    architecture: Architecture = QWEN2_5,
     seed: int = 0,
     weights: bool = True,
     config_changes: Mapping[str, Any] | None = None,
@@ -179,7 +211,7 @@ def make_checkpoint(
     """Writes a checkpoint into a folder, which is made if it is not there.
 
     Args:
-        size: tiny, or the dimensions of the published models of 3 or 7 billion parameters.
+        size: tiny, or for Qwen2.5-VL the dimensions of the published models of 3 or 7 billion parameters.
         seed: of the weights; the same one gives the same bytes.
         weights: False leaves the weights away.
         config_changes: laid over config.json; `vision_config` is laid over the one that is there.
@@ -187,14 +219,16 @@ def make_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = _config(size, tokenizer, config_changes or {})
+    config = _config(size, architecture, tokenizer, config_changes or {})
     _write(folder / "config.json", config)
     _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
-    _write(folder / "preprocessor_config.json", PREPROCESSOR)
+    _write(folder / "preprocessor_config.json", _preprocessor(architecture, config["vision_config"]))
     _write(folder / "generation_config.json", _generation_config(tokenizer))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    # Qwen3-VL's writes no system message of its own
+    template = CHAT_TEMPLATE.partition("{%- endif -%}\n")[2] if architecture is QWEN3 else CHAT_TEMPLATE
+    (folder / "chat_template.jinja").write_text(template)
     if weights:
-        _write_weights(folder, config, tokenizer, seed)
+        _write_weights(folder, architecture, config, tokenizer, seed)
     return folder
 
 
@@ -256,10 +290,12 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _config(size: Size, tokenizer: Tokenizer, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _config(
+    size: Size, architecture: Architecture, tokenizer: Tokenizer, changes: Mapping[str, Any]
+) -> dict[str, Any]:
     config: dict[str, Any] = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
+        "architectures": [architecture.name],
+        "model_type": architecture.model_type,
         "attention_dropout": 0.0,
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
@@ -289,9 +325,19 @@ def _config(size: Size, tokenizer: Tokenizer, changes: Mapping[str, Any]) -> dic
         "tokens_per_second": 2,
         "window_size": 112,
     }
-    dimensions = _SIZES[size]
+    dimensions = _SIZES[size] | _TINY.get(architecture, {})
     vision |= {**dimensions["vision_config"], **changes.get("vision_config", {})}
-    return {**config, **dimensions, **changes, "vision_config": vision}
+    config |= {**dimensions, **changes, "vision_config": vision}
+    if architecture is QWEN3:
+        top = ("architectures", "model_type", "vision_config", "tie_word_embeddings")
+        text = {name: value for name, value in config.items() if name not in top and "token_id" not in name}
+        config = {name: value for name, value in config.items() if name not in text} | {"text_config": text}
+    return config
+
+
+def _preprocessor(architecture: Architecture, vision: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"patch_size": vision["patch_size"], "image_mean": list(architecture.image_mean)}
+    return PREPROCESSOR | own | {"image_std": list(architecture.image_std)}
 
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -323,36 +369,35 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _write_weights(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer, seed: int) -> None:
+def _write_weights(
+    folder: Path, architecture: Architecture, config: Mapping[str, Any], tokenizer: Tokenizer, seed: int
+) -> None:
     import torch  # noqa: PLC0415 - seconds, and not needed without weights
+    import transformers  # noqa: PLC0415
     from safetensors.torch import save_file  # noqa: PLC0415
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # noqa: PLC0415
 
+    of_architecture: Any = getattr(transformers, architecture.name)
     with torch.device("meta"):
-        config_read = Qwen2_5_VLConfig.from_pretrained(folder)
-        model = Qwen2_5_VLForConditionalGeneration(config_read)  # type: ignore[no-untyped-call]
-    shapes = {_published_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
+        model = of_architecture(of_architecture.config_class.from_pretrained(folder))
+    shapes = {architecture.published(name): tuple(value.shape) for name, value in model.state_dict().items()}
     if config["tie_word_embeddings"]:
         del shapes["lm_head.weight"]
-    dtype = getattr(torch, config["torch_dtype"])
+    text = config.get("text_config", config)
+    dtype = getattr(torch, text["torch_dtype"])
     loud = [i for i in map(tokenizer.token_to_id, _LOUD) if i is not None]
     tensors = {}
     for name, shape in shapes.items():
         drawn = _draw(name, shape, seed)
-        if shape[0] == config["vocab_size"]:
+        if shape[0] == text["vocab_size"]:
             drawn[loud] *= 2
         tensors[name] = torch.from_numpy(drawn).to(dtype)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
 
 
-def _published_name(name: str) -> str:
-    return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-
-
 def _draw(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     """Weights of one tensor: such that the next token depends clearly on the pictures and on the text."""
-    if "norm" in name or "ln_q" in name:
+    if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
         return np.ones(shape, np.float32)
     random = np.random.default_rng([seed, zlib.crc32(name.encode())])
     drawn = random.standard_normal(shape, np.float32)
@@ -369,10 +414,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.random_checkpoint", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=list(_SIZES), default="tiny")
+    parser.add_argument(
+        "--architecture",
+        choices=list(families := {each.family: each for each in ARCHITECTURES.values()}),
+        default=QWEN2_5.family,
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.add_argument("--no-weights", action="store_true", help="config, tokenizer and processor only")
     flags = parser.parse_args()
-    made = make_checkpoint(flags.folder, size=flags.size, seed=flags.seed, weights=not flags.no_weights)
+    architecture = families[flags.architecture]
+    if architecture is not QWEN2_5 and flags.size != "tiny":
+        parser.error(f"--size {flags.size} is for {QWEN2_5.family} alone")
+    made = make_checkpoint(
+        flags.folder,
+        size=flags.size,
+        architecture=architecture,
+        seed=flags.seed,
+        weights=not flags.no_weights,
+    )
     print(f"wrote {made}")
 
 

@@ -15,6 +15,12 @@ from tokenizers import Tokenizer
 
 from teacher_api.schemas import TrainedOn
 from teacher_api.validation import problems, sentence
+from teacher_server.checkpoints.architectures import (
+    ARCHITECTURES,
+    FAMILIES,
+    QWEN2_5,
+    architecture_of,
+)
 from teacher_server.checkpoints.dimensions import ITEM_BYTES, Dimensions, config_dtype, config_problems
 from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, Unusable, unusable
 from teacher_server.checkpoints.memory import (
@@ -25,7 +31,7 @@ from teacher_server.checkpoints.memory import (
     need_problems,
     prefix_cache_bytes,
 )
-from teacher_server.checkpoints.processor import Bounds, own_bounds
+from teacher_server.checkpoints.processor import Bounds, own_bounds, processor_problems
 from teacher_server.checkpoints.quantisation import engine_problems, quantisation_of
 from teacher_server.checkpoints.training_record import read_record
 from teacher_server.checkpoints.weights import DTYPES, INDEX, Tensor, read_weights
@@ -39,7 +45,6 @@ from teacher_server.prompting.chat_templates import (
 from teacher_server.prompting.readout import single_token_problems
 from teacher_server.settings import EngineSettings
 
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 _TURN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 # Fields of config.json with token ids, and their defaults
 _ID_FIELDS = {
@@ -65,7 +70,7 @@ class BadCheckpoint(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A Qwen2.5-VL checkpoint whose folder has been checked.
+    """A checkpoint whose folder has been checked.
 
     Attributes:
         end_token_id: id of <|im_end|>.
@@ -183,19 +188,27 @@ def label_problems(checkpoint: Checkpoint, labels: Mapping[str, str]) -> list[st
     return found
 
 
+def serving_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:
+    """Returns why an engine does not serve the checkpoint with these settings, apart from memory."""
+    family, found = checkpoint.dimensions.architecture.family, []
+    if engine == "onnx" and family != QWEN2_5.family:
+        found.append(
+            f"onnx serves {QWEN2_5.family} alone, and this checkpoint is a {family}: set `engine` to vllm or"
+            " transformers"
+        )
+    found += processor_problems(checkpoint.own_bounds, engine)
+    found += quantisation_problems(checkpoint, settings, engine)
+    if engine == "onnx" and settings.dtype not in ("auto", "float32"):
+        found.append(f"`dtype` is {settings.dtype}, and onnx computes in float32: leave it out")
+    return found
+
+
 def quantisation_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:
     """Returns why an engine does not serve the quantised weights on this machine; empty for plain weights."""
     if checkpoint.quantisation is None or settings.load_format == "dummy":
         return []
     dtype = checkpoint.served_dtype(settings, engine)
     return engine_problems(checkpoint.quantisation, engine, dtype)
-
-
-def dtype_problems(settings: EngineSettings, engine: str) -> list[str]:
-    """Returns why an engine does not compute in the dtype of the settings."""
-    if engine != "onnx" or settings.dtype in ("auto", "float32"):
-        return []
-    return [f"`dtype` is {settings.dtype}, and onnx computes in float32: leave it out"]
 
 
 def memory_problems(
@@ -267,11 +280,12 @@ def _read(folder: Folder, *, weights: bool) -> Checkpoint | None:
 
 def _dimensions(config: Mapping[str, Any]) -> Dimensions:
     name = "config.json"
-    if (named := config.get("architectures")) != [ARCHITECTURE]:
-        served = f"only [{ARCHITECTURE!r}] is served: use a Qwen2.5-VL checkpoint"
-        raise unusable(name, f"architectures is {named!r}, and {served}")
+    architecture = architecture_of(config)
+    if architecture is None:
+        served = f"{', '.join(ARCHITECTURES)} are served: use a {FAMILIES} checkpoint"
+        raise unusable(name, f"architectures is {config.get('architectures')!r}, and {served}")
     try:
-        dimensions = Dimensions.of(config)
+        dimensions = Dimensions.of(config, architecture)
     except ValidationError as error:
         raise unusable(name, *(f"{sentence(each)}: {COPY_AGAIN}" for each in problems(error))) from None
     if whys := [*config_problems(config, dimensions)]:
@@ -282,7 +296,7 @@ def _dimensions(config: Mapping[str, Any]) -> Dimensions:
 def _tokenizer(folder: Folder, config: Mapping[str, Any], dimensions: Dimensions | None) -> Tokenizer:
     name = "tokenizer.json"
     if not folder.has(name) and (older := [old for old in ("vocab.json", "merges.txt") if folder.has(old)]):
-        of_base = "copy tokenizer.json from the Qwen2.5-VL checkpoint that this one was trained from"
+        of_base = "copy tokenizer.json from the checkpoint that this one was trained from"
         raise unusable(name, f"is missing, and the older format ({', '.join(older)}) is not read: {of_base}")
     content = folder.read(name)
     try:
@@ -296,7 +310,7 @@ def _tokenizer(folder: Folder, config: Mapping[str, Any], dimensions: Dimensions
         token_id = tokenizer.token_to_id(token)
         if token_id is None or tokenizer.encode(token, add_special_tokens=False).ids != [token_id]:
             folder.wrong(
-                name, f"lacks the special token {token}: use the tokenizer of a Qwen2.5-VL checkpoint"
+                name, f"lacks the special token {token}: use the tokenizer of a {FAMILIES} checkpoint"
             )
         elif config and token in _ID_FIELDS:
             field, usual = _ID_FIELDS[token]
@@ -327,7 +341,7 @@ def _chat_template(folder: Folder, tokenizer_config: Mapping[str, Any]) -> ChatT
         # Tried out, since the template of a text model has no place for pictures
         stages_of(template, _TRIAL[:-1], "THE-ANSWER", _TRIAL[-1])
     except BadChatTemplate as error:
-        raise unusable(name, f"the chat template {error}: use that of a Qwen2.5-VL checkpoint") from None
+        raise unusable(name, f"the chat template {error}: use that of a {FAMILIES} checkpoint") from None
     return template
 
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from teacher_server.checkpoints.dimensions import Dimensions, patch_problems
+from teacher_server.checkpoints.architectures import QWEN2_5
+from teacher_server.checkpoints.dimensions import Dimensions
 from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, unusable
 
-# Qwen2.5-VL's own, which the engines apply; its vision tower was trained with no others
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+# The values of the class Qwen2VLImageProcessor, for what a file omits
 _RESCALE = 1 / 255
 _SIZES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+_MEAN, _STD = QWEN2_5.image_mean, QWEN2_5.image_std
 _BOUNDS = {"min_pixels": ("shortest_edge", 56 * 56), "max_pixels": ("longest_edge", 28 * 28 * 1280)}
 _FAMILY = "Qwen2"
 _KIND = "Qwen2VLImageProcessor"
@@ -48,7 +48,7 @@ def own_bounds(
         configs: contents of processor_config.json and preprocessor_config.json, by file.
 
     Raises:
-        Unusable: the processor is missing, broken or not Qwen2.5-VL's.
+        Unusable: the processor is missing, broken or not that of the model.
     """
     # Newer versions of transformers save it in processor_config.json, and read it there first
     name = "processor_config.json"
@@ -58,7 +58,7 @@ def own_bounds(
         content = configs[name]
         if not folder.has(name):
             raise unusable(name, f"is missing: {COPY_AGAIN}")
-    if not content:
+    if not content or dimensions is None:
         return None
     if whys := [*_problems(content, dimensions)]:
         raise unusable(name, *whys)
@@ -81,30 +81,29 @@ def processor_problems(bounds: Bounds | None, engine: str) -> list[str]:
     ]
 
 
-def _problems(content: Mapping[str, Any], dimensions: Dimensions | None) -> Iterator[str]:
+def _problems(content: Mapping[str, Any], dimensions: Dimensions) -> Iterator[str]:
+    architecture, vision = dimensions.architecture, dimensions.vision
     sizes = [content.get(key, usual) for key, usual in _SIZES.items()]
-    yield from (whys := [*patch_problems(*sizes)])
-    if dimensions is not None and not whys:
-        vision = dimensions.vision
-        model = [vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size]
-        if sizes != model:
-            yield f"{', '.join(_SIZES)} are {sizes}, and in config.json {model}: {ONE_CHECKPOINT}"
-    of_family = "use the processor files of a Qwen2.5-VL checkpoint"
+    if sizes != (model := [vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size]):
+        yield f"{', '.join(_SIZES)} are {sizes}, and in config.json {model}: {ONE_CHECKPOINT}"
+    of_family = f"use the processor files of a {architecture.family} checkpoint"
     kind = content.get("image_processor_type", _FAMILY)
     if not (isinstance(kind, str) and kind.startswith(_FAMILY)):
         yield f"image_processor_type is {kind!r}: {of_family}"
     for key in ("do_rescale", "do_normalize"):
         if content.get(key, True) is not True:
-            yield f"{key} is {content[key]!r}, and Qwen2.5-VL needs true: {of_family}"
-    fixed: dict[str, float | tuple[float, ...]] = {
-        "rescale_factor": _RESCALE,
-        "image_mean": IMAGE_MEAN,
-        "image_std": IMAGE_STD,
+            yield f"{key} is {content[key]!r}, and {architecture.family} needs true: {of_family}"
+    # Key -> the class's value, and the one that the vision tower was trained with
+    fixed: dict[str, tuple[Any, float | tuple[float, ...]]] = {
+        "rescale_factor": (_RESCALE, _RESCALE),
+        "image_mean": (list(_MEAN), architecture.image_mean),
+        "image_std": (list(_STD), architecture.image_std),
     }
-    for key, needed in fixed.items():
-        if (value := content.get(key)) is not None and not _close(value, needed):
+    for key, (usual, needed) in fixed.items():
+        given = content.get(key)
+        if not _close(value := usual if given is None else given, needed):
             wanted = list(needed) if isinstance(needed, tuple) else f"{needed:.6g}"
-            yield f"{key} is {value!r}, and Qwen2.5-VL needs {wanted}: {of_family}"
+            yield f"{key} is {value!r}, and {architecture.family} needs {wanted}: {of_family}"
     size = content.get("size") or {}
     if not isinstance(size, dict):
         yield f"size is {size!r}, not an object with shortest_edge and longest_edge: {of_family}"

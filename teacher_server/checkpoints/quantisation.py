@@ -5,9 +5,11 @@ from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from teacher_server.checkpoints.dimensions import Shapes
+from teacher_server.checkpoints.architectures import Shapes
 
-_MODULE = re.compile(r"model\.layers\.\d+|visual\.[a-z_]+(\.\d+)?|lm_head|model\.embed_tokens")
+_MODULE = re.compile(
+    r"model\.(language_model\.)?(layers\.\d+|embed_tokens)|(model\.)?visual\.[a-z_]+(\.\d+)?|lm_head"
+)
 # How AWQ, GPTQ, bitsandbytes, FP8, compressed-tensors and ModelOpt name the parts of a matrix
 _PART = re.compile(
     r"\.(weight\.)?(qweight|qzeros|g_idx|scb|quant_state.*|weight_(shape|format|g_idx)"

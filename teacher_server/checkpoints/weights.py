@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
+from teacher_server.checkpoints.architectures import Architecture
 from teacher_server.checkpoints.dimensions import Dimensions
 from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folder, unusable
 from teacher_server.checkpoints.quantisation import absent, is_plain, packed
@@ -61,9 +62,10 @@ def read_weights(
     for name, placed in files.items():
         with folder.noting():
             held = _header(folder, name)
-            found |= {published(tensor): entry for tensor, entry in held.items()}
-            for tensor in held:
-                places.setdefault(published(tensor), []).append((name, tensor))
+            for tensor, entry in held.items():
+                known = dimensions.architecture.published(tensor) if dimensions else tensor
+                found[known] = entry
+                places.setdefault(known, []).append((name, tensor))
             if lacking := [tensor for tensor in placed if tensor not in held]:
                 folder.wrong(name, f"lacks {_some(lacking)} that {INDEX} places there: {COPY_AGAIN}")
     # After a broken file, a report of its missing tensors would add nothing
@@ -71,7 +73,7 @@ def read_weights(
         whys = [*_unplaced(places, files)] or [*_twice(places)]
         if dimensions is not None and not whys:
             whys = [*_differences(found, dimensions, quantisation=quantisation)]
-            whys += _untied(folder, places) if dimensions.tied else ()
+            whys += _untied(folder, places, dimensions.architecture) if dimensions.tied else ()
         for why in whys:
             folder.wrong("weights", why)
     return tuple(folder.path / name for name in files), found
@@ -144,9 +146,9 @@ def _differences(
     unknown = [name for name in found if name not in expected and not name.endswith("rotary_emb.inv_freq")]
     if dimensions.tied:
         # Some checkpoints hold the copy
-        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+        expected["lm_head.weight"] = expected[dimensions.architecture.embedding]
         unknown = [name for name in unknown if name != "lm_head.weight"]
-    if why := misnamed(missing, unknown):
+    if why := misnamed(missing, unknown, dimensions.architecture):
         yield why
         return
     if missing:
@@ -181,12 +183,14 @@ def _twice(places: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
             return
 
 
-def _untied(folder: Folder, places: Mapping[str, Sequence[tuple[str, str]]]) -> Iterator[str]:
+def _untied(
+    folder: Folder, places: Mapping[str, Sequence[tuple[str, str]]], architecture: Architecture
+) -> Iterator[str]:
     """Yields an output layer that differs from the tied embedding: transformers reads it, vLLM does not."""
-    head, embedding = (places.get(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    head, embedding = (places.get(name) for name in ("lm_head.weight", architecture.embedding))
     if head and embedding and not same_tensor(folder.path, head[0], embedding[0]):
         yield (
-            "hold an lm_head.weight that differs from model.embed_tokens.weight, and tie_word_embeddings in"
+            f"hold an lm_head.weight that differs from {architecture.embedding}, and tie_word_embeddings in"
             " config.json says that they are equal: set it to false, in text_config too, if the output layer"
             " was trained separately, or else save the weights without lm_head.weight"
         )
@@ -215,8 +219,8 @@ def _seek(file: BinaryIO, tensor: str) -> tuple[tuple[str, list[int]], int]:
     return (entry["dtype"], entry["shape"]), end - begin
 
 
-def misnamed(missing: Sequence[str], unknown: Sequence[str]) -> str | None:
-    """Returns which tool named tensors differently from Qwen2.5-VL, and what to do; None if it is unknown."""
+def misnamed(missing: Sequence[str], unknown: Sequence[str], architecture: Architecture) -> str | None:
+    """Returns which tool named tensors otherwise than published, and what to do; None if it is unknown."""
     if adapted := [name for name in unknown if _ADAPTED.search(name)]:
         return (
             f"are those of a model with peft adapters (such as {adapted[0]}): merge the adapters"
@@ -225,7 +229,7 @@ def misnamed(missing: Sequence[str], unknown: Sequence[str]) -> str | None:
     lost = set(missing)
     for name in unknown:
         wrapper = next((prefix for prefix in _WRAPPERS if name.startswith(prefix)), "")
-        if wrapper and published(name.removeprefix(wrapper)) in lost:
+        if wrapper and architecture.published(name.removeprefix(wrapper)) in lost:
             return (
                 f"have names that begin with {wrapper}, the wrapper of {_WRAPPERS[wrapper]}"
                 f" (such as {name}): save the inner model with its save_pretrained"
@@ -239,14 +243,6 @@ def misnamed(missing: Sequence[str], unknown: Sequence[str]) -> str | None:
                 " save_pretrained"
             )
     return None
-
-
-def published(name: str) -> str:
-    """Returns a tensor's name as in the published checkpoints; newer versions of transformers save others."""
-    for new, old in {"model.language_model.": "model.", "model.visual.": "visual."}.items():
-        if name.startswith(new):
-            return old + name.removeprefix(new)
-    return name
 
 
 def _some(names: list[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from teacher_server.prompting.preparation import PreparedPicture, visual_tokens
+from teacher_server.prompting.preparation import PreparedPicture
 
 
 def how_to_install(engine: str, system: str = sys.platform) -> str:
@@ -148,7 +148,7 @@ def check_seen(pictures: Iterable[PreparedPicture], tokens: int) -> None:
         EngineError: the pictures have more or fewer visual tokens.
     """
     shown = list(pictures)
-    if tokens != (expected := sum(map(visual_tokens, shown))):
+    if tokens != (expected := sum(picture.tokens for picture in shown)):
         sizes = ", ".join("{} x {}".format(*picture.image.size) for picture in shown)
         raise EngineError(
             f"the engine made {tokens} visual tokens of pictures of {sizes} pixels instead of {expected}: it"

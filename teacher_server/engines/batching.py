@@ -13,7 +13,6 @@ from typing import Any
 
 from teacher_server.engines.base import Decoding, EngineDead, EngineError, EngineUnresponsive, Prompt
 from teacher_server.engines.exceptions import words_of
-from teacher_server.prompting.preparation import visual_tokens
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class Request:
         places = token_ids.count(image_token_id)
         if places != len(pictures):
             raise EngineError(f"{len(pictures)} pictures for {places} image tokens")
-        sizes = iter(map(visual_tokens, pictures))
+        sizes = iter([picture.tokens for picture in pictures])
         copies = [next(sizes) if token == image_token_id else 1 for token in token_ids]
         ids = [i for i, n in zip(token_ids, copies, strict=True) for _ in range(n)]
         further = self.decoding.max_tokens if self.decoding else 1

@@ -29,7 +29,6 @@ from teacher_server.pictures.decoding import BadPicture, decode, from_base64
 from teacher_server.playground.scenes import BadMoment, Moment, environments_of, only_mission, replay
 from teacher_server.playground.templates import check
 from teacher_server.prompting.chat_templates import BadChatTemplate
-from teacher_server.prompting.preparation import visual_tokens
 from teacher_server.prompting.prompt_files import FOLLOWUPS, QUESTION, SYSTEM, TEMPLATES, BadPromptSet
 from teacher_server.service.host import Host
 from teacher_server.service.metrics import Metrics
@@ -146,7 +145,7 @@ def prepare(request: Request, body: _Picture) -> Response:
             "image": _base64(file.getvalue()),
             "width": image.width,
             "height": image.height,
-            "tokens": visual_tokens(prepared) if prepared else None,
+            "tokens": prepared.tokens if prepared else None,
             "grid": _grid(picture, teacher),
         }
     )

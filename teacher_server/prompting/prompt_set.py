@@ -13,7 +13,7 @@ import teacher_server
 from gridworld.pictures import UnreadablePicture
 from teacher_server.pictures.decoding import BadPicture, decode
 from teacher_server.prompting.equivalent_views import QUESTION_VIEW, EquivalentView, ViewsFile
-from teacher_server.prompting.preparation import Preparation, PreparedPicture
+from teacher_server.prompting.preparation import SIDE, Preparation, PreparedPicture
 from teacher_server.prompting.prompt_files import (
     FOLLOWUPS,
     QUESTION,
@@ -190,8 +190,12 @@ class PromptSet:
         return tuple(messages), tuple(example.picture for example in shown)
 
 
-def load_prompt_set(name_or_folder: str) -> PromptSet:
-    """Loads and checks a prompt set, given by its name or folder.
+def load_prompt_set(name_or_folder: str, side: int = SIDE) -> PromptSet:
+    """Loads and checks a prompt set.
+
+    Args:
+        name_or_folder: the name of a set that comes with the project, or the folder of another.
+        side: pixels a side of the checkpoint's visual tokens, for which pictures are prepared.
 
     Raises:
         BadPromptSet: there is no such set, or a file in it cannot be used.
@@ -210,7 +214,8 @@ def load_prompt_set(name_or_folder: str) -> PromptSet:
     texts = _Texts(files, {name: files.text(name) for name in TEMPLATES}, rules, declared.labels)
     texts.try_out()
     schema = files.schema()
-    preparation = Preparation(declared.picture.tile, declared.picture.margin, declared.picture.max_pixels)
+    picture = declared.picture
+    preparation = Preparation(picture.tile, picture.margin, picture.max_pixels, side)
     examples = {
         task: tuple(_examples(files, task, rules[task].actions, schema, preparation))
         for task in declared.tasks

@@ -9,22 +9,19 @@ from teacher_api.schemas import TrainedOn
 from teacher_server.checkpoints.checkpoint import (
     BadCheckpoint,
     Checkpoint,
-    dtype_problems,
     label_problems,
     memory_problems,
-    quantisation_problems,
     read_checkpoint,
+    serving_problems,
 )
 from teacher_server.checkpoints.folders import Unusable
 from teacher_server.checkpoints.memory import Hardware, MemoryNeed
-from teacher_server.checkpoints.processor import processor_problems
 from teacher_server.checkpoints.training_record import read_record
 from teacher_server.engines.base import ChatEngine, how_to_install
 from teacher_server.engines.offline import set_offline
 from teacher_server.engines.openai.server import CannotAttach
 from teacher_server.engines.token_sessions import TokenSessionFactory
 from teacher_server.prompting.chat_templates import BadChatTemplate
-from teacher_server.prompting.preparation import visual_tokens
 from teacher_server.prompting.prompt_set import (
     BadPromptSet,
     Conversation,
@@ -115,15 +112,13 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
     if settings.engine == "openai":
         return attach(settings, load_prompt_set(prompts_of(settings)))
     if settings.model is None:
-        raise CannotTeach("`teacher` prompted needs `model`, the folder of a Qwen2.5-VL checkpoint")
-    prompts = load_prompt_set(prompts_of(settings))
-    reading = ReadoutSettings.from_settings(settings, prompts)
+        raise CannotTeach("`teacher` prompted needs `model`, the folder of a checkpoint")
     dummy = settings.load_format == "dummy"
     checkpoint = read_checkpoint(settings.model, weights=not dummy)
+    prompts = load_prompt_set(prompts_of(settings), checkpoint.dimensions.vision.token_side)
+    reading = ReadoutSettings.from_settings(settings, prompts)
     problems = label_problems(checkpoint, prompts.labels)
-    problems += processor_problems(checkpoint.own_bounds, settings.engine)
-    problems += quantisation_problems(checkpoint, settings, settings.engine)
-    problems += dtype_problems(settings, settings.engine)
+    problems += serving_problems(checkpoint, settings, settings.engine)
     problems += conversation_problems(
         checkpoint, prompts, reading.readout, settings.max_model_len, settings.views
     )
@@ -155,6 +150,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         checkpoint=identified,
         hosting={
             "model": str(settings.model),
+            "architecture": checkpoint.dimensions.architecture.name,
             "engine": settings.engine,
             "prompts": prompts.name,
             "weight_bytes": checkpoint.weight_bytes(identified["dtype"]),
@@ -227,7 +223,8 @@ def conversation_problems(
         except BadChatTemplate as error:
             return [str(error)]
         pictures = {view.tile: view.preparation(prompts.preparation).prepare(grid) for view in seen}
-        shown = sum(map(visual_tokens, conversation.pictures)) + max(map(visual_tokens, pictures.values()))
+        shown = sum(picture.tokens for picture in conversation.pictures)
+        shown += max(picture.tokens for picture in pictures.values())
         longest = max(longest, len(opening) + shown + len(followup))
     longest += prompts.analysis_max_tokens + (prompts.numbers_max_tokens if readout == "numbers" else 1)
     if longest <= max_model_len:
@@ -249,7 +246,7 @@ def _vllm(checkpoint: Checkpoint, settings: Settings, prompts: PromptSet) -> Cha
     from teacher_server.engines.vllm.engine import VllmEngine  # noqa: PLC0415
 
     examples = max(len(_conversation(prompts, task, prompts.readout).pictures) for task in prompts.tasks)
-    most = prompts.preparation.max_pixels
+    _, most = prompts.preparation.bounds
     return VllmEngine(checkpoint, settings, pictures=examples + 1, max_pixels=most)
 
 

@@ -1,1 +1,1 @@
-"""`teacher train`: trains Qwen2.5-VL checkpoints on pictures that the planner labels."""
+"""`teacher train`: trains checkpoints on pictures that the planner labels."""

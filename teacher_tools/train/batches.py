@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gridworld.scenes import Scene
 from gridworld.views import View, uncode
-from teacher_server.prompting.preparation import SIDE
+from teacher_server.prompting.preparation import PreparedPicture
 from teacher_tools.train.examples import TrainingExample
 
 IGNORED = -100
@@ -30,21 +30,25 @@ class Patches:
 
     Args:
         processor: the checkpoint's picture processor.
+
+    Attributes:
+        merge: patches a side of a visual token.
     """
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
+        self.merge: int = processor.merge_size
         self._indices: dict[bytes, int] = {}
         self._patches: list[torch.Tensor] = []
 
-    def of(self, pixels_HWC: NDArray[np.uint8]) -> list[torch.Tensor]:
-        """Returns the patches [4, P] of each visual token, row by row."""
-        rows, columns = pixels_HWC.shape[0] // SIDE, pixels_HWC.shape[1] // SIDE
-        cut = pixels_HWC.reshape(rows, SIDE, columns, SIDE, 3).swapaxes(1, 2).reshape(rows * columns, -1)
+    def of(self, picture: PreparedPicture) -> list[torch.Tensor]:
+        """Returns the patches [M, P] of each visual token, row by row."""
+        pixels_HWC, (rows, columns), side = np.asarray(picture.image), picture.grid, picture.side
+        cut = pixels_HWC.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows * columns, -1)
         keys = [token.tobytes() for token in cut]
         if any(key not in self._indices for key in keys):
             processed = self._processor(images=[pixels_HWC], return_tensors="pt")["pixel_values"]
-            for key, patches in zip(keys, processed.reshape(len(keys), 4, -1), strict=True):
+            for key, patches in zip(keys, processed.chunk(len(keys)), strict=True):
                 if key not in self._indices:
                     self._indices[key] = len(self._patches)
                     self._patches.append(patches)
@@ -115,10 +119,9 @@ class Batch:
             for token, probability in example.action.items():
                 action_BV[i, token] = probability
             optimal_BV[i, list(example.optimal)] = 1
-            pixels_HWC = np.asarray(example.picture.image)
-            all_patches += patches.of(pixels_HWC)
-            rows, columns = pixels_HWC.shape[0] // SIDE, pixels_HWC.shape[1] // SIDE
-            grids.append((1, 2 * rows, 2 * columns))
+            all_patches += patches.of(example.picture)
+            rows, columns = example.picture.grid
+            grids.append((1, patches.merge * rows, patches.merge * columns))
             scene, outside = example.sample.scene, example.sample.outside
             tiles.append(_tiles(outside.view if outside else scene.view, rows, columns))
             roles.append(_roles(None if outside else scene, rows, columns))

@@ -32,7 +32,7 @@ pipeline_tag: image-text-to-text
 ---
 # A MiniGrid teacher, {origin}
 
-A Qwen2.5-VL checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and transformers load it.
+A {family} checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and transformers load it.
 
     teacher serve --teacher prompted --model DIR --prompts {prompts}    # on a CPU: --engine onnx
 
@@ -104,6 +104,7 @@ def card(
     settings: TrainingSettings,
     metrics: Sequence[Mapping[str, Any]],
     *,
+    family: str,
     digest: str,
     samples: int,
     seconds: float,
@@ -114,6 +115,7 @@ def card(
 
     Args:
         metrics: the lines of metrics.jsonl.
+        family: of the checkpoint's architecture.
         digest: of the checkpoint, as `teacher check` prints it.
         samples: the samples learned from.
         seconds: the time spent on them.
@@ -125,6 +127,7 @@ def card(
     shares = [f"| {what} | {latest[name]:.4f} |" for name, what in _METRICS.items() if name in latest]
     return _CARD.format(
         origin=f"LoRA of rank {settings.lora_rank} on {settings.base}" if settings.base else "from scratch",
+        family=family,
         license="other" if settings.base else "mit",  # "other": the base's own license
         prompts=settings.prompts,
         samples=f"{samples:,}" if samples >= planned else f"{samples:,} of {planned:,} planned",

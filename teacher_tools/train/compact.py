@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from teacher_server.checkpoints.checkpoint import ARCHITECTURE
+from teacher_server.checkpoints.architectures import QWEN2_5
 from teacher_server.prompting.prompt_set import PromptSet
 from teacher_tools.train.tokenizer import SPECIAL_TOKENS, make_tokenizer
 
@@ -99,8 +99,8 @@ def write_folder(folder: Path, prompts: PromptSet) -> None:
 
 def _config(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "qwen2_5_vl",
+        "architectures": [QWEN2_5.name],
+        "model_type": QWEN2_5.model_type,
         "attention_dropout": 0.0,
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),

@@ -17,7 +17,7 @@ import numpy as np
 from gridworld.pictures import draw
 from gridworld.scenes import Cell, Scene
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from teacher_server.prompting.preparation import PreparedPicture, visual_tokens
+from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
 from teacher_server.settings import Readout
 from teacher_tools.train.samples import Sample, Sampler
@@ -83,7 +83,7 @@ class ExampleEncoder:
         shown = sample.outside.picture if sample.outside else draw(scene.view)
         picture = self._prompts.preparation.prepare(shown)
         image = self._checkpoint.image_token_id
-        prompt = [i for token in before for i in [token] * (visual_tokens(picture) if token == image else 1)]
+        prompt = [i for token in before for i in [token] * (picture.tokens if token == image else 1)]
         analysis = analysis_of(scene)
         encoded = tokenizer.encode(json.dumps(analysis), add_special_tokens=False)
         start, end = len(prompt), len(prompt) + len(encoded.ids)
@@ -220,7 +220,8 @@ class ExampleBlocks:
 @lru_cache(maxsize=1)
 def _sampler_and_encoder(blocks: ExampleBlocks) -> tuple[Sampler, ExampleEncoder]:
     checkpoint = read_checkpoint(blocks.checkpoint, weights=False)
-    encoder = ExampleEncoder(checkpoint, load_prompt_set(blocks.prompts))
+    prompts = load_prompt_set(blocks.prompts, checkpoint.dimensions.vision.token_side)
+    encoder = ExampleEncoder(checkpoint, prompts)
     return Sampler(blocks.env_ids, blocks.seed, blocks.task), encoder
 
 

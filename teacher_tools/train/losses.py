@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from teacher_server.engines.transformers.pictures import language_inputs, picture_features
 from teacher_tools.train.batches import IGNORED, PLACE_SIZES, ROLE_SIZES, TILE_SIZES, Batch
 
 
@@ -64,12 +65,8 @@ def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) 
     cross-entropy with the planner's probabilities, so that the model's confidence approaches the planner's.
     """
     with torch.no_grad():
-        features_NH = _features(model, batch)
+        features_NX = _features(model, batch)
     is_image_BL = batch.ids_BL == model.config.image_token_id
-    embeddings_BLH = model.get_input_embeddings()(batch.ids_BL)
-    embeddings_BLH = embeddings_BLH.masked_scatter(
-        is_image_BL[..., None], features_NH.to(embeddings_BLH.dtype)
-    )
     positions_3BL, _ = model.model.get_rope_index(
         batch.ids_BL,
         mm_token_type_ids=is_image_BL.int(),
@@ -78,7 +75,7 @@ def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) 
     )
     # No attention mask: padding is on the right, where causal attention does not reach
     output = model.model.language_model(
-        inputs_embeds=embeddings_BLH,
+        **language_inputs(model, batch.ids_BL, is_image_BL, features_NX),
         position_ids=positions_3BL,
         use_cache=False,
         output_hidden_states=heads is not None,
@@ -122,7 +119,7 @@ def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) 
 
 
 def _features(model: Any, batch: Batch) -> torch.Tensor:
-    return torch.cat(model.get_image_features(batch.patches_PX, batch.grids_B3).pooler_output)
+    return torch.cat(picture_features(model, batch.patches_PX, batch.grids_B3))
 
 
 def _read_out(

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from teacher_server.checkpoints.architectures import ARCHITECTURES, QWEN2_5
 from teacher_server.checkpoints.checkpoint import Checkpoint
 from teacher_tools.train.losses import AuxiliaryHeads
 from teacher_tools.train.optimizer import Optimizer
@@ -22,7 +23,7 @@ class TrainableModel(Protocol):
 
     @property
     def model(self) -> Any:
-        """A Qwen2_5_VLForConditionalGeneration."""
+        """A model of one of the served architectures."""
 
     @property
     def heads(self) -> AuxiliaryHeads | None:
@@ -122,7 +123,7 @@ class LoraModel:
         _save_weights(fresh.merge_and_unload(), weights)
 
     def _with_adapters(self, device: torch.device) -> Any:
-        model = load_model(self._base.folder, device, getattr(torch, self._base.dtype()))
+        model = load_model(self._base, device, getattr(torch, self._base.dtype()))
         layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
         config = _peft().LoraConfig(r=self._rank, lora_alpha=2 * self._rank, target_modules=layers)
         return _peft().get_peft_model(model, config)
@@ -136,11 +137,11 @@ def copy_folder(base: Checkpoint, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Returns the Qwen2_5_VLForConditionalGeneration that a folder holds."""
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Returns a checkpoint's model."""
     _hf.utils.logging.disable_progress_bar()
-    model = _hf.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder,
+    model = getattr(_hf, checkpoint.dimensions.architecture.name).from_pretrained(
+        checkpoint.folder,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
@@ -158,10 +159,9 @@ def compile_layers(model: Any) -> None:
 
 def _new_model(folder: Path, device: torch.device) -> Any:
     """Returns a model of the config in a folder, with random weights from torch's seed."""
-    config = _hf.Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
-    model = _hf.Qwen2_5_VLForConditionalGeneration._from_config(
-        config, dtype=torch.float32, attn_implementation=_attention(device)
-    )
+    of_architecture = getattr(_hf, QWEN2_5.name)
+    config = of_architecture.config_class.from_pretrained(folder, local_files_only=True)
+    model = of_architecture._from_config(config, dtype=torch.float32, attn_implementation=_attention(device))
     return _with_fast_patches(model).to(device)
 
 
@@ -179,7 +179,7 @@ class _PatchProduct(nn.Module):
 
     def forward(self, patches_PX: torch.Tensor) -> torch.Tensor:
         kernel_HX = self.proj.weight.flatten(1)
-        return functional.linear(patches_PX.to(kernel_HX.dtype), kernel_HX)
+        return functional.linear(patches_PX.to(kernel_HX.dtype), kernel_HX, self.proj.bias)
 
 
 def _with_fast_patches(model: Any) -> Any:
@@ -194,12 +194,13 @@ def _save_weights(model: Any, path: Path, dtype: torch.dtype | None = None) -> N
     Args:
         dtype: the written precision; None: each weight's own.
     """
+    published = ARCHITECTURES[type(model).__name__].published
     tensors = {
-        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): (
-            value.detach().to("cpu", dtype or value.dtype).contiguous()
-        )
+        published(name): value.detach().to("cpu", dtype or value.dtype).contiguous()
         for name, value in model.state_dict().items()
     }
+    if model.lm_head.weight is model.get_input_embeddings().weight:
+        del tensors["lm_head.weight"]  # tied: the engines take the embedding
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished, metadata={"format": "pt"})
     unfinished.chmod(0o644)

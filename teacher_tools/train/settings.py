@@ -29,9 +29,9 @@ def _known(env_id: str) -> str:
 
 
 class TrainingSettings(BaseSettings):
-    """Trains a teacher: a Qwen2.5-VL checkpoint that learns from the planner to describe pictures and to act.
+    """Trains a teacher: a checkpoint that learns from the planner to describe pictures and to act.
 
-    Without --base, a compact model is trained from scratch. With --base, LoRA adapters are trained on a
+    Without --base, a compact Qwen2.5-VL is trained from scratch. With --base, LoRA adapters are trained on a
     checkpoint and merged into its weights. The result is OUT/checkpoint, which is served like any checkpoint.
     """
 

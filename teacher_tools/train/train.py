@@ -119,7 +119,7 @@ def _run(settings: TrainingSettings, base: Checkpoint | None, checkpoint: Checkp
     try:
         import torch  # noqa: PLC0415
 
-        from teacher_server.engines.transformers.processor import picture_processor  # noqa: PLC0415
+        from teacher_server.engines.transformers.pictures import picture_processor  # noqa: PLC0415
         from teacher_tools.train.models import CompactModel, LoraModel, TrainableModel  # noqa: PLC0415
         from teacher_tools.train.training import Run  # noqa: PLC0415
 
@@ -143,10 +143,12 @@ def _describe(settings: TrainingSettings, folder: Path, run: "Run") -> None:
 
     if (record := read_record(folder)) is not None:
         write_record(folder, record.model_copy(update={"samples": run.samples}))
+    checkpoint = read_checkpoint(folder)
     text = card(
         settings,
         read_metrics(settings.out),
-        digest=read_checkpoint(folder).digest(),
+        family=checkpoint.dimensions.architecture.family,
+        digest=checkpoint.digest(),
         samples=run.samples,
         seconds=run.seconds,
         device=str(run.device),

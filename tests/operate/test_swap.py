@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 
 from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer, ErrorAnswer, ErrorBody, Question, Swapped
+from teacher_server.checkpoints.architectures import QWEN2, QWEN3
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import StartTeacher, TeacherProcess, environment_without, started_teachers
@@ -44,10 +45,12 @@ StartPrompted = Callable[[Path], TeacherProcess]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`one` and `two` have different shapes; `red` and `blue` have the same, with an untied output layer."""
+    """`one`, `two` and those of other architectures; `red` and `blue` fit into each other's engine."""
     folder = tmp_path_factory.mktemp("models")
     make_checkpoint(folder / "one")
     make_checkpoint(folder / "two", seed=1, config_changes={"num_hidden_layers": 3, "intermediate_size": 192})
+    for architecture in (QWEN2, QWEN3):
+        make_checkpoint(folder / architecture.family, architecture=architecture)
     for seed, name in enumerate(("red", "blue"), 2):
         make_checkpoint(folder / name, seed=seed, config_changes={"tie_word_embeddings": False})
     return folder
@@ -181,32 +184,40 @@ class Crowd:
 
 @pytest.fixture(scope="module")
 def teacher(start: StartPrompted, models: Path) -> Iterator[TeacherProcess]:
-    """A teacher of `one`, and later of `two`."""
+    """A teacher of `one`, and later of others."""
     teacher = start(models / "one")
     yield teacher
     teacher.end()
 
 
-def test_a_swap_under_load_gives_no_wrong_answer_and_loses_no_question(
+def test_swaps_under_load_give_no_wrong_answer_and_lose_no_question(
     start: StartPrompted, models: Path, teacher: TeacherProcess
 ) -> None:
     questions = distinct_questions(48, seed=11)
-    other = start(models / "two")
-    one, two = _identity(teacher), _identity(other)
+    names = ["one", "two", QWEN2.family, QWEN3.family]
     # Each from a new engine
-    expected = {one: _answers(teacher, questions), two: _answers(other, questions)}
-    other.end()
-    apart = sorted(_difference(a, b) for a, b in zip(expected[one], expected[two], strict=True))
-    assert (
-        apart[len(apart) // 4] > 10 * _ROUNDING
-    )  # otherwise one teacher's answers could pass for the other's
+    expected = {_identity(teacher): _answers(teacher, questions)}
+    for name in names[1:]:
+        other = start(models / name)
+        expected[_identity(other)] = _answers(other, questions)
+        other.end()
+    identities = list(expected)
+    for one, two in pairwise(identities):
+        apart = sorted(_difference(a, b) for a, b in zip(expected[one], expected[two], strict=True))
+        # Otherwise one teacher's answers could pass for the other's
+        assert apart[len(apart) // 4] > 10 * _ROUNDING
 
     crowd = Crowd(teacher.url, questions)
+
+    def enough(identity: str) -> bool:
+        return len(crowd.answered_by(identity)) > 2 * len(questions)
+
     with crowd.asking():
-        wait_for(lambda: len(crowd.answered_by(one)) > 2 * len(questions), "the first answers", 900)
-        swapped = _swapped(_swap(teacher, models / "two"))
-        assert (swapped.old, swapped.new, swapped.how) == (one, two, "new engine")
-        wait_for(lambda: len(crowd.answered_by(two)) > 2 * len(questions), "the second's answers", 900)
+        wait_for(lambda: enough(identities[0]), "the first answers", 900)
+        for name, (one, two) in zip(names[1:], pairwise(identities), strict=True):
+            swapped = _swapped(_swap(teacher, models / name, in_place=True))
+            assert (swapped.old, swapped.new, swapped.how) == (one, two, "new engine")
+            wait_for(lambda two=two: enough(two), f"the answers of {name}", 900)  # type: ignore[misc]
     assert crowd.failures == []
     assert len(crowd.answers) == crowd.begun
     assert crowd.turned_away > 0
@@ -215,15 +226,17 @@ def test_a_swap_under_load_gives_no_wrong_answer_and_loses_no_question(
         for _, number, answer in crowd.answers
     ]
     assert max(difference for _, _, difference in wrong) < _ROUNDING
-    by_one, by_two = crowd.answered_by(one), crowd.answered_by(two)
-    assert len(by_one) + len(by_two) == len(crowd.answers)
-    away_s = min(at for at, _, _ in by_two) - max(at for at, _, _ in by_one)
-    assert away_s > 0
+    given = [crowd.answered_by(identity) for identity in identities]
+    assert sum(map(len, given)) == len(crowd.answers)
+    away_s = [
+        min(at for at, _, _ in after) - max(at for at, _, _ in before) for before, after in pairwise(given)
+    ]
+    assert min(away_s) > 0
+    shares = ", ".join(f"{name} {len(each)}" for name, each in zip(names, given, strict=True))
     print(
-        f"\n{_CLIENTS} clients, {crowd.begun} questions: {len(by_one)} answered by the first,"
-        f" {len(by_two)} by the second, none wrong (largest difference"
+        f"\n{_CLIENTS} clients, {crowd.begun} questions, answered by {shares}: none wrong (largest difference"
         f" {max(difference for _, _, difference in wrong):.1e}), none lost; {crowd.turned_away} times 503;"
-        f" {away_s:.1f} s without an answer"
+        f" {', '.join(f'{each:.1f}' for each in away_s)} s without an answer"
     )
 
 

@@ -15,7 +15,7 @@ from tools.random_checkpoint import make_checkpoint, shortened
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
 
 StartPrompted = Callable[..., TeacherProcess]
-"""start(*flags, **variables) starts a prompted teacher and waits until it is ready."""
+"""start(*flags, model, **variables) starts a prompted teacher and waits until it is ready."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,9 +48,9 @@ def start_prompted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -
     """Starts prompted teachers, and kills them after the module's tests."""
     with started_teachers(tmp_path_factory) as start_teacher:
 
-        def start(*flags: str, **variables: str) -> TeacherProcess:
+        def start(*flags: str, model: Path = checkpoint, **variables: str) -> TeacherProcess:
             teacher = start_teacher(
-                *("--teacher", "prompted", "--model", str(checkpoint), "--dtype", "float32"),
+                *("--teacher", "prompted", "--model", str(model), "--dtype", "float32"),
                 *("--max-model-len", "16384", *flags),
                 **variables,
             )

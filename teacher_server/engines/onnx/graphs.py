@@ -130,7 +130,7 @@ def vision_graph(dimensions: Dimensions, config: Mapping[str, Any], source: Weig
     """
     vision, own = dimensions.vision, config.get("vision_config") or {}
     whole = own.get("fullatt_block_indexes", [7, 15, 23, 31])
-    wide, heads = vision.hidden_size, vision.num_heads
+    wide, heads = vision.width, vision.num_heads
     g = _Builder(source)
     # A still picture is a film of equal frames
     weight = source.pop("visual.patch_embed.proj.weight").sum(2).reshape(wide, -1)
@@ -154,7 +154,7 @@ def vision_graph(dimensions: Dimensions, config: Mapping[str, Any], source: Weig
         x, normal = g.add_norm(
             x, g.linear(seen, f"{block}.attn.proj", bias=True), f"{block}.norm2", _VISION_EPSILON
         )
-        x = g.one("Add", x, g.gated(normal, f"{block}.mlp", vision.intermediate_size, bias=True))
+        x = g.one("Add", x, g.gated(normal, f"{block}.mlp", vision.inner, bias=True))
     merged = wide * vision.spatial_merge_size**2
     together = g.one("Reshape", g.norm(x, "visual.merger.ln_q", _VISION_EPSILON), g.integers(-1, merged))
     inner = g.one("Gelu", g.linear(together, "visual.merger.mlp.0", bias=True))

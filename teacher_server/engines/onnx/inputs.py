@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from teacher_server.checkpoints.architectures import QWEN2_5
 from teacher_server.checkpoints.dimensions import Dimensions
-from teacher_server.checkpoints.processor import IMAGE_MEAN, IMAGE_STD
 
-_MEAN, _STD = np.array([IMAGE_MEAN, IMAGE_STD], np.float32)
+_MEAN, _STD = np.array([QWEN2_5.image_mean, QWEN2_5.image_std], np.float32)
 _HIDDEN = np.float32(-1e30)
 
 
@@ -38,7 +38,7 @@ def language_rotation(dimensions: Dimensions, rope: Mapping[str, Any], theta: fl
 
 def _vision_rotation(dimensions: Dimensions) -> Rotation:
     """Returns the rotation by row and column, with half of the frequencies each."""
-    half = dimensions.vision.hidden_size // dimensions.vision.num_heads // 2
+    half = dimensions.vision.width // dimensions.vision.num_heads // 2
     once_F = 1 / 10000.0 ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
     return Rotation(np.tile(once_F, 2).astype(np.float32), np.repeat([0, 1], len(once_F)))
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 
+from teacher_server.checkpoints.architectures import QWEN2_5
 from teacher_server.checkpoints.checkpoint import Checkpoint
-from teacher_server.checkpoints.weights import published
 from teacher_server.engines.base import CannotLoad
 from teacher_server.engines.exceptions import words_of
 from teacher_server.engines.onnx.graphs import Graph, Weights, language_graph, vision_graph
@@ -165,7 +165,7 @@ def _weights(checkpoint: Checkpoint, settings: EngineSettings) -> Weights:
         for file in checkpoint.weights:
             with safe_open(file, "pt") as opened:  # numpy has no bfloat16
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    found[published(name)] = opened.get_tensor(name).float().numpy()
+                    found[QWEN2_5.published(name)] = opened.get_tensor(name).float().numpy()
     except Exception as error:
         raise CannotLoad(f"the weights cannot be read: {words_of(error)}") from error
     return found

@@ -18,7 +18,6 @@ from teacher_server.engines.onnx.inputs import positions
 from teacher_server.engines.onnx.model import OnnxModel
 from teacher_server.engines.prefixes import CachedPrefix, PrefixCache, cached_prefix
 from teacher_server.engines.sampling import NOT_NUMBERS, Row, Sampler
-from teacher_server.prompting.preparation import SIDE
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class Runner:
         ids_L = np.array(request.expanded(image_token_id, self._longest), np.int64)
         if wrong := [token for token in request.token_ids if not 0 <= token < self._model.vocabulary]:
             raise EngineError(f"no token has the id {wrong[0]}")
-        grids = [(p.image.height // SIDE, p.image.width // SIDE) for p in request.prompt.pictures]
+        grids = [picture.grid for picture in request.prompt.pictures]
         image_L = ids_L == image_token_id
         firsts = np.cumsum([0, *(rows * columns for rows, columns in grids)])[:-1]
         openings = np.flatnonzero(image_L)[firsts].tolist()

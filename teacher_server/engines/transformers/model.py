@@ -41,18 +41,17 @@ def load_model(checkpoint: Checkpoint, settings: EngineSettings, device: torch.d
         CannotLoad: the weights are incomplete, or the device has too little memory.
     """
     dtype = getattr(torch, checkpoint.served_dtype(settings, "transformers"))
+    of_architecture = getattr(_hf, checkpoint.dimensions.architecture.name)
     _hf.utils.logging.disable_progress_bar()
     try:
         if settings.load_format == "dummy":
-            config = _hf.Qwen2_5_VLConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+            config = of_architecture.config_class.from_pretrained(checkpoint.folder, local_files_only=True)
             # On the device itself: drawing billions of numbers takes a CPU minutes
             with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
                 torch.manual_seed(settings.seed)
-                model = _hf.AutoModelForImageTextToText.from_config(
-                    config, dtype=dtype, attn_implementation="sdpa"
-                )
+                model = of_architecture._from_config(config, dtype=dtype, attn_implementation="sdpa")
             return model.eval()
-        model, report = _hf.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model, report = of_architecture.from_pretrained(
             checkpoint.folder,
             local_files_only=True,
             use_safetensors=True,

@@ -14,16 +14,20 @@ from teacher_server.engines.prefixes import CachedPrefix, PrefixCache, cached_pr
 from teacher_server.engines.sampling import NOT_NUMBERS, Row, Sampler
 from teacher_server.engines.transformers.kv_cache import join_prefixes, keep_row
 from teacher_server.engines.transformers.model import device_of, is_out_of_memory, load_model
-from teacher_server.engines.transformers.processor import picture_processor
+from teacher_server.engines.transformers.pictures import (
+    language_inputs,
+    picture_features,
+    picture_processor,
+)
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.settings import EngineSettings
 
 
 @dataclass(eq=False)
 class _Features:
-    """A picture as the language model gets it: features [N, H] of N visual tokens, and the patch grid."""
+    """A picture as the language model gets it: features of N visual tokens, and the patch grid."""
 
-    features_NH: torch.Tensor
+    features_NX: torch.Tensor
     grid_3: torch.Tensor
 
 
@@ -66,7 +70,8 @@ class Runner:
         self._features: OrderedDict[str, _Features] = OrderedDict()
         self._prefixes = PrefixCache(checkpoint.prefix_cache_bytes(settings, "transformers"))
         # Layers with a sliding window drop keys and values that stage 2 would need
-        self._keeps_prefixes = "sliding_attention" not in self._model.config.get_text_config().layer_types
+        layers = getattr(self._model.config.get_text_config(), "layer_types", ())
+        self._keeps_prefixes = "sliding_attention" not in layers
 
     @torch.inference_mode()
     def run(self, requests: list[Request]) -> None:
@@ -126,14 +131,13 @@ class Runner:
                 step.mask_BL, step.next_B = step.mask_BL[keep], step.next_B[keep]
             newest_B1 = torch.tensor([row.token_ids[-1:] for row in rows], device=self._device)
             step.mask_BL = torch.cat([step.mask_BL, torch.ones_like(newest_B1)], dim=1)
-            outputs = self._model(
-                input_ids=newest_B1,
+            step.logits_BV, step.cache = self._forward(
+                inputs_embeds=self._model.get_input_embeddings()(newest_B1),
                 attention_mask=step.mask_BL,
                 position_ids=step.next_B.view(1, -1, 1).expand(3, -1, -1),
                 past_key_values=step.cache,
                 use_cache=True,
             )
-            step.logits_BV = outputs.logits[:, -1].float()
             step.next_B = step.next_B + 1
 
     def _expand(self, requests: list[Request]) -> tuple[list[Request], list[list[int]]]:
@@ -173,27 +177,30 @@ class Runner:
             image_grid_thw=torch.stack([p.grid_3 for p in pictures]) if pictures else None,
             attention_mask=mask_BL,
         )
-        embeddings_BLH = self._model.get_input_embeddings()(ids_BL.to(self._device))
-        if pictures:
-            embeddings_BLH[ids_BL == image_token_id] = torch.cat([p.features_NH for p in pictures])
-        mask_BL, positions_3BL = mask_BL.to(self._device), positions_3BL.to(self._device)
         lengths = list(map(len, expanded))
         known = [cached_prefix(request.prompt, n) for request, n in zip(requests, lengths, strict=True)]
         cache, left = join_prefixes(known, lengths)
-        outputs = self._model(
-            inputs_embeds=embeddings_BLH[:, -left:],
+        ids_BL, mask_BL, positions_3BL = (each.to(self._device) for each in (ids_BL, mask_BL, positions_3BL))
+        image_BL = ids_BL == image_token_id
+        if pictures:
+            is_left_N = image_BL.nonzero()[:, 1] >= length - left
+            features_NX = torch.cat([p.features_NX for p in pictures])[is_left_N]
+            inputs = language_inputs(self._model, ids_BL[:, -left:], image_BL[:, -left:], features_NX)
+        else:
+            inputs = {"inputs_embeds": self._model.get_input_embeddings()(ids_BL[:, -left:])}
+        logits_BV, cache = self._forward(
+            **inputs,
             attention_mask=mask_BL,
             position_ids=positions_3BL[..., -left:],
             past_key_values=cache,
             use_cache=use_cache,
-            logits_to_keep=1,
         )
-        return _Step(
-            outputs.logits[:, -1].float(),
-            mask_BL,
-            positions_3BL.amax((0, 2)) + 1,
-            outputs.past_key_values if use_cache else None,
-        )
+        return _Step(logits_BV, mask_BL, positions_3BL.amax((0, 2)) + 1, cache if use_cache else None)
+
+    def _forward(self, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        """Runs the language model; returns the next token's logits, float32 [B, V], and keys and values."""
+        outputs = self._model.model.language_model(**inputs)
+        return self._model.lm_head(outputs.last_hidden_state[:, -1]).float(), outputs.past_key_values
 
     def _compute_features(self, pictures: list[PreparedPicture]) -> None:
         """Puts the features of these pictures into `_features` and drops the least recently used ones."""
@@ -201,12 +208,12 @@ class Runner:
         if unseen:
             processed = self._processor(images=[p.image for p in unseen.values()], return_tensors="pt")
             grid_N3 = processed["image_grid_thw"]
-            seen = self._model.get_image_features(
-                processed["pixel_values"].to(self._device), grid_N3.to(self._device)
+            seen = picture_features(
+                self._model, processed["pixel_values"].to(self._device), grid_N3.to(self._device)
             )
-            check_seen(unseen.values(), sum(map(len, seen.pooler_output)))
-            for digest, features_NH, grid_3 in zip(unseen, seen.pooler_output, grid_N3, strict=True):
-                self._features[digest] = _Features(features_NH.clone(), grid_3)
+            check_seen(unseen.values(), sum(map(len, seen)))
+            for digest, features_NX, grid_3 in zip(unseen, seen, grid_N3, strict=True):
+                self._features[digest] = _Features(features_NX, grid_3)
         needed = {picture.digest for picture in pictures}
         for digest in needed:
             self._features.move_to_end(digest)

@@ -35,7 +35,7 @@ from teacher_server.engines.exceptions import words_of
 from teacher_server.engines.offline import set_offline
 from teacher_server.engines.vllm.plugin import VARIABLE, cause_of
 from teacher_server.engines.vllm.processes import Processes
-from teacher_server.prompting.preparation import MIN_PIXELS
+from teacher_server.prompting.preparation import least_pixels
 from teacher_server.settings import EngineSettings
 
 _GIB = 2**30
@@ -57,6 +57,7 @@ class VllmEngine:
     ) -> None:
         self._checkpoint = checkpoint
         side = math.isqrt(max_pixels)
+        least = least_pixels(checkpoint.dimensions.vision.token_side)
         self._arguments: dict[str, Any] = {
             "model": str(checkpoint.folder),
             "trust_remote_code": False,
@@ -76,7 +77,7 @@ class VllmEngine:
             # Bounds the picture that vLLM profiles memory with, by default one of 16,384 tokens
             "limit_mm_per_prompt": {"image": {"count": pictures, "width": side, "height": side}, "video": 0},
             # Replaces the checkpoint's pixel bounds, which would rescale prepared pictures
-            "mm_processor_kwargs": {"size": {"shortest_edge": MIN_PIXELS, "longest_edge": max_pixels}},
+            "mm_processor_kwargs": {"size": {"shortest_edge": least, "longest_edge": max_pixels}},
             "structured_outputs_config": {"backend": "xgrammar"},
             "disable_log_stats": False,
         }

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
+from teacher_server.checkpoints.architectures import ARCHITECTURES, QWEN2_5, QWEN3, Architecture
 from teacher_server.checkpoints.checkpoint import BadCheckpoint, label_problems, read_checkpoint
 from teacher_server.checkpoints.processor import processor_problems
 from tests.teacher_server.checkpoints.breaking import (
@@ -64,6 +65,16 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         "config.json",
         ("LlamaForCausalLM", "Qwen2_5_VLForConditionalGeneration"),
     ),
+    "experts": (
+        set_fields("config.json", architectures=["Qwen3VLMoeForConditionalGeneration"]),
+        "config.json",
+        ("Qwen3VLMoe", "use a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint"),
+    ),
+    "another model_type": (
+        set_fields("config.json", model_type="qwen3_vl"),
+        "config.json",
+        ("model_type is 'qwen3_vl', not 'qwen2_5_vl'",),
+    ),
     "code in config": (
         set_fields("config.json", auto_map={"AutoModel": "x.Y"}),
         "config.json",
@@ -102,7 +113,11 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
         ("[1, 2, 3]", "32"),
     ),
     "dtype": (set_fields("config.json", torch_dtype="int8"), "config.json", ("'int8'", "bfloat16")),
-    "patches of 16": (set_vision_fields(patch_size=16), "config.json", ("16", "28")),
+    "interleaved": (
+        set_fields("config.json", rope_scaling={"mrope_section": [8, 12, 12], "mrope_interleaved": True}),
+        "config.json",
+        ("mrope_interleaved in rope_scaling is True, and Qwen2.5-VL needs False",),
+    ),
     "one picture deep": (set_vision_fields(temporal_patch_size=1), "config.json", ("temporal_patch_size 1",)),
     "vision heads": (set_vision_fields(num_heads=3), "config.json", ("num_heads 3",)),
     "vision to text": (set_vision_fields(out_hidden_size=64), "config.json", ("out_hidden_size 64", "128")),
@@ -158,17 +173,12 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
     "processor patches": (
         set_fields("preprocessor_config.json", patch_size=16),
         "preprocessor_config.json",
-        ("16", "28"),
-    ),
-    "processor differs": (
-        set_fields("preprocessor_config.json", patch_size=7, merge_size=4),
-        "preprocessor_config.json",
-        ("[7, 4, 2]", "[14, 2, 2]"),
+        ("[16, 2, 2]", "[14, 2, 2]"),
     ),
     "processor of pictures": (
         set_fields("processor_config.json", image_processor={"merge_size": 1}),
         "processor_config.json",
-        ("merge_size 1", "28"),
+        ("[14, 1, 2]", "[14, 2, 2]"),
     ),
     "processor of another family": (
         set_fields("preprocessor_config.json", image_processor_type="CLIPImageProcessor"),
@@ -205,9 +215,59 @@ _BREAKAGES: dict[str, tuple[Break, str, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(_BREAKAGES))
-def test_what_is_wrong_is_told(folder: Path, name: str) -> None:
-    break_it, file, words = _BREAKAGES[name]
+_BREAKAGES_3: dict[str, tuple[Break, str, tuple[str, ...]]] = {
+    "not interleaved": (
+        lambda folder: edit(
+            folder / "config.json",
+            lambda config: config["text_config"]["rope_scaling"].pop("mrope_interleaved"),
+        ),
+        "config.json",
+        ("mrope_interleaved in rope_scaling is False, and Qwen3-VL needs True",),
+    ),
+    "head of another size": (
+        lambda folder: edit(folder / "config.json", lambda config: config["text_config"].update(head_dim=64)),
+        "config.json",
+        ("[18, 15, 15]", "32"),
+    ),
+    "levels that are no blocks": (
+        set_vision_fields(deepstack_visual_indexes=[0, 3]),
+        "config.json",
+        ("deepstack_visual_indexes [0, 3]", "depth 3"),
+    ),
+    "more levels than layers": (
+        set_vision_fields(deepstack_visual_indexes=[0, 1, 2]),
+        "config.json",
+        ("deepstack_visual_indexes [0, 1, 2]", "2 layers"),
+    ),
+    "the mean of the processor's class": (
+        set_fields("preprocessor_config.json", image_mean=None),
+        "preprocessor_config.json",
+        ("0.48145466", "Qwen3-VL needs [0.5, 0.5, 0.5]"),
+    ),
+    "names of Qwen2.5-VL": (
+        change_tensors(
+            lambda tensors: [
+                tensors.update({name.replace("language_model.", ""): tensors.pop(name)})
+                for name in list(tensors)
+            ]
+        ),
+        "weights",
+        ("other names than transformers gives them", "for model.language_model."),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [*((QWEN2_5, name) for name in _BREAKAGES), *((QWEN3, name) for name in _BREAKAGES_3)],
+)
+def test_what_is_wrong_is_told(tmp_path: Path, made: Path, architecture: Architecture, name: str) -> None:
+    folder = tmp_path / "checkpoint"
+    if architecture is QWEN2_5:
+        shutil.copytree(made, folder)
+    else:
+        make_checkpoint(folder, architecture=architecture)
+    break_it, file, words = (_BREAKAGES if architecture is QWEN2_5 else _BREAKAGES_3)[name]
     break_it(folder)
     (problem,) = _problems(folder)
     assert problem.startswith(f"{file}: ")
@@ -366,10 +426,12 @@ def test_chat_template_in_the_tokenizers_config(folder: Path, several: bool) -> 
     assert read_checkpoint(folder).chat_template.source == template
 
 
-def test_layout_of_a_newer_transformers(folder: Path) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values())
+def test_layout_of_a_newer_transformers(tmp_path: Path, architecture: Architecture) -> None:
     """The layout of save_pretrained: a nested config, and tensors by transformers' names."""
+    folder = make_checkpoint(tmp_path, architecture=architecture)
     before = read_checkpoint(folder)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    model = getattr(transformers, architecture.name).from_pretrained(folder)
     model.save_pretrained(folder)
     save_file({name: tensor.numpy() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     pictures = json.loads((folder / "preprocessor_config.json").read_text())

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+import transformers
 
+from teacher_server.checkpoints.architectures import ARCHITECTURES, QWEN2_5, Architecture
 from teacher_server.checkpoints.checkpoint import Checkpoint, memory_problems, read_checkpoint
 from teacher_server.checkpoints.dimensions import Dimensions
 from teacher_server.checkpoints.memory import (
@@ -53,8 +54,10 @@ def _need(
     return need, need_problems(need, checkpoint.dimensions, asked, engine, hardware)
 
 
-def test_keys_and_values_are_as_large_as_the_real_ones(tiny: Checkpoint) -> None:
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny.folder)
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values())
+def test_keys_and_values_are_as_large_as_the_real_ones(tmp_path: Path, architecture: Architecture) -> None:
+    tiny = read_checkpoint(make_checkpoint(tmp_path, architecture=architecture))
+    model = getattr(transformers, architecture.name).from_pretrained(tiny.folder)
     with torch.no_grad():
         cache = model(input_ids=torch.arange(10)[None], use_cache=True).past_key_values
     held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
@@ -251,7 +254,8 @@ def test_machine_memory_here() -> None:
 
 def test_defaults_have_no_heads_of_their_own() -> None:
     """Without heads of keys and values in the config, there are as many as of queries."""
-    dimensions = Dimensions.of({"num_key_value_heads": None, "num_attention_heads": 4, "hidden_size": 32})
+    config = {"num_key_value_heads": None, "num_attention_heads": 4, "hidden_size": 32}
+    dimensions = Dimensions.of(config, QWEN2_5)
     assert dimensions.kv_heads == 4
     need = memory_need(dimensions, 0, "float32", EngineSettings(), "vllm", Hardware(_MACHINE, None))
     assert need.cache == 8192 * 2 * 80 * 4 * 8 * 4

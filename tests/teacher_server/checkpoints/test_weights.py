@@ -1,14 +1,16 @@
 """A checkpoint's weights: reported problems, and the shapes of real models by their configs."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from teacher_server.checkpoints.architectures import ARCHITECTURES, QWEN2_5, Architecture
 from teacher_server.checkpoints.checkpoint import BadCheckpoint, quantisation_problems, read_checkpoint
 from teacher_server.checkpoints.dimensions import Dimensions
 from teacher_server.checkpoints.quantisation import quantisation_of
@@ -286,17 +288,23 @@ def test_dummy_weights_need_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "parameters"), [("tiny", None), ("3b", 3_754_622_976), ("7b", 8_292_166_656)]
+    ("architecture", "size", "parameters"),
+    [
+        *((architecture, "tiny", None) for architecture in ARCHITECTURES.values()),
+        (QWEN2_5, "3b", 3_754_622_976),
+        (QWEN2_5, "7b", 8_292_166_656),
+    ],
 )
-def test_tensors_are_those_of_the_real_model(tmp_path: Path, size: Size, parameters: int | None) -> None:
-    folder = make_checkpoint(tmp_path, size=size, weights=False)
+def test_tensors_are_those_of_the_real_model(
+    tmp_path: Path, architecture: Architecture, size: Size, parameters: int | None
+) -> None:
+    folder = make_checkpoint(tmp_path, size=size, architecture=architecture, weights=False)
     checkpoint = read_checkpoint(folder, weights=False)
+    of_architecture = getattr(transformers, architecture.name)
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(folder))
+        model = of_architecture(of_architecture.config_class.from_pretrained(folder))
     expected = {
-        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tuple(
-            tensor.shape
-        )
+        architecture.published(name): tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
         if not (checkpoint.dimensions.tied and name == "lm_head.weight")
     }
@@ -304,7 +312,11 @@ def test_tensors_are_those_of_the_real_model(tmp_path: Path, size: Size, paramet
     assert checkpoint.dimensions.parameters() == model.num_parameters()
     if parameters is not None:
         assert checkpoint.dimensions.parameters() == parameters  # as published
+    if size == "tiny":
+        assert checkpoint.dimensions.parameters() < 1_000_000
 
 
-def test_what_a_config_leaves_out_is_what_transformers_takes() -> None:
-    assert Dimensions.of({}) == Dimensions.of(Qwen2_5_VLConfig().to_dict())
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values())
+def test_what_a_config_leaves_out_is_what_transformers_takes(architecture: Architecture) -> None:
+    full = json.loads(getattr(transformers, architecture.name).config_class().to_json_string(use_diff=False))
+    assert Dimensions.of({}, architecture) == Dimensions.of(full, architecture)

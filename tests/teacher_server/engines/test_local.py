@@ -16,6 +16,7 @@ import pytest
 
 from gridworld.pictures import draw
 from gridworld.views import EMPTY, View, code
+from teacher_server.checkpoints.architectures import QWEN2, QWEN2_5, QWEN3, Architecture
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.engines.base import Decoding, Generated, Prompt
 from teacher_server.prompting.preparation import Preparation, PreparedPicture
@@ -28,20 +29,32 @@ transformers = pytest.importorskip("transformers")
 xgrammar = pytest.importorskip("xgrammar")
 
 from teacher_server.engines.constraints import grammar_of  # noqa: E402
+from teacher_server.engines.transformers.runner import Runner  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return engines.checkpoint_with_habits(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module", params=LOCAL)
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "onnx":
+@pytest.fixture(
+    scope="module",
+    params=[*((engine, QWEN2_5) for engine in LOCAL), ("transformers", QWEN2), ("transformers", QWEN3)],
+    ids=lambda served: f"{served[0]}-{served[1].family}",
+)
+def served(request: pytest.FixtureRequest) -> tuple[str, Architecture]:
+    """An engine, and an architecture that it serves."""
+    kind, architecture = request.param
+    if kind == "onnx":
         pytest.importorskip("onnxruntime")
-    return str(request.param)
+    return kind, architecture
+
+
+@pytest.fixture(scope="module")
+def kind(served: tuple[str, Architecture]) -> str:
+    return served[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, served: tuple[str, Architecture]) -> Checkpoint:
+    return engines.checkpoint_with_habits(tmp_path_factory.mktemp("checkpoint"), served[1])
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +79,11 @@ class _Plain:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self.model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        self.model = (
+            getattr(transformers, checkpoint.dimensions.architecture.name)
+            .from_pretrained(checkpoint.folder, dtype=torch.float32, attn_implementation="eager")
+            .eval()
+        )
         # The checkpoint's own config would fill the gaps even of one given to `generate`
         self.model.generation_config = transformers.GenerationConfig(
             do_sample=False, eos_token_id=checkpoint.end_token_id, pad_token_id=checkpoint.end_token_id
@@ -318,13 +333,13 @@ def _noise(seed: int) -> PreparedPicture:
 def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Records the number of columns of each forward pass."""
     computed: list[int] = []
-    forward = transformers.Qwen2_5_VLForConditionalGeneration.forward
+    forward = Runner._forward
 
     def counting(self: Any, **given: Any) -> Any:
-        computed.append(given.get("inputs_embeds", given.get("input_ids")).shape[1])
+        computed.append(given["inputs_embeds"].shape[1])
         return forward(self, **given)
 
-    monkeypatch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", counting)
+    monkeypatch.setattr(Runner, "_forward", counting)
     with suppress(ImportError):
         from teacher_server.engines.onnx.model import OnnxModel  # noqa: PLC0415
 

@@ -24,8 +24,48 @@ _BEFORE: list[dict[str, Any]] = [
 ]
 _SAID = {"role": "assistant", "content": [{"type": "text", "text": "A wall."}]}
 _NEXT: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "Which action?"}]}
+# As published, without tools and videos
+_QWEN3 = """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].content is string %}
+        {{- messages[0].content }}
+    {%- else %}
+        {%- for content in messages[0].content %}
+            {%- if 'text' in content %}
+                {{- content.text }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- set image_count = namespace(value=0) %}
+{%- for message in messages %}
+    {%- if message.role == "user" or message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {%- if message.content is string %}
+            {{- message.content }}
+        {%- else %}
+            {%- for content in message.content %}
+                {%- if content.type == 'image' or 'image' in content or 'image_url' in content %}
+                    {%- set image_count.value = image_count.value + 1 %}
+                    {%- if add_vision_id %}Picture {{ image_count.value }}: {% endif -%}
+                    <|vision_start|><|image_pad|><|vision_end|>
+                {%- elif 'text' in content %}
+                    {{- content.text }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 _TEMPLATES = {
     "plain": CHAT_TEMPLATE,
+    "Qwen3-VL's": _QWEN3,
     "generation": "{% for m in messages %}{% if m.role == 'assistant' %}\n  {% generation %}\n{% set x = 1 %}"
     "{{ m.content[0].text }}\n{% endgeneration %}{{ x }}|{% else %}{{ m.role }}{% endif %}{% endfor %}",
     "loop controls": "{% for m in messages %}{% if loop.index == 1 %}{% continue %}{% endif %}"
@@ -73,8 +113,9 @@ def test_the_date_is_always_the_same() -> None:
     assert not ChatTemplate(CHAT_TEMPLATE, {}).dated
 
 
-def test_two_stages() -> None:
-    first, rest = stages_of(ChatTemplate(CHAT_TEMPLATE, {}), _BEFORE, "ANSWER", _NEXT)
+@pytest.mark.parametrize("source", [CHAT_TEMPLATE, _QWEN3])
+def test_two_stages(source: str) -> None:
+    first, rest = stages_of(ChatTemplate(source, {}), _BEFORE, "ANSWER", _NEXT)
     assert first.endswith("What is here?<|im_end|>\n<|im_start|>assistant\n")
     assert rest == "<|im_end|>\n<|im_start|>user\nWhich action?<|im_end|>\n<|im_start|>assistant\n"
 

@@ -18,7 +18,7 @@ from gridworld.pictures import UnreadablePicture, draw
 from gridworld.views import view_of
 from teacher_server.engines.base import EngineError, check_seen
 from teacher_server.prompting import preparation
-from teacher_server.prompting.preparation import MIN_PIXELS, Preparation
+from teacher_server.prompting.preparation import Preparation, least_pixels
 from tools.random_checkpoint import PREPROCESSOR
 
 Pixels = NDArray[np.uint8]
@@ -75,7 +75,7 @@ def test_without_qwen_vl_utils_the_bounds_hold_too(
         fitted = _pixels(_noise(height, width), max_pixels=tokens * 784).shape
         assert fitted[0] % 28 == fitted[1] % 28 == 0
         if (height, width) != (3, 150):  # scaled up, its sides are rounded up
-            assert MIN_PIXELS <= math.prod(fitted[:2]) <= tokens * 784
+            assert least_pixels(28) <= math.prod(fitted[:2]) <= tokens * 784
 
 
 @pytest.mark.unit
@@ -91,6 +91,19 @@ def test_tiles_are_scaled_to_the_size_asked_for(found: int) -> None:
     picture = _frame(tile=found)
     bicubic = Image.fromarray(picture).resize((6 * 56, 6 * 56), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(_pixels(picture, tile=56), np.asarray(bicubic))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("tile", [28, 56, 84])
+def test_larger_visual_tokens_get_larger_tiles_and_as_many_tokens(tile: int) -> None:
+    usual, larger = Preparation(tile, margin=True), Preparation(tile, margin=True, side=32)
+    one, other = usual.prepare(_frame()), larger.prepare(_frame())
+    assert one.grid == other.grid == (7 * tile // 28, 7 * tile // 28)
+    assert other.image.size == (7 * tile // 28 * 32, 7 * tile // 28 * 32)
+    bicubic = Image.fromarray(_frame()).resize((6 * tile // 28 * 32,) * 2, Image.Resampling.BICUBIC)
+    side = tile // 28 * 32
+    np.testing.assert_array_equal(np.asarray(other.image)[side:, side:], np.asarray(bicubic))
+    assert [pixels / 32**2 for pixels in larger.bounds] == [pixels / 28**2 for pixels in usual.bounds]
 
 
 @pytest.mark.unit
@@ -146,7 +159,7 @@ def test_a_picture_without_tiles_is_unreadable_where_tiles_are_needed(how: dict[
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("height", "width", "max_pixels"), [(10, 2001, 10**6), (2001, 10, 10**6), (2, 390, MIN_PIXELS)]
+    ("height", "width", "max_pixels"), [(10, 2001, 10**6), (2001, 10, 10**6), (2, 390, least_pixels(28))]
 )
 @pytest.mark.parametrize("qwen_vl_utils", [True, False])
 def test_too_narrow_a_picture_is_unreadable(
@@ -159,7 +172,7 @@ def test_too_narrow_a_picture_is_unreadable(
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("wrong", [{"tile": 0}, {"tile": -28}, {"max_pixels": MIN_PIXELS - 1}])
+@pytest.mark.parametrize("wrong", [{"tile": 0}, {"tile": -28}, {"max_pixels": least_pixels(28) - 1}])
 def test_a_preparation_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Preparation(**wrong)
@@ -202,15 +215,16 @@ def test_importing_it_loads_no_torch() -> None:
 @pytest.mark.vllm
 @pytest.mark.parametrize(("height", "width"), _SIZES)
 @pytest.mark.parametrize("tokens", [100, 1280])
+@pytest.mark.parametrize("side", [28, 32])
 def test_qwen_vl_utils_gives_the_same_pixels(
-    monkeypatch: pytest.MonkeyPatch, height: int, width: int, tokens: int
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, tokens: int, side: int
 ) -> None:
     pytest.importorskip("qwen_vl_utils", reason="needs qwen-vl-utils and torchvision")
     assert preparation._qwen_fetch_image() is not None
     picture = _noise(height, width)
-    theirs = Preparation(max_pixels=tokens * 784).prepare(picture)
+    theirs = Preparation(max_pixels=tokens * 784, side=side).prepare(picture)
     monkeypatch.setattr(preparation, "_qwen_fetch_image", lambda: None)
-    ours = Preparation(max_pixels=tokens * 784).prepare(picture)
+    ours = Preparation(max_pixels=tokens * 784, side=side).prepare(picture)
     np.testing.assert_array_equal(np.asarray(ours.image), np.asarray(theirs.image))
     assert ours.digest == theirs.digest
 

@@ -13,8 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from gridworld.tasks import TASKS
 from teacher_server.checkpoints.checkpoint import Checkpoint, label_problems, read_checkpoint
 from teacher_server.engines.constraints import grammar_of
-from teacher_server.engines.transformers.processor import picture_processor
-from teacher_server.prompting.preparation import SIDE
+from teacher_server.engines.transformers.pictures import picture_processor
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_server.prompting.readout import from_numbers, numbers_schema
 from teacher_server.settings import Readout
@@ -182,9 +181,7 @@ def test_where_the_picture_shows_something_else_no_analysis_is_learned(
     assert not batch.optimal_BV.any()
     assert torch.allclose(batch.action_BV.sum(1), torch.ones(len(examples)))
     tokens = [
-        (outside.view, (example.picture.image.width // SIDE) * (example.picture.image.height // SIDE))
-        for example in examples
-        if (outside := example.sample.outside)
+        (outside.view, example.picture.tokens) for example in examples if (outside := example.sample.outside)
     ]
     start = 0
     for view, count in tokens:

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from gridworld.tasks import TASKS
 from teacher_api import terminal
 from teacher_api.client import TeacherClient
+from teacher_server.checkpoints.architectures import ARCHITECTURES, Architecture
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.engines.base import Prompt
 from teacher_server.engines.transformers.engine import TransformersEngine
-from teacher_server.engines.transformers.processor import picture_processor
+from teacher_server.engines.transformers.pictures import picture_processor
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_server.settings import Settings
 from teacher_tools.cli import main
@@ -31,6 +32,7 @@ from teacher_tools.train.models import load_model
 from teacher_tools.train.samples import Sampler
 from tests.conftest import AskAbout, StartTeacher
 from tests.waiting import LONG_S, wait_for, wait_until_ready
+from tools.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -124,14 +126,19 @@ def test_the_checkpoint_is_complete_and_small_and_has_a_card_and_a_record(traine
 
 
 def test_training_and_the_engine_compute_the_same_action_loss(trained: Path) -> None:
-    checkpoint, prompts = read_checkpoint(trained / "checkpoint"), load_prompt_set("compact")
+    _check_action_loss(trained / "checkpoint", "compact")
+
+
+def _check_action_loss(folder: Path, prompt_set: str) -> None:
+    checkpoint = read_checkpoint(folder)
+    prompts = load_prompt_set(prompt_set, checkpoint.dimensions.vision.token_side)
     encoder = ExampleEncoder(checkpoint, prompts)
     samples = Sampler([task.env_id for task in TASKS.values()], seed=5).block(0, 8)
     examples = [encoder.encode(sample) for sample in samples]
     patches = Patches(picture_processor(checkpoint.dimensions))
     vocabulary = checkpoint.dimensions.text.vocab_size
     batch = Batch.of(examples, patches, vocabulary=vocabulary, padding=checkpoint.end_token_id)
-    model = load_model(checkpoint.folder, torch.device("cpu"), torch.float32)
+    model = load_model(checkpoint, torch.device("cpu"), torch.float32)
     with torch.no_grad():
         result = conversation_losses(model, None, batch)
     image = checkpoint.image_token_id
@@ -202,6 +209,24 @@ def test_adapters_are_merged_into_the_base(trained: Path, tmp_path: Path) -> Non
     assert all(name.startswith("model.layers.") and "_proj.weight" in name for name in changed)
     assert read_checkpoint(out / "checkpoint").differs_in_weights_alone(read_checkpoint(base))
     assert main(["train", "--out", str(out), "--resume", "--no-progress"]) == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda each: each.family)
+def test_every_architecture_is_adapted_and_its_losses_are_those_of_the_engine(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    pytest.importorskip("peft")
+    base, out = make_checkpoint(tmp_path / "base", architecture=architecture), tmp_path / "run"
+    flags = ["--base", str(base), "--prompts", "minigrid-zero-shot", "--lora-rank", "4", "--samples", "4"]
+    assert main(["train", "--out", str(out), *flags, *_QUICK]) == 0
+    adapted = read_checkpoint(out / "checkpoint")
+    assert adapted.differs_in_weights_alone(read_checkpoint(base))
+    assert f"A {architecture.family} checkpoint" in (adapted.folder / "README.md").read_text()
+    before, after = load_file(base / "model.safetensors"), _weights(out)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(f"{architecture.text_prefix}layers.") for name in changed)
+    _check_action_loss(out / "checkpoint", "minigrid-zero-shot")
 
 
 def test_an_interrupted_process_saves_its_run(tmp_path: Path) -> None:
