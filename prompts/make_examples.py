@@ -173,9 +173,9 @@ def make(folder: Path) -> list[Path]:
         for old in [*place.glob("*.png"), *place.glob("*.json")]:
             old.unlink()
         for number, entry in enumerate(entries, 1):
-            played = entry["environment"], entry["seed"], entry["steps"]
+            played = task, entry["environment"], entry["seed"], entry["steps"]
             is_minigrid = entry["environment"].startswith("MiniGrid-")
-            scene = scene_of(task, *played) if is_minigrid else toy_text_examples.scene_of(*played)
+            scene = (scene_of if is_minigrid else toy_text_examples.scene_of)(*played)
             content = {
                 **entry,
                 "mission": scene.mission,

@@ -245,7 +245,7 @@ def general_world(env_id: str, success_above: float | None = None) -> GeneralWor
     try:
         return GeneralWorld(
             env_id,
-            _actions_of(env),
+            actions_of(env),
             env.observation_space,
             mission if isinstance(mission, str) else "",
             0.0 if success_above is None else float(success_above),
@@ -254,7 +254,7 @@ def general_world(env_id: str, success_above: float | None = None) -> GeneralWor
         raise UnknownEnvironment(f"the environment {env_id!r} has {error}") from error
 
 
-def _actions_of(env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
+def actions_of(env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
     """Returns the names of an environment's actions.
 
     They are those of its attribute `actions`, an Enum, or of its method `get_action_meanings`, or those that

@@ -15,14 +15,19 @@ _DISCOUNT, _TEMPERATURE, _PRECISION = 0.95, 0.01, 1e-9
 
 def action_values(table: Table) -> NDArray[np.float64]:
     """Returns the value of each action in each state, [S, A], by value iteration with discount 0.95."""
-    values_SA = np.zeros((len(table), len(table[0])))
+    actions = len(table[0])
+    transitions = [
+        (state * actions + action, *transition)
+        for state, taken in table.items()
+        for action, outcomes in taken.items()
+        for transition in outcomes
+    ]
+    pair_T, p_T, after_T, reward_T, ended_T = (np.array(column) for column in zip(*transitions, strict=True))
+    values_SA = np.zeros((len(table), actions))
     while True:
-        before_SA = values_SA.copy()
-        for state, action in np.ndindex(values_SA.shape):
-            values_SA[state, action] = sum(
-                p * (reward + _DISCOUNT * values_SA[after].max() * (not ended))
-                for p, after, reward, ended in table[state][action]
-            )
+        gained_T = p_T * (reward_T + _DISCOUNT * values_SA.max(1)[after_T] * ~ended_T)
+        before_SA = values_SA
+        values_SA = np.bincount(pair_T, gained_T, before_SA.size).astype(np.float64).reshape(-1, actions)
         if np.abs(values_SA - before_SA).max() < _PRECISION:
             return values_SA
 
@@ -30,4 +35,4 @@ def action_values(table: Table) -> NDArray[np.float64]:
 def optimal_policy(values_A: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns a sharp softmax of the values of a state's actions, [A]: equal values, equal probabilities."""
     weights_A = np.exp((values_A - values_A.max()) / _TEMPERATURE)
-    return weights_A / weights_A.sum()
+    return np.asarray(weights_A / weights_A.sum(), np.float64)

@@ -53,6 +53,7 @@ class Preparation:
 
     Attributes:
         tile: pixels a side to which tiles are scaled (bicubic); None: tiles keep their size.
+        cell: pixels a side of the tiles in the environment's pictures; None: found, as MiniGrid draws them.
         margin: number columns and rows from 0, in a white margin at the top and the left.
         max_pixels: larger pictures are scaled down to it; smaller ones are scaled up to four visual tokens.
         side: pixels a side of the checkpoint's visual tokens.
@@ -62,6 +63,7 @@ class Preparation:
     margin: bool = False
     max_pixels: int = 1280 * SIDE * SIDE
     side: int = SIDE
+    cell: int | None = None
 
     def __post_init__(self) -> None:
         if self.tile is not None and self.tile < 1:
@@ -86,7 +88,7 @@ class Preparation:
         """
         image = Image.fromarray(picture)
         if self.tile is not None or self.margin:
-            image = self._tiled(image, tile_size(picture))
+            image = self._tiled(image, self.cell or tile_size(picture))
         image = _fit(image, self.side, *self.bounds)
         width, height = image.size
         digest = hashlib.sha256(b"%d x %d\n" % (width, height) + image.tobytes())
@@ -94,6 +96,10 @@ class Preparation:
 
     def _tiled(self, image: Image.Image, found: int) -> Image.Image:
         tile = found if self.tile is None else round(self.tile * self.side / SIDE)
+        if image.width % found or image.height % found:
+            raise UnreadablePicture(
+                f"a picture of {image.width} x {image.height} pixels has no whole cells of {found} pixels"
+            )
         columns, rows = image.width // found, image.height // found
         if tile != found:
             image = image.resize((columns * tile, rows * tile), Image.Resampling.BICUBIC)

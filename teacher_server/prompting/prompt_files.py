@@ -66,6 +66,7 @@ class Picture(_Strict):
     """How pictures are prepared; see `Preparation`."""
 
     tile: Annotated[int, Field(ge=8, le=256)] | None = None
+    cell: Annotated[int, Field(ge=8, le=256)] | None = None
     margin: bool
     max_pixels: Annotated[int, Field(ge=4 * 28 * 28)]
 

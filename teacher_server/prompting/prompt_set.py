@@ -215,7 +215,7 @@ def load_prompt_set(name_or_folder: str, side: int = SIDE) -> PromptSet:
     texts.try_out()
     schema = files.schema()
     picture = declared.picture
-    preparation = Preparation(picture.tile, picture.margin, picture.max_pixels, side)
+    preparation = Preparation(picture.tile, picture.margin, picture.max_pixels, side, picture.cell)
     examples = {
         task: tuple(_examples(files, task, rules[task].actions, schema, preparation))
         for task in declared.tasks

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gridworld.scenes import Scene
 from gridworld.views import View, uncode
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_tools.train.examples import TrainingExample
+from teacher_tools.train.samples import Labelled
 
 IGNORED = -100
 """A target that adds nothing to the loss: the `ignore_index` of torch's cross-entropy."""
@@ -122,9 +122,8 @@ class Batch:
             all_patches += patches.of(example.picture)
             rows, columns = example.picture.grid
             grids.append((1, patches.merge * rows, patches.merge * columns))
-            scene, outside = example.sample.scene, example.sample.outside
-            tiles.append(_tiles(outside.view if outside else scene.view, rows, columns))
-            roles.append(_roles(None if outside else scene, rows, columns))
+            tiles.append(_tiles(example.state.view, rows, columns))
+            roles.append(_roles(example.state, rows, columns))
         return cls(
             ids_BL=torch.from_numpy(ids_BL),
             mask_BL=torch.from_numpy(mask_BL),
@@ -157,12 +156,12 @@ def _tiles(view: View | None, rows: int, columns: int) -> NDArray[np.int64]:
     return _per_visual_token(tiles_HW5, rows, columns)
 
 
-def _roles(scene: Scene | None, rows: int, columns: int) -> NDArray[np.int64]:
+def _roles(state: Labelled, rows: int, columns: int) -> NDArray[np.int64]:
     """Returns the role of each visual token's cell, [rows * columns, 1]."""
-    if scene is None:
+    if state.view is None:
         return np.full((rows * columns, 1), IGNORED)
-    roles_HW1 = np.full((*scene.view.cells_HW.shape, 1), IGNORED)
-    for role, cells in enumerate((scene.targets, scene.hazards)):
+    roles_HW1 = np.full((*state.view.cells_HW.shape, 1), IGNORED)
+    for role, cells in enumerate((state.targets, state.hazards)):
         for cell in cells:
             roles_HW1[cell] = role
     return _per_visual_token(roles_HW1, rows, columns)

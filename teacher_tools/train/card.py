@@ -11,7 +11,9 @@ from gridworld.tasks import EVALUATION_SEEDS
 from gridworld.views import view_of
 from teacher_api.schemas import TrainedGrids, TrainedOn
 from teacher_server.prompting.prompt_set import PromptSet, prompt_set_names
-from teacher_tools.train.settings import TrainingSettings
+from teacher_tools.train.settings import PLANNER, TrainingSettings
+from worlds.minigrid import MinigridWorld
+from worlds.registry import world_of
 
 _EPISODES_FOR_SIZES = 4
 """Episodes whose grid sizes are recorded: some environments draw the size at random."""
@@ -24,13 +26,18 @@ _METRICS = {
     "action": "answers whose most probable action is optimal",
 }
 
+_PLANNER = f"""\
+the planner, version {PLANNER_VERSION}. In half of the states
+the agent is moved to another free cell. One picture in sixteen shows something else, such as noise, exchanged
+colours, or no target; there, all actions are equally probable."""
+
 _CARD = """\
 ---
 library_name: transformers
 license: {license}
 pipeline_tag: image-text-to-text
 ---
-# A MiniGrid teacher, {origin}
+# A teacher, {origin}
 
 A {family} checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and transformers load it.
 
@@ -42,10 +49,8 @@ A {family} checkpoint, trained by `teacher train` of lvlm2p. Stock vLLM and tran
 
 {environments}
 
-States come from episodes in which none, some or all steps are the planner's. In half of the states the agent
-is moved to another free cell. The state determines the analysis. The labels of the action are the
-probabilities of the planner, version {planner}. One picture in sixteen shows something else, such as noise,
-exchanged colours, or no target; there, all actions are equally probable.
+States come from episodes in which none, some or all steps are the expert's. The state determines the
+analysis. The labels of the action are the probabilities of {expert}
 
 All episodes start from seeds below {held_out}; the seeds from there on are reserved for evaluation. A small
 grid has few states, so some states of an evaluation occur in training too.
@@ -83,14 +88,9 @@ def trained_on(prompts: str, prompt_set: PromptSet, tasks: Mapping[str, str]) ->
         prompts: the prompt set's name or folder.
         tasks: the environments, each with its task's key.
     """
-    environments = {}
-    for env_id, task in tasks.items():
-        env, sizes = make(env_id), set()
-        for seed in range(_EPISODES_FOR_SIZES):
-            env.reset(seed=seed)
-            rows, columns = view_of(env).cells_HW.shape
-            sizes.add((columns, rows))
-        environments[env_id] = TrainedGrids(task=task, sizes=tuple(sorted(sizes)))
+    environments = {
+        env_id: TrainedGrids(task=task, sizes=tuple(sorted(_sizes(env_id)))) for env_id, task in tasks.items()
+    }
     named = prompts if prompts in prompt_set_names() else str(Path(prompts).resolve())
     return TrainedOn(
         prompts=named,
@@ -98,6 +98,18 @@ def trained_on(prompts: str, prompt_set: PromptSet, tasks: Mapping[str, str]) ->
         readouts=("labels", "numbers"),
         environments=environments,
     )
+
+
+def _sizes(env_id: str) -> set[tuple[int, int]]:
+    """Returns columns and rows of the grids of an environment of MiniGrid's kind; no others have any."""
+    sizes = set[tuple[int, int]]()
+    if isinstance(world_of(env_id), MinigridWorld):
+        env = make(env_id)
+        for seed in range(_EPISODES_FOR_SIZES):
+            env.reset(seed=seed)
+            rows, columns = view_of(env).cells_HW.shape
+            sizes.add((columns, rows))
+    return sizes
 
 
 def card(
@@ -133,7 +145,7 @@ def card(
         samples=f"{samples:,}" if samples >= planned else f"{samples:,} of {planned:,} planned",
         seed=settings.seed,
         environments="\n".join(f"- {env_id}" for env_id in settings.env),
-        planner=PLANNER_VERSION,
+        expert=_PLANNER if settings.expert == PLANNER else f"the expert `{settings.expert}`.",
         held_out=EVALUATION_SEEDS,
         last=last,
         metrics="\n".join(shares),

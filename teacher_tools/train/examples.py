@@ -5,22 +5,24 @@ import json
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gridworld.pictures import draw
-from gridworld.scenes import Cell, Scene
+from gridworld.scenes import Cell
+from gridworld.tasks import task_key
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
 from teacher_server.settings import Readout
-from teacher_tools.train.samples import Sample, Sampler
+from teacher_tools.train.experts import expert_of
+from teacher_tools.train.general import GeneralSampler
+from teacher_tools.train.samples import Labelled, Sample, Sampler
+from teacher_tools.train.settings import PLANNER
 
 _NUMBERS = 1 / 8
 """The share of conversations that end with written probabilities; the others end with a label."""
@@ -35,6 +37,7 @@ class TrainingExample:
     """A conversation about one picture.
 
     Attributes:
+        state: the sample's.
         token_ids: both stages, with one image token for each visual token: up to the action's label, or with
             the written probabilities.
         analysis: the positions of the analysis in `token_ids`, with the token that ends the turn; empty where
@@ -48,7 +51,8 @@ class TrainingExample:
         numbers: the positions of the written probabilities, with the token that ends the turn, if any.
     """
 
-    sample: Sample
+    sample: Sample | Labelled
+    state: Labelled
     picture: PreparedPicture
     token_ids: tuple[int, ...]
     analysis: range
@@ -76,37 +80,37 @@ class ExampleEncoder:
         }
         """Action -> the token of its label."""
 
-    def encode(self, sample: Sample, readout: Readout = "labels") -> TrainingExample:
+    def encode(self, sample: Sample | Labelled, readout: Readout = "labels") -> TrainingExample:
         """Returns the conversation about a sample's picture."""
-        scene, tokenizer = sample.scene, self._checkpoint.tokenizer
-        before, after = self._stages(scene.task, scene.mission, readout)
-        shown = sample.outside.picture if sample.outside else draw(scene.view)
-        picture = self._prompts.preparation.prepare(shown)
+        state, tokenizer = _labelled(sample), self._checkpoint.tokenizer
+        before, after = self._stages(state.task, state.mission, readout)
+        picture = self._prompts.preparation.prepare(state.picture)
         image = self._checkpoint.image_token_id
         prompt = [i for token in before for i in [token] * (picture.tokens if token == image else 1)]
-        analysis = analysis_of(scene)
-        encoded = tokenizer.encode(json.dumps(analysis), add_special_tokens=False)
+        text = json.dumps(state.analysis)
+        encoded = tokenizer.encode(text, add_special_tokens=False)
         start, end = len(prompt), len(prompt) + len(encoded.ids)
         ids, action = [*prompt, *encoded.ids, *after], {}
         if readout == "labels":
             numbers = range(0)
-            action = {self.label_ids[name]: p for name, p in sample.probabilities.items()}
+            action = {self.label_ids[name]: p for name, p in state.probabilities.items()}
         else:
-            written = tokenizer.encode(_written(sample.probabilities), add_special_tokens=False).ids
+            written = tokenizer.encode(_written(state.probabilities), add_special_tokens=False).ids
             numbers = range(len(ids), len(ids) + len(written) + 1)
             ids += [*written, self._checkpoint.end_token_id]
-        known = sample.outside is None
+        known = state.learned
         return TrainingExample(
             sample=sample,
+            state=state,
             picture=picture,
             token_ids=tuple(ids),
             analysis=range(start, end + 1) if known else range(0),
             values=frozenset(
                 i for i, token in enumerate(encoded.ids, start) if known and self._is_value(token)
             ),
-            cells=dict(_cells(scene, analysis, encoded.offsets, start)) if known else {},
+            cells=dict(_cells(state, text, encoded.offsets, start)) if known else {},
             action=action,
-            optimal=frozenset(self.label_ids[action] for action in sample.optimal),
+            optimal=frozenset(self.label_ids[action] for action in state.optimal),
             numbers=numbers,
         )
 
@@ -123,41 +127,34 @@ class ExampleEncoder:
         return bool(text.strip()) and not set(text) & set('{}[]":,')
 
 
-def _written(probabilities: dict[str, float]) -> str:
+def _labelled(sample: Sample | Labelled) -> Labelled:
+    return sample.labelled if isinstance(sample, Sample) else sample
+
+
+def _written(probabilities: Mapping[str, float]) -> str:
     """Returns probabilities as JSON with two decimals."""
     return "{" + ", ".join(f'"{action}": {p:.2f}' for action, p in probabilities.items()) + "}"
 
 
-def analysis_of(scene: Scene) -> dict[str, Any]:
-    """Returns the correct analysis of a scene; of several targets it describes the nearest."""
-    here = scene.here
-    target = min(scene.targets, key=lambda cell: abs(cell[0] - here[0]) + abs(cell[1] - here[1]))
-    return {
-        "agent": {"row": here[0], "column": here[1], "heading": scene.heading},
-        "target": {"name": scene.sought, "row": target[0], "column": target[1]},
-        "hazards": [list(cell) for cell in scene.hazards],
-        "front": scene.front,
-        "direction": scene.direction(target),
-    }
-
-
 def _cells(
-    scene: Scene, analysis: dict[str, Any], offsets: Sequence[tuple[int, int]], start: int
+    state: Labelled, text: str, offsets: Sequence[tuple[int, int]], start: int
 ) -> Iterator[tuple[int, Cell]]:
     """Yields the items of `TrainingExample.cells`.
 
     Args:
+        text: the analysis as JSON.
         offsets: where each token of the analysis begins and ends in its text.
         start: the position of the analysis's first token.
     """
-    text, (column, row), target = json.dumps(analysis), scene.view.front, analysis["target"]
-    name = text.index(target["name"], text.index('"name": '))
-    front = text.index('"front": "') + len('"front": "')
+    target, front = state.analysis.get("target"), -1
+    name = text.index(target["name"], text.index('"name": ')) if target else -1
+    if state.front is not None:
+        front = text.index('"front": "') + len('"front": "')
     for position, (first, end) in enumerate(offsets, start):
-        if name < end <= name + len(target["name"]):
+        if target and name < end <= name + len(target["name"]):
             yield position, (target["row"], target["column"])
-        elif first < front <= end:
-            yield position, (row, column)
+        elif state.front is not None and first < front <= end:
+            yield position, state.front
 
 
 @dataclass(frozen=True)
@@ -168,6 +165,7 @@ class ExampleBlocks:
         checkpoint: the folder whose tokenizer and chat template encode the examples.
         prompts: the prompt set's name or folder.
         env_ids, task, seed: as `Sampler` takes them.
+        expert: what labels the states.
         size: examples in a block.
         pictures, conversations: examples in the two phases of the training.
     """
@@ -177,6 +175,7 @@ class ExampleBlocks:
     env_ids: tuple[str, ...]
     task: str | None
     seed: int
+    expert: str
     size: int
     pictures: int
     conversations: int
@@ -218,11 +217,14 @@ class ExampleBlocks:
 
 
 @lru_cache(maxsize=1)
-def _sampler_and_encoder(blocks: ExampleBlocks) -> tuple[Sampler, ExampleEncoder]:
+def _sampler_and_encoder(blocks: ExampleBlocks) -> tuple[Sampler | GeneralSampler, ExampleEncoder]:
     checkpoint = read_checkpoint(blocks.checkpoint, weights=False)
     prompts = load_prompt_set(blocks.prompts, checkpoint.dimensions.vision.token_side)
     encoder = ExampleEncoder(checkpoint, prompts)
-    return Sampler(blocks.env_ids, blocks.seed, blocks.task), encoder
+    if blocks.expert == PLANNER:
+        return Sampler(blocks.env_ids, blocks.seed, blocks.task), encoder
+    tasks = [(env_id, task_key(env_id, blocks.task)) for env_id in blocks.env_ids]
+    return GeneralSampler(tasks, prompts.tasks, expert_of(blocks.expert), blocks.seed), encoder
 
 
 def _ignore_interrupts() -> None:

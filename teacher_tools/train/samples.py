@@ -1,6 +1,6 @@
 """An endless stream of labelled states: the planner's labels for the task families, made from a seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from minigrid.minigrid_env import MiniGridEnv
 
 from gridworld.environments import actions_of, in_full, make
-from gridworld.pictures import UnreadablePicture, tile_size
+from gridworld.pictures import Picture, UnreadablePicture, draw, tile_size
 from gridworld.planner import NoPlan, Plan, plan
 from gridworld.scenes import Cell, Scene
 from gridworld.tasks import ALL_TASKS, EVALUATION_SEEDS, family_of, task_key
@@ -40,8 +40,36 @@ _OUTSIDE = 1 / 16
 
 
 @dataclass(frozen=True, eq=False)
+class Labelled:
+    """A labelled state, as conversations are made of it.
+
+    Attributes:
+        analysis: the answer of stage 1.
+        probabilities: of the task's actions.
+        optimal: the most probable actions.
+        view: the grid of MiniGrid's cells that the picture shows, if any: a model from scratch learns to read
+            them one by one.
+        targets, hazards: cells; of each other cell, such a model need not know which of them it is.
+        front: the cell that `front` in the analysis is about, if it has one.
+        learned: whether the analysis is learned; not where the picture shows something else.
+    """
+
+    task: str
+    mission: str
+    analysis: Mapping[str, Any]
+    probabilities: Mapping[str, float]
+    optimal: tuple[str, ...]
+    picture: Picture
+    view: View | None = None
+    targets: tuple[Cell, ...] = ()
+    hazards: tuple[Cell, ...] = ()
+    front: Cell | None = None
+    learned: bool = True
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
-    """A labelled state.
+    """A labelled state of MiniGrid's kind.
 
     Attributes:
         scene: what the analysis is about.
@@ -54,6 +82,30 @@ class Sample:
     probabilities: dict[str, float]
     optimal: tuple[str, ...]
     outside: Outside | None = None
+
+    @property
+    def labelled(self) -> Labelled:
+        """The state as conversations are made of it."""
+        scene, outside = self.scene, self.outside
+        known = (scene.task, scene.mission, analysis_of(scene), self.probabilities, self.optimal)
+        if outside is not None:
+            return Labelled(*known, outside.picture, outside.view, learned=False)
+        column, row = scene.view.front
+        roles = tuple(scene.targets), tuple(scene.hazards)
+        return Labelled(*known, draw(scene.view), scene.view, *roles, front=(row, column))
+
+
+def analysis_of(scene: Scene) -> dict[str, Any]:
+    """Returns the correct analysis of a scene; of several targets it describes the nearest."""
+    here = scene.here
+    target = min(scene.targets, key=lambda cell: abs(cell[0] - here[0]) + abs(cell[1] - here[1]))
+    return {
+        "agent": {"row": here[0], "column": here[1], "heading": scene.heading},
+        "target": {"name": scene.sought, "row": target[0], "column": target[1]},
+        "hazards": [list(cell) for cell in scene.hazards],
+        "front": scene.front,
+        "direction": scene.direction(target),
+    }
 
 
 class Sampler:

@@ -7,9 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode
 
-from gridworld.environments import make
-from gridworld.tasks import ALL_TASKS, TASKS, UnknownEnvironment, UnknownTask, family_of, task_key
+from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, family_of, task_key
 from teacher_api.command_line import Folder, PromptSetName, ValueName, flags_and_variables
+from worlds.minigrid import MinigridWorld
+from worlds.registry import world_of
+
+PLANNER, VALUE_ITERATION = "planner", "value-iteration"
+"""The experts that are included."""
 
 _MACHINE_SETTINGS = {"out", "resume", "stop_after", "save_s", "progress", "device", "workers", "compile"}
 
@@ -22,7 +26,7 @@ def _split(value: Any) -> Any:
 
 def _known(env_id: str) -> str:
     try:
-        make(env_id)
+        world_of(env_id)
     except UnknownEnvironment as error:
         raise ValueError(str(error)) from error
     return env_id
@@ -68,24 +72,28 @@ class TrainingSettings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_known), ValueName("ID")], ...],
         NoDecode,
         BeforeValidator(_split),
-        Field(min_length=1),
     ] = Field(
-        default=tuple(task.env_id for task in TASKS.values()),
+        default=(),
         description="environments that the pictures come from, a list: ID,ID; the prompt set has to know"
-        " their tasks",
+        " their tasks; default: all that belong to the prompt set's tasks",
     )
     task: str | None = Field(
         default=None,
-        description="the task of those environments in --env that belong to no task family:"
-        f" {', '.join(ALL_TASKS)}; MiniGrid's empty room is a lava_gap without lava",
+        description="the task of those environments in --env that belong to no task family; for the planner"
+        f" one of {', '.join(ALL_TASKS)}",
+    )
+    expert: str = Field(
+        default=PLANNER,
+        description=f"what labels the states: {PLANNER}, for environments of MiniGrid's kind;"
+        f" {VALUE_ITERATION}, for Gymnasium's toy_text; or a Python object of your own: package.module:Name",
     )
     pictures: int = Field(
-        default=8_000,
+        default=32_000,
         ge=0,
         description="from scratch: pictures in the first phase, which trains the vision tower cell by cell",
     )
     samples: int = Field(
-        default=96_000, ge=1, description="conversations in the second phase, which trains the rest"
+        default=160_000, ge=1, description="conversations in the second phase, which trains the rest"
     )
     batch_size: int = Field(default=32, ge=1, description="samples in a step")
     learning_rate: float = Field(
@@ -123,8 +131,19 @@ class TrainingSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _tasks_known(self) -> Self:
-        if self.task is not None and self.task not in ALL_TASKS:
-            raise ValueError(f"`task`: the planner knows {', '.join(ALL_TASKS)}, not {self.task}")
+        if self.expert == PLANNER:
+            if self.task is not None and self.task not in ALL_TASKS:
+                raise ValueError(f"`task`: the planner knows {', '.join(ALL_TASKS)}, not {self.task}")
+            for env_id in self.env:
+                if not isinstance(world_of(env_id), MinigridWorld):
+                    raise ValueError(
+                        f"`expert`: the planner knows environments of MiniGrid's kind alone, not {env_id}:"
+                        f" name another expert, such as {VALUE_ITERATION}"
+                    )
+        elif self.expert != VALUE_ITERATION and ":" not in self.expert:
+            raise ValueError(
+                f"`expert` {self.expert!r} is none of {PLANNER}, {VALUE_ITERATION}, package.module:Name"
+            )
         _ = self.tasks
         return self
 

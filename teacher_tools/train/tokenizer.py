@@ -1,5 +1,6 @@
 """A small byte-level tokenizer for a prompt set: each word and each run of JSON punctuation is one token."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -22,22 +23,8 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-_JSON = (
-    '{"agent": {"row": ',
-    ', "column": ',
-    ', "heading": "',
-    '"}, "target": {"name": "',
-    '", "row": ',
-    '}, "hazards": [',
-    '}, "hazards": [[',
-    ", ",
-    "], [",
-    '], "front": "',
-    ']], "front": "',
-    '", "direction": "',
-    '"}',
-)
-"""The texts between the values of an analysis."""
+_NUMBER, _TEXT = "\0", "\1"
+"""Stand for values in an outline of an analysis."""
 _PROBABILITIES = tuple(f"{percent / 100:.2f}" for percent in range(101))
 _TURNS = ("system", "user", "assistant", "\n")
 _MISSIONS = (
@@ -51,9 +38,10 @@ def make_tokenizer(prompts: PromptSet) -> Tokenizer:
 
     It splits a text from the left into the longest pieces of the vocabulary, and the rest into bytes.
     """
-    names = [piece for action in ACTIONS for piece in (f'{{"{action}": ', f', "{action}": ')]
+    actions = dict.fromkeys([*ACTIONS, *(action for useful in prompts.tasks.values() for action in useful)])
+    names = [piece for action in actions for piece in (f'{{"{action}": ', f', "{action}": ')]
     numbers = [*map(str, range(_LARGEST_NUMBER + 1)), *_PROBABILITIES]
-    pieces = sorted({*_JSON, *_TURNS, *_words(prompts), *names, *numbers, "}"})
+    pieces = sorted({*_between_values(prompts.schema), *_TURNS, *_words(prompts), *names, *numbers, "}"})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     encoded = [to_bytes.pre_tokenize_str(piece)[0][0] for piece in pieces]
@@ -67,6 +55,29 @@ def make_tokenizer(prompts: PromptSet) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
+
+
+def _between_values(schema: Any) -> set[str]:
+    """Returns the texts between the values of analyses that fit a schema, with the quotes of strings."""
+    pieces = set()
+    for items in range(3):
+        text = json.dumps(_outline(schema, items)).replace(json.dumps(_NUMBER), _NUMBER)
+        pieces |= {*text.replace(json.dumps(_TEXT).strip('"'), _NUMBER).split(_NUMBER)}
+    return pieces
+
+
+def _outline(schema: Any, items: int) -> Any:
+    """Returns an analysis with stand-ins as values, and with `items` items in lists of any length.
+
+    An empty list has a stand-in too: what begins after it is a piece of its own.
+    """
+    kind = schema.get("type", "string")
+    if kind == "object":
+        return {name: _outline(part, items) for name, part in schema["properties"].items()}
+    if kind == "array":
+        item = _outline(schema["items"], items)
+        return [item] * schema.get("minItems", items) or [_NUMBER]
+    return _TEXT if kind == "string" else _NUMBER
 
 
 def _words(prompts: PromptSet) -> Iterator[str]:

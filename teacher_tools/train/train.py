@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from gridworld.tasks import ALL_TASKS
 from teacher_api.command_line import INTERRUPTED, CannotStart, fail
 from teacher_api.files import write_json
 from teacher_api.interrupts import Interrupted
@@ -38,6 +39,8 @@ def main(given: TrainingSettings) -> int:
     settings = _stored_settings(given) if given.resume else given
     try:
         prompts = load_prompt_set(settings.prompts)
+        if not settings.env:
+            settings = settings.model_copy(update={"env": _environments(prompts)})
         _check_tasks(settings, prompts)
         base = read_checkpoint(settings.base) if settings.base else None
         checkpoint = _prepare_folder(settings, prompts, base)
@@ -72,6 +75,20 @@ def serve_command(folder: Path, prompts: str) -> str:
     engine = [] if find_spec("vllm") else ["--engine", "transformers"]
     flags = ["--teacher", "prompted", *engine, "--model", str(folder), "--prompts", prompts]
     return shlex.join(["teacher", "serve", *flags])
+
+
+def _environments(prompts: PromptSet) -> tuple[str, ...]:
+    """Returns the environments of a prompt set's tasks.
+
+    Raises:
+        CannotTrain: there are none.
+    """
+    families = [ALL_TASKS[task] for task in prompts.tasks if task in ALL_TASKS]
+    if not families:
+        raise CannotTrain(
+            f"`env` is missing: none is known for the prompt set's tasks, {', '.join(prompts.tasks)}"
+        )
+    return tuple(env_id for family in families for env_id in family.env_ids + family.also)
 
 
 def _check_tasks(settings: TrainingSettings, prompts: PromptSet) -> None:

@@ -64,6 +64,7 @@ class Run:
             settings.env,
             settings.task,
             settings.seed,
+            settings.expert,
             size,
             *(steps * settings.batch_size for steps in settings.steps),
         )

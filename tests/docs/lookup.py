@@ -31,14 +31,19 @@ def look_up(command: Command, *, whole: bool) -> None:
         words = shlex.split(as_typed(command.text).split("|")[0])
     except ValueError as error:
         pytest.fail(f"{command}: {error}")
-    while words and re.match(r"[A-Z_]+=", words[0]):
+    folders = []
+    while words and (variable := re.match(r"([A-Z_]+)=(.*)", words[0])):
+        folders += [variable[2]] if variable[1] == "PYTHONPATH" else []
         words.pop(0)
     program = words[0].rsplit("/", 1)[-1]
     try:
-        if program in _PROGRAMS:
-            _ours(program, words[1:], whole=whole)
-        elif program in _LOOK_UPS:
-            _LOOK_UPS[program](words)
+        with pytest.MonkeyPatch.context() as patch:
+            for folder in folders:
+                patch.syspath_prepend(ROOT / folder)
+            if program in _PROGRAMS:
+                _ours(program, words[1:], whole=whole)
+            elif program in _LOOK_UPS:
+                _LOOK_UPS[program](words)
     except (LookupError, OSError, CannotStart) as error:
         pytest.fail(f"{command}: {error}: mend the page; what is no command is not to look like one")
 

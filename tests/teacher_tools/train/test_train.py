@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.engines.base import Prompt
 from teacher_server.engines.transformers.engine import TransformersEngine
 from teacher_server.engines.transformers.pictures import picture_processor
-from teacher_server.prompting.prompt_set import load_prompt_set
+from teacher_server.prompting.prompt_set import SETS, load_prompt_set
 from teacher_server.settings import Settings
 from teacher_tools.cli import main
 from teacher_tools.train import training
@@ -258,8 +259,8 @@ def test_an_interrupted_process_saves_its_run(tmp_path: Path) -> None:
         ),
         (["--task", "maze"], "--task: the planner knows lava_gap"),
         (
-            ["--env", "MiniGrid-GoToObject-6x6-N2-v0"],
-            "go_to_object, which the prompt set compact does not have",
+            ["--env", "MiniGrid-GoToObject-6x6-N2-v0", "--prompts", "minigrid"],
+            "go_to_object, which the prompt set minigrid does not have",
         ),
         (["--samples", "0"], "--samples"),
         (["--stop-after", "0"], "--stop-after"),
@@ -275,6 +276,25 @@ def test_an_unusable_setting_is_reported_in_one_line(
     assert main(["train", "--out", str(tmp_path / "run"), *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line
+
+
+def test_the_environments_are_those_of_the_prompt_sets_tasks(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = read_checkpoint(trained / "checkpoint", weights=False).trained_on
+    assert record is not None
+    assert "MiniGrid-LavaCrossingS11N5-v0" in record.environments
+    assert {each.task for each in record.environments.values()} == set(load_prompt_set("compact").tasks)
+    maze = shutil.copytree(SETS / "compact", tmp_path / "maze")
+    settings = (maze / "set.toml").read_text()
+    (maze / "set.toml").write_text(re.sub(r"tasks = .*", 'tasks = ["maze"]', settings))
+    (maze / "tasks" / "lava_gap.toml").rename(maze / "tasks" / "maze.toml")
+    for other in (*TASKS, "go_to_object"):
+        (maze / "tasks" / f"{other}.toml").unlink(missing_ok=True)
+    (maze / "views.toml").unlink()
+    assert main(["train", "--out", str(tmp_path / "run"), "--prompts", str(maze)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--env is missing: none is known for the prompt set's tasks, maze" in line
 
 
 def test_a_run_is_not_overwritten(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

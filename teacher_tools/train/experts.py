@@ -1,0 +1,103 @@
+"""Experts: what training states are labelled by, where it is not the planner."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gridworld.environments import in_full
+from gridworld.views import View
+from teacher_api.command_line import CannotStart
+from teacher_tools.train.settings import VALUE_ITERATION
+from worlds.general import actions_of
+from worlds.tables import action_values, optimal_policy
+from worlds.toy_text import Cell, toy_scene
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """What an expert says about the present state of an environment.
+
+    Attributes:
+        probabilities: of the environment's actions, by name; those that are left out have 0. They are
+            normalised over the actions that the task names.
+        analysis: what a teacher is to answer in stage 1, as the prompt set's schema asks for it.
+        view: the state in MiniGrid's cells, if its pictures show cells; a model from scratch then learns to
+            read them one by one.
+        targets, hazards: cells of the view.
+    """
+
+    probabilities: Mapping[str, float]
+    analysis: Mapping[str, Any]
+    view: View | None = None
+    targets: tuple[Cell, ...] = ()
+    hazards: tuple[Cell, ...] = ()
+
+
+class Expert(Protocol):
+    """What `teacher train --expert package.module:Name` needs: `Name` is it, or a class that makes it.
+
+    It may have a method `scatter(env, rng)` too, which puts an environment into a random state; half of the
+    samples are then such states.
+    """
+
+    def __call__(self, env: Any, /) -> Advice | None:
+        """Returns the advice in the environment's present state, or None to leave the state out.
+
+        Args:
+            env: the Gymnasium environment, without wrappers.
+        """
+
+
+class ValueIteration:
+    """The optimal actions of FrozenLake, CliffWalking and Taxi, and of environments derived from them."""
+
+    def __init__(self) -> None:
+        self._table: Any = None
+        self._values_SA: NDArray[np.float64] = np.zeros((0, 0))
+
+    def __call__(self, env: Any, /) -> Advice:
+        """Returns the optimal actions, with equal probabilities.
+
+        Raises:
+            ValueError: the environment is another one.
+        """
+        scene = toy_scene(env)
+        if env.P is not self._table:
+            self._table, self._values_SA = env.P, action_values(env.P)
+        policy = optimal_policy(self._values_SA[int(env.s)]).tolist()
+        named = dict(zip(actions_of(env), policy, strict=True))
+        return Advice(named, scene.analysis(), scene.view(), (scene.target,), scene.hazards)
+
+    def scatter(self, env: Any, rng: np.random.Generator) -> None:
+        """Puts an environment into a random state that does not end the episode."""
+        going_on = [
+            state for state, actions in env.P.items() if not all(ended for *_, ended in actions[0])
+        ] or list(env.P)
+        env.s, env.lastaction = int(rng.choice(going_on)), int(rng.integers(env.action_space.n))
+
+
+def expert_of(name: str) -> Expert:
+    """Returns an expert by its name: `value-iteration`, or package.module:Name.
+
+    Raises:
+        CannotStart: there is no such expert, or it cannot be made.
+    """
+    if name == VALUE_ITERATION:
+        return ValueIteration()
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+        expert = found() if inspect.isclass(found) else found
+    except Exception as error:  # a user's module can raise anything
+        raise CannotStart(f"`expert` {name} cannot be made: {in_full(error)}") from error
+    if not callable(expert):
+        raise CannotStart(
+            f"`expert` {name} cannot be called: it has to take an environment, and return Advice"
+        )
+    made: Expert = expert
+    return made

@@ -1,0 +1,153 @@
+"""Training on environments that are not MiniGrid's, with experts other than the planner."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from teacher_api.command_line import CannotStart
+from teacher_server.checkpoints.checkpoint import read_checkpoint
+from teacher_server.prompting.prompt_files import misfit
+from teacher_server.prompting.prompt_set import load_prompt_set
+from teacher_tools.cli import main
+from teacher_tools.train.compact import write_folder
+from teacher_tools.train.examples import ExampleEncoder
+from teacher_tools.train.experts import Advice, Expert, expert_of
+from teacher_tools.train.general import GeneralSampler
+from worlds.general import make
+
+_LAKE = "random_lake:RandomLake-v0"
+_EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+class AlwaysDown:
+    """An expert in three lines."""
+
+    def __call__(self, env: Any) -> Advice | None:
+        return Advice({"down": 2.0}, {"agent": int(env.s)}) if env.s else None
+
+
+def no_advice(env: Any) -> Advice | None:
+    return None
+
+
+def broken(env: Any) -> Advice:
+    raise RuntimeError("no idea")
+
+
+@pytest.fixture(autouse=True)
+def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(_EXAMPLES)
+
+
+def _sampler(expert: Expert, seed: int = 0, env_id: str = _LAKE) -> GeneralSampler:
+    tasks = load_prompt_set("toy-text").tasks
+    return GeneralSampler([(env_id, "frozen_lake")], tasks, expert, seed)
+
+
+@pytest.mark.unit
+def test_a_block_is_the_same_each_time_and_labelled_with_optimal_actions() -> None:
+    sampler = _sampler(expert_of("value-iteration"))
+    block, again = sampler.block(3, 40), _sampler(expert_of("value-iteration")).block(3, 40)
+    assert [sample.probabilities for sample in block] == [sample.probabilities for sample in again]
+    assert all(np.array_equal(a.picture, b.picture) for a, b in zip(block, again, strict=True))
+    assert len({json.dumps(sample.analysis) for sample in block}) > 20
+    assert len({sample.view.cells_HW.tobytes() for sample in block if sample.view}) > 5  # maps
+    schema = load_prompt_set("compact-lake").schema
+    for sample in block:
+        assert sum(sample.probabilities.values()) == pytest.approx(1)
+        assert sample.probabilities[sample.optimal[0]] == max(sample.probabilities.values())
+        assert misfit(dict(sample.analysis), schema) is None
+        row, column = sample.analysis["agent"]["row"], sample.analysis["agent"]["column"]
+        assert (row, column) not in (*sample.hazards, *sample.targets)
+
+
+@pytest.mark.unit
+def test_every_cell_is_one_visual_token_and_the_analysis_is_short(tmp_path: Path) -> None:
+    prompts = load_prompt_set("compact-lake")
+    write_folder(tmp_path, prompts)
+    encoder = ExampleEncoder(read_checkpoint(tmp_path, weights=False), prompts)
+    for sample in _sampler(expert_of("value-iteration")).block(0, 8):
+        example = encoder.encode(sample)
+        assert example.picture.tokens == 5 * 5  # four cells a side, and the margin
+        assert len(example.analysis) <= 16 + 4 * len(sample.hazards)
+        assert set(example.cells.values()) == {sample.targets[0]}
+
+
+@pytest.mark.unit
+def test_an_expert_of_ones_own() -> None:
+    sampler = _sampler(expert_of(f"{__name__}:AlwaysDown"))
+    for sample in sampler.block(0, 10):
+        assert sample.probabilities == {"left": 0, "down": 1, "right": 0, "up": 0}
+        assert sample.optimal == ("down",)
+        assert sample.analysis["agent"] != 0
+        assert sample.view is None
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("expert", "env_id", "told"),
+    [
+        (no_advice, _LAKE, "it had no advice in 100 episodes"),
+        (broken, _LAKE, "RuntimeError: no idea"),
+        (no_advice, "Taxi-v4", "Taxi-v4 has no action 'left', which the task frozen_lake has"),
+    ],
+)
+def test_what_cannot_be_sampled_is_said_in_a_line(expert: Expert, env_id: str, told: str) -> None:
+    with pytest.raises(CannotStart, match=told):
+        _sampler(expert, env_id=env_id).block(0, 1)
+
+
+@pytest.mark.integration
+def test_a_lake_trains_a_checkpoint(tmp_path: Path) -> None:
+    flags = ["--env", _LAKE, "--task", "frozen_lake", "--expert", "value-iteration"]
+    flags += ["--prompts", "compact-lake", "--pictures", "8", "--samples", "8", "--batch-size", "4"]
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), *flags, "--precision", "float32", "--no-progress"]) == 0
+    record = read_checkpoint(out / "checkpoint").trained_on
+    assert record is not None
+    assert {name: each.task for name, each in record.environments.items()} == {_LAKE: "frozen_lake"}
+    assert "the probabilities of the expert `value-iteration`" in (out / "checkpoint/README.md").read_text()
+    metrics = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["tile"] >= 0
+    assert metrics["value"] >= 0
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            ["--env", "FrozenLake-v1", "--prompts", "toy-text"],
+            "--expert: the planner knows environments of MiniGrid's kind alone, not FrozenLake-v1",
+        ),
+        (["--expert", "oracle"], "--expert 'oracle' is none of planner, value-iteration"),
+        (
+            ["--env", _LAKE, "--expert", "value-iteration", "--prompts", "toy-text"],
+            "--task is missing: random_lake:RandomLake-v0 belongs to no known task",
+        ),
+        (
+            ["--env", _LAKE, "--expert", "nowhere:Expert", "--prompts", "toy-text", "--task", "frozen_lake"],
+            "--expert nowhere:Expert cannot be made",
+        ),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(
+    flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "run"), "--no-progress", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+@pytest.mark.unit
+def test_a_random_lakes_seed_determines_its_map() -> None:
+    env = make(_LAKE)
+    maps = []
+    for seed in (1, 2, 1):
+        env.reset(seed=seed)
+        inner: Any = env.unwrapped
+        maps.append((inner.desc.tobytes(), inner.P))
+    assert maps[0] == maps[2] != maps[1]
