@@ -1,4 +1,4 @@
-"""The worked examples of the prompt sets describe their pictures and agree with the planner."""
+"""The worked examples of the prompt set `minigrid` describe their pictures and agree with the planner."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from teacher_server.prompting.prompt_set import SETS, load_prompt_set, prompt_se
 
 pytestmark = pytest.mark.unit
 
-_EXAMPLES = sorted(SETS.glob("*/examples/*/*.json"))
+_EXAMPLES = sorted(SETS.glob("minigrid/examples/*/*.json"))
 
 
 def _example(file: Path) -> tuple[dict[str, Any], View]:

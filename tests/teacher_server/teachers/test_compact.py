@@ -18,8 +18,8 @@ from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.cli import main
 from teacher_tools.train.card import trained_on
-from teacher_tools.train.examples import ExampleEncoder, analysis_of
-from teacher_tools.train.samples import Sampler
+from teacher_tools.train.examples import ExampleEncoder
+from teacher_tools.train.samples import Sampler, analysis_of
 from tests.compact import assert_it_knows_its_tasks
 from worlds.minigrid import MinigridWorld, Vocabulary, layout_of
 

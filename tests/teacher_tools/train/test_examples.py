@@ -19,8 +19,8 @@ from teacher_server.prompting.readout import from_numbers, numbers_schema
 from teacher_server.settings import Readout
 from teacher_tools.train.batches import IGNORED, Batch, Patches, batches_by_length
 from teacher_tools.train.compact import write_folder
-from teacher_tools.train.examples import ExampleEncoder, TrainingExample, analysis_of
-from teacher_tools.train.samples import Sample, Sampler
+from teacher_tools.train.examples import ExampleEncoder, TrainingExample
+from teacher_tools.train.samples import Sample, Sampler, analysis_of
 
 pytestmark = pytest.mark.unit
 

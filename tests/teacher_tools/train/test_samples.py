@@ -14,8 +14,7 @@ from gridworld.views import code
 from teacher_api.command_line import CannotStart
 from teacher_tools.score.perception import judge, read_analysis
 from teacher_tools.train import samples
-from teacher_tools.train.examples import analysis_of
-from teacher_tools.train.samples import Sample, Sampler
+from teacher_tools.train.samples import Sample, Sampler, analysis_of
 
 pytestmark = pytest.mark.unit
 
