@@ -1,0 +1,25 @@
+"""What the engine gets to build the images of; no Docker engine is needed."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("image", ["teacher", "student"])
+def test_the_build_has_all_packages_and_gets_all_that_it_copies(image: str) -> None:
+    dockerfile = (_ROOT / f"docker/{image}.Dockerfile").read_text(encoding="utf-8")
+    copied = [
+        path
+        for line in re.findall(r"^COPY (?!--)(.*) \S+$", dockerfile, re.MULTILINE)
+        for path in line.split()
+    ]
+    ignored = (_ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    assert {f"!{path}" for path in copied} <= set(ignored)
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert set(packages) <= set(copied)
