@@ -1,10 +1,10 @@
 """Prints what the project needs, for pip, from pyproject.toml in the working directory.
 
     python3 requirements.py EXTRA...        the dependencies, and those of the extras
-    python3 requirements.py --constraints   the tested versions, or those that are installed here already
+    python3 requirements.py --constraints   the tested versions; beside vLLM, those that are installed already
 
 So the images install dependencies before the project's code is copied, and a change of code costs
-seconds. What an image brings along, such as vLLM and all that it is built against, stays as it is.
+seconds. vLLM and all that it is built against stay as they are in an image that has them.
 """
 
 import re
@@ -35,7 +35,8 @@ def _extra(extra: str, project: dict[str, Any]) -> list[str]:
 
 
 def _constraints(tested: list[str]) -> list[str]:
-    here = {_name(each.name): f"{each.name}=={each.version}" for each in metadata.distributions()}
+    installed = {_name(each.name): f"{each.name}=={each.version}" for each in metadata.distributions()}
+    here = installed if "vllm" in installed else {}
     pins = [line for line in tested if "==" in line and _name(line.split("==")[0]) not in here]
     return [*here.values(), *pins]
 

@@ -2,15 +2,16 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS dependencies
-# Where PyTorch's CPU builds are, for those who want no CUDA: see docs/deploy.md
-ARG PIP_EXTRA_INDEX_URL=
 RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --upgrade pip hatchling \
     && python3 -m venv --without-pip /opt/student
 WORKDIR /build
 COPY docker/requirements.py pyproject.toml constraints.txt ./
+# Where pip finds PyTorch without CUDA, which a student does not use; empty: PyPI's PyTorch
+ARG TORCH_INDEX_URL=
 RUN python3 requirements.py student export > needed.txt \
-    && /opt/build/bin/pip --python /opt/student/bin/python install --no-cache-dir --no-compile \
-        --constraint constraints.txt --requirement needed.txt
+    && install="/opt/build/bin/pip --python /opt/student/bin/python install --no-cache-dir --no-compile --constraint constraints.txt" \
+    && if [ -n "${TORCH_INDEX_URL}" ]; then $install --no-deps --index-url "${TORCH_INDEX_URL}" torch; fi \
+    && $install --requirement needed.txt
 
 FROM dependencies AS code
 COPY README.md LICENSE ./

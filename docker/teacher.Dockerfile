@@ -2,7 +2,6 @@
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 
 FROM ${VLLM_IMAGE} AS code
-ARG PIP_EXTRA_INDEX_URL=
 RUN python3 -m pip install --no-cache-dir hatchling
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE ./
@@ -21,15 +20,20 @@ COPY docker/sqlite3.sh .
 RUN sh sqlite3.sh /opt/sqlite
 
 FROM ${VLLM_IMAGE}
-ARG PIP_EXTRA_INDEX_URL=
 # teacher or onnx: the extra of pyproject.toml that is installed beside what the image has
 ARG EXTRA=teacher
+# Where pip finds PyTorch without CUDA; empty: the image has PyTorch, or PyPI's is to be installed
+ARG TORCH_INDEX_URL=
 WORKDIR /tmp/requirements
 COPY docker/requirements.py pyproject.toml constraints.txt ./
 RUN python3 requirements.py --constraints > here.txt \
     && python3 requirements.py ${EXTRA} > needed.txt \
     && if python3 -c "import vllm" 2> /dev/null; then echo "qwen-vl-utils" >> needed.txt; fi \
-    && python3 -m pip install --no-cache-dir --constraint here.txt --requirement needed.txt \
+    && install="python3 -m pip install --no-cache-dir --constraint here.txt" \
+    && if [ -n "${TORCH_INDEX_URL}" ]; then $install --no-deps --index-url "${TORCH_INDEX_URL}" torch; fi \
+    && $install --requirement needed.txt \
+    # xgrammar brings it for GPUs alone: 0.7 GB
+    && if [ -n "${TORCH_INDEX_URL}" ]; then python3 -m pip uninstall --yes triton; fi \
     && rm -rf /tmp/requirements
 # vLLM's image is made for users of group 0
 RUN getent passwd 2000 || useradd --uid 2000 --gid 0 --no-create-home --home-dir /tmp teacher; \
@@ -48,6 +52,7 @@ ENV PATH=/opt/lvlm2p/bin:${PATH} \
     HF_HUB_OFFLINE=1 \
     TRANSFORMERS_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \
     TEACHER_HOST=0.0.0.0 \
     TEACHER_PORT=8000 \
