@@ -1,6 +1,7 @@
 """An exported student: one ONNX file with all that playing needs, run by onnxruntime without torch."""
 
 import importlib.metadata
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -138,6 +139,7 @@ def needed(module: str) -> Any:
     Raises:
         BadExport: the module is not installed.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime sends usage reports otherwise
     try:
         return import_module(module)
     except ImportError as error:
