@@ -179,6 +179,8 @@ _GAINS: dict[str, float] = {
     "down_proj": 2.0,
     "merger.mlp.2": 2.0,
     "linear_fc2": 2.0,
+    "q_norm": 2.0,
+    "k_norm": 2.0,
 }
 
 # Tokens that come up more often than the others: labels have a share worth reading, and texts come to an end
@@ -397,8 +399,9 @@ def _write_weights(
 
 def _draw(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     """Weights of one tensor: such that the next token depends clearly on the pictures and on the text."""
+    gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
     if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
-        return np.ones(shape, np.float32)
+        return np.full(shape, gain, np.float32)
     random = np.random.default_rng([seed, zlib.crc32(name.encode())])
     drawn = random.standard_normal(shape, np.float32)
     if name.endswith("bias"):
@@ -406,7 +409,6 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     if "embed_tokens" in name or "lm_head" in name:
         # Logits are products with a state of unit variance: a standard deviation of 2
         return drawn * np.float32(2 / shape[-1] ** 0.5)
-    gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
     return drawn * np.float32(gain / np.prod(shape[1:]) ** 0.5)
 
 

@@ -95,6 +95,7 @@ class Vision(Part):
     Attributes:
         width_field: the field with the numbers of a patch.
         out_field: the field with the numbers of a visual token.
+        norm_bias: whether norms have a bias.
     """
 
     depth: _Count = 32
@@ -105,6 +106,7 @@ class Vision(Part):
     temporal_patch_size: _Count = 2
     width_field: ClassVar[str] = "hidden_size"
     out_field: ClassVar[str] = "out_hidden_size"
+    norm_bias: ClassVar[bool] = True
 
     @property
     def width(self) -> int:
@@ -144,7 +146,7 @@ class Vision(Part):
         return shapes | self._mergers()
 
     def _norm(self, name: str, width: int) -> Shapes:
-        return _norm(name, width, bias=True)
+        return _norm(name, width, bias=self.norm_bias)
 
     @abstractmethod
     def _mlp(self, name: str) -> Shapes: ...
@@ -179,13 +181,11 @@ class _Vision25(Vision):
     hidden_size: _Size = 3584
     intermediate_size: _Size = 3420
     out_hidden_size: _Size = 3584
+    norm_bias: ClassVar[bool] = False
 
     @property
     def inner(self) -> int:
         return self.intermediate_size
-
-    def _norm(self, name: str, width: int) -> Shapes:
-        return _norm(name, width)
 
     def _mlp(self, name: str) -> Shapes:
         return _gated(name, self.width, self.inner, bias=True)
@@ -200,6 +200,7 @@ class _Vision3(_Vision25):
     intermediate_size: _Size = 4304
     num_position_embeddings: _Size = 2304
     deepstack_visual_indexes: list[Annotated[int, Field(ge=0)]] = [8, 16, 24]
+    norm_bias: ClassVar[bool] = True
 
     @property
     def levels(self) -> list[int]:
@@ -208,9 +209,6 @@ class _Vision3(_Vision25):
     def shapes(self) -> Shapes:
         places = {"pos_embed.weight": (self.num_position_embeddings, self.width)}
         return super().shapes() | {"patch_embed.proj.bias": (self.width,)} | places
-
-    def _norm(self, name: str, width: int) -> Shapes:
-        return _norm(name, width, bias=True)
 
     def _mlp(self, name: str) -> Shapes:
         return _two_layers(name, self.width, self.inner, "linear_fc1", "linear_fc2")

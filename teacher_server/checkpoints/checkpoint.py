@@ -190,11 +190,11 @@ def label_problems(checkpoint: Checkpoint, labels: Mapping[str, str]) -> list[st
 
 def serving_problems(checkpoint: Checkpoint, settings: EngineSettings, engine: Engine) -> list[str]:
     """Returns why an engine does not serve the checkpoint with these settings, apart from memory."""
-    family, found = checkpoint.dimensions.architecture.family, []
-    if engine == "onnx" and family != QWEN2_5.family:
+    architecture, found = checkpoint.dimensions.architecture, []
+    if engine == "onnx" and architecture != QWEN2_5:
         found.append(
-            f"onnx serves {QWEN2_5.family} alone, and this checkpoint is a {family}: set `engine` to vllm or"
-            " transformers"
+            f"onnx serves {QWEN2_5.family} alone, and this checkpoint is a {architecture.family}: set"
+            " `engine` to vllm or transformers"
         )
     found += processor_problems(checkpoint.own_bounds, engine)
     found += quantisation_problems(checkpoint, settings, engine)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from gridworld.pictures import draw
 from teacher_api.schemas import TrainedOn
+from teacher_server.checkpoints.architectures import QWEN2_5
 from teacher_server.checkpoints.checkpoint import (
     BadCheckpoint,
     Checkpoint,
@@ -137,6 +138,8 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         "digest": checkpoint.digest(),
         "dtype": checkpoint.served_dtype(settings, settings.engine),
     }
+    if (architecture := checkpoint.dimensions.architecture) != QWEN2_5:  # the only one at first
+        identified["architecture"] = architecture.name
     if dummy:  # each engine draws different weights
         identified["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
     label_ids = {
@@ -150,7 +153,6 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         checkpoint=identified,
         hosting={
             "model": str(settings.model),
-            "architecture": checkpoint.dimensions.architecture.name,
             "engine": settings.engine,
             "prompts": prompts.name,
             "weight_bytes": checkpoint.weight_bytes(identified["dtype"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from teacher_server.checkpoints.architectures import QWEN2, QWEN3, Architecture
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.engines.base import how_to_install
 from tests.waiting import LONG_S
@@ -60,6 +61,21 @@ def test_a_sound_checkpoint(made: Path) -> None:
     assert told["memory needed"].startswith("1.0 GiB (weights 2.7 MiB in float32")
     assert told["memory there"].endswith("this machine")
     assert told["digest"] == checkpoint.digest()
+
+
+@pytest.mark.parametrize("architecture", [QWEN2, QWEN3], ids=lambda each: each.family)
+def test_another_architecture_is_for_other_engines_than_onnx(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    folder = make_checkpoint(tmp_path, architecture=architecture)
+    done = _ours(folder)
+    assert done.returncode == 0
+    assert f"architecture  {architecture.name}, " in done.stdout
+    (problem,) = _problems(_check(folder, "--engine", "onnx"))
+    assert (
+        f"onnx serves Qwen2.5-VL alone, and this checkpoint is a {architecture.family}: set --engine"
+        in problem
+    )
 
 
 def test_every_problem_is_reported(made: Path, tmp_path: Path) -> None:

@@ -34,11 +34,10 @@ def teachers(
     model = make_checkpoint(tmp_path_factory.mktemp("model"), architecture=request.param)
     set_fields("preprocessor_config.json", min_pixels=448 * 448)(model)
     flags = ("--prompts", str(short_prompts), "--readout", "labels", "--min-label-mass", "0")
+    patient = ("--timeout-s", "600", "--stall-s", "600")
     both = (
         start_prompted(*VLLM_FLAGS, *flags, model=model),
-        start_prompted(
-            *("--engine", "transformers", "--device", "cpu", "--timeout-s", "600", *flags), model=model
-        ),
+        start_prompted("--engine", "transformers", "--device", "cpu", *patient, *flags, model=model),
     )
     yield both
     for teacher in both:

@@ -14,6 +14,7 @@ import pytest
 
 from student.labels.table import LabelTable, UselessTeacher
 from teacher_api.client import TeacherClient
+from teacher_server.checkpoints.architectures import ARCHITECTURES, QWEN2_5, Architecture
 from teacher_server.prompting.prompt_set import SETS
 from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import StartTeacher, TeacherProcess
@@ -57,12 +58,18 @@ def _change(file: Path, pattern: str, replacement: str) -> None:
     file.write_text(changed)
 
 
-def test_it_answers_and_stores(start_prompted: Callable[..., TeacherProcess], tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda each: each.family)
+def test_it_answers_and_stores(
+    start_prompted: Callable[..., TeacherProcess], tmp_path: Path, architecture: Architecture
+) -> None:
+    model = make_checkpoint(tmp_path / "model", architecture=architecture)
     prompts = _copy("minigrid-zero-shot", tmp_path)
     _change(prompts / "set.toml", r"analysis_max_tokens = \d+", "analysis_max_tokens = 900")
-    teacher = start_prompted("--prompts", str(prompts), "--min-label-mass", "0")
+    teacher = start_prompted("--model", str(model), "--prompts", str(prompts), "--min-label-mass", "0")
     about = httpx.get(f"{teacher.url}/teacher").json()
     assert about["kind"] == "prompted"
+    identified = about["description"]["checkpoint"]
+    assert identified.get("architecture", QWEN2_5.name) == architecture.name
     assert about["hosting"]["engine"] == "transformers"
     assert about["hosting"]["weight_bytes"] > 0
     body = [question.model_dump(mode="json") for question in distinct_questions(4)]
