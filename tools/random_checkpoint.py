@@ -338,8 +338,12 @@ def _config(
 
 
 def _preprocessor(architecture: Architecture, vision: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"patch_size": vision["patch_size"], "image_mean": list(architecture.image_mean)}
-    return PREPROCESSOR | own | {"image_std": list(architecture.image_std)}
+    return PREPROCESSOR | {
+        "patch_size": vision["patch_size"],
+        "image_mean": list(architecture.image_mean),
+        "image_std": list(architecture.image_std),
+        "processor_class": architecture.name.replace("ForConditionalGeneration", "Processor"),
+    }
 
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from teacher_server.checkpoints.folders import COPY_AGAIN, ONE_CHECKPOINT, Folde
 # The values of the class Qwen2VLImageProcessor, for what a file omits
 _RESCALE = 1 / 255
 _SIZES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
-_MEAN, _STD = QWEN2_5.image_mean, QWEN2_5.image_std
 _BOUNDS = {"min_pixels": ("shortest_edge", 56 * 56), "max_pixels": ("longest_edge", 28 * 28 * 1280)}
 _FAMILY = "Qwen2"
 _KIND = "Qwen2VLImageProcessor"
@@ -96,8 +95,8 @@ def _problems(content: Mapping[str, Any], dimensions: Dimensions) -> Iterator[st
     # Key -> the class's value, and the one that the vision tower was trained with
     fixed: dict[str, tuple[Any, float | tuple[float, ...]]] = {
         "rescale_factor": (_RESCALE, _RESCALE),
-        "image_mean": (list(_MEAN), architecture.image_mean),
-        "image_std": (list(_STD), architecture.image_std),
+        "image_mean": (list(QWEN2_5.image_mean), architecture.image_mean),
+        "image_std": (list(QWEN2_5.image_std), architecture.image_std),
     }
     for key, (usual, needed) in fixed.items():
         given = content.get(key)

@@ -138,7 +138,7 @@ def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) 
         "digest": checkpoint.digest(),
         "dtype": checkpoint.served_dtype(settings, settings.engine),
     }
-    if (architecture := checkpoint.dimensions.architecture) != QWEN2_5:  # the only one at first
+    if (architecture := checkpoint.dimensions.architecture) != QWEN2_5:  # its identities name none
         identified["architecture"] = architecture.name
     if dummy:  # each engine draws different weights
         identified["dummy_weights"] = f"{settings.engine}, seed {settings.seed}"
