@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 import minigrid  # noqa: F401  (registers the environments)
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from minigrid.envs.babyai.core import roomgrid_level
 from minigrid.minigrid_env import MiniGridEnv
 
@@ -20,15 +20,25 @@ _log = logging.getLogger(__name__)
 roomgrid_level.print = lambda *words: _log.debug("%s", " ".join(map(str, words)))  # type: ignore[attr-defined]
 
 
-def make(env_id: str) -> MiniGridEnv:
-    """Makes a registered environment, without wrappers and without a window.
+class _Registered(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment with the wrappers that it is registered with, and with MiniGridEnv's attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.env.get_wrapper_attr(name)
+
+
+def make(env_id: str) -> Any:
+    """Makes a registered environment without a window: a MiniGridEnv, or one with its attributes.
+
+    Wrappers and time limits that it is registered with are honoured. Without such that change more than
+    observations, it is the environment itself: this project reads no observations.
 
     Args:
         env_id: gymnasium's id; for `package.module:Some-Env-v0`, the module is imported first to register it.
 
     Raises:
-        UnknownEnvironment: the id is not registered, the environment cannot be made, is no MiniGridEnv, has
-            other actions than MiniGrid's, or is registered with wrappers.
+        UnknownEnvironment: the id is not registered, the environment cannot be made, is no MiniGridEnv, or
+            has other actions than MiniGrid's.
     """
     module, _, name = env_id.rpartition(":")
     try:
@@ -41,17 +51,13 @@ def make(env_id: str) -> MiniGridEnv:
     env = wrapped.unwrapped
     if not isinstance(env, MiniGridEnv):
         raise UnknownEnvironment(f"the environment {env_id!r} is not a MiniGridEnv")
+    env.render_mode = None
+    made = env if _only_observed(wrapped) else _Registered(wrapped)
     try:
-        actions_of(env)
+        actions_of(made)
     except ValueError as error:
         raise UnknownEnvironment(f"the environment {env_id!r} has {error}") from error
-    if left_out := _wrappers(wrapped):
-        raise UnknownEnvironment(
-            f"the environment {env_id!r} is registered with {' and '.join(left_out)}, which this project"
-            " leaves out: implement the same in the environment itself"
-        )
-    env.render_mode = None
-    return env
+    return made
 
 
 def actions_of(env: Any) -> tuple[str, ...]:
@@ -79,20 +85,17 @@ def actions_of(env: Any) -> tuple[str, ...]:
     return found
 
 
-def _wrappers(env: gymnasium.Env[Any, Any]) -> list[str]:
-    """Names the wrappers that change more than observations; this project reads no observations."""
-    found = []
+def _only_observed(env: gymnasium.Env[Any, Any]) -> bool:
+    """Returns whether no wrapper of an environment changes more than observations."""
     while isinstance(env, gymnasium.Wrapper):
         harmless = isinstance(env, (OrderEnforcing, PassiveEnvChecker)) or (
             isinstance(env, gymnasium.ObservationWrapper)
             and type(env).step is gymnasium.ObservationWrapper.step
         )
         if not harmless:
-            found.append(
-                "max_episode_steps" if isinstance(env, TimeLimit) else f"the wrapper {type(env).__name__}"
-            )
+            return False
         env = env.env
-    return found
+    return True
 
 
 def in_a_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Draws views as MiniGrid does, and reads pictures back into views."""
+"""Draws views as MiniGrid does, with what the agent carries, and reads pictures back into views."""
 
 import io
 from functools import lru_cache
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gridworld.tiles import tile_picture
-from gridworld.views import COLOURS, EMPTY, View, code, names_of
+from gridworld.views import COLOURS, EMPTY, PICKABLE, View, code, names_of
 
 Picture = NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
@@ -38,17 +38,18 @@ class _Content(NamedTuple):
     highlighted: bool = False
 
 
+_WALL = code("wall", "grey")
 _BESIDE = [
     EMPTY,
     # Only grey walls: a wall of another colour has the same picture as the goal of that colour
-    code("wall", "grey"),
+    _WALL,
     *(code("goal", colour) for colour in COLOURS if colour != "grey"),
     code("lava"),
     *(code(kind, colour) for kind in ("floor", "ball", "key", "box") for colour in COLOURS),
     *(code("door", colour, state) for state in range(3) for colour in COLOURS),
 ]
 """Cell codes that a tile without the agent can show."""
-_UNDER = [cell for cell in _BESIDE if cell not in (code("wall", "grey"), code("goal", "red"))]
+_UNDER = [cell for cell in _BESIDE if cell not in (_WALL, code("goal", "red"))]
 _UNDER.append(code("goal", "grey"))
 """Cell codes that a tile can show under the agent; on a red goal the agent, also red, is invisible."""
 _GROUPS = [
@@ -71,7 +72,9 @@ _FREE = [
     for content in _CONTENTS
     if content.heading is None and names_of(content.cell)[0] in ("empty", "floor")
 ]
-"""Every grid shows one of these; their lines give away the tile size."""
+"""Nearly every grid shows one of these; their lines give away the tile size."""
+_AGENTS = [content for content in _CONTENTS if content.heading is not None and content.cell == EMPTY]
+"""A grid without a free cell shows one of these."""
 
 
 class UnreadablePicture(ValueError):
@@ -79,16 +82,29 @@ class UnreadablePicture(ValueError):
 
 
 def draw(view: View, tile: int = TILE) -> Picture:
-    """Returns MiniGrid's picture of a view, without highlighting: uint8 [H * tile, W * tile, 3]."""
+    """Returns MiniGrid's picture of a view, without highlighting: uint8 [H * tile, W * tile, 3].
+
+    MiniGrid does not draw what the agent carries. Here it is drawn in the top left corner of the outer wall,
+    where nothing lies and nobody walks. A grid without grey walls there is drawn without it.
+    """
     height, width = view.cells_HW.shape
+    cells_HW = view.cells_HW
+    if view.carried is not None and cells_HW[0, 0] == _WALL and _has_corner(cells_HW):
+        cells_HW = cells_HW.copy()
+        cells_HW[0, 0] = view.carried
     picture = np.empty((height * tile, width * tile, 3), np.uint8)
     for y in range(height):
         for x in range(width):
             heading = view.heading if (x, y) == (view.x, view.y) else None
             picture[y * tile : (y + 1) * tile, x * tile : (x + 1) * tile] = tile_picture(
-                int(view.cells_HW[y, x]), heading, tile
+                int(cells_HW[y, x]), heading, tile
             )
     return picture
+
+
+def _has_corner(cells_HW: NDArray[np.uint8]) -> bool:
+    """Returns whether the top left cell is between two grey walls."""
+    return bool(cells_HW[0, 1] == cells_HW[1, 0] == _WALL)
 
 
 def encode_png(picture: Picture) -> bytes:
@@ -106,6 +122,7 @@ def read(picture: Picture) -> View:
     quality 75 and higher with 16, 20, 24, 28 or 32 px per tile.
 
     MiniGrid draws walls and goals of one colour alike: grey is read as a wall, any other colour as a goal.
+    A key, ball or box in the top left corner, between two grey walls, is what the agent carries.
 
     Args:
         picture: uint8 [height, width, 3], a full view, 8 to 64 px per tile.
@@ -167,8 +184,8 @@ def _find_tile(picture: Picture) -> tuple[int, list[_Content | None]]:
     closest: tuple[float, list[_Content | None], int] = (0.5, [], 0)
     for tile in sizes:
         tiles = [pixels_P.tobytes() for pixels_P in _cut(picture, tile)]
-        # Drawing the free cells alone rules out most sizes
-        if not _free(tile).isdisjoint(tiles):
+        # Drawing these cells alone rules out most sizes
+        if not _clues(tile).isdisjoint(tiles):
             contents = [_recognise(pixels, tile) for pixels in tiles]
             known = sum(content is not None for content in contents) / len(contents)
             if known == 1:
@@ -179,9 +196,9 @@ def _find_tile(picture: Picture) -> tuple[int, list[_Content | None]]:
 
 
 @lru_cache(maxsize=len(TILE_SIZES))
-def _free(tile: int) -> frozenset[bytes]:
-    """Returns the pixels of each free cell."""
-    return frozenset(_pixels(content, tile).tobytes() for content in _FREE)
+def _clues(tile: int) -> frozenset[bytes]:
+    """Returns the pixels of each free cell, and of the agent on an empty one."""
+    return frozenset(_pixels(content, tile).tobytes() for content in _FREE + _AGENTS)
 
 
 def _recognise(pixels: bytes, tile: int) -> _Content | None:
@@ -228,18 +245,19 @@ def _average_of(contents: list[_Content], tile: int) -> NDArray[np.float32]:
 
 
 def _nearest_tile(picture: Picture, sizes: list[int]) -> int:
-    """Returns the tile size at which some tile is nearest to a free cell."""
-    nearest = {
-        tile: _errors(_average(_cut(picture, tile), tile), _average_of(_FREE, tile)).min()
-        for tile in sizes
-        if tile >= _LOSSY_FROM
-    }
-    tile = min(nearest, key=lambda tile: nearest[tile], default=0)
-    if not tile or nearest[tile] > _LARGEST_ERROR:
-        raise UnreadablePicture(
-            "no tile of the picture shows an empty cell as MiniGrid draws it, at any tile size"
-        )
-    return tile
+    """Returns the tile size at which some tile is nearest to a free cell, or else to the agent on one."""
+    for contents in (_FREE, _AGENTS):
+        nearest = {
+            tile: _errors(_average(_cut(picture, tile), tile), _average_of(contents, tile)).min()
+            for tile in sizes
+            if tile >= _LOSSY_FROM
+        }
+        tile = min(nearest, key=lambda tile: nearest[tile], default=0)
+        if tile and nearest[tile] <= _LARGEST_ERROR:
+            return tile
+    raise UnreadablePicture(
+        "no tile of the picture shows an empty cell as MiniGrid draws it, at any tile size"
+    )
 
 
 def _nearest_contents(picture: Picture, tile: int) -> list[_Content | None]:
@@ -277,7 +295,10 @@ def _view(contents: list[_Content | None], columns: int, tile: int) -> View:
         raise UnreadablePicture(f"the picture shows {found}; it must show one")
     at, heading = agents[0]
     cells_HW = np.array([content.cell for content in known], np.uint8).reshape(-1, columns)
-    view = View(cells_HW, at % columns, at // columns, heading)
+    carried = int(cells_HW[0, 0]) if cells_HW[0, 0] in PICKABLE and _has_corner(cells_HW) else None
+    if carried is not None:
+        cells_HW[0, 0] = _WALL
+    view = View(cells_HW, at % columns, at // columns, heading, carried)
     if known[at].highlighted and view.y == len(cells_HW) - 1:
         raise UnreadablePicture(
             "the picture is the agent's own view (agent_pov): a full view of the grid is needed"

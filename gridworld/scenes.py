@@ -31,7 +31,7 @@ _HAZARDS = {
     "go_to_door": ("door",),
     "go_to_object": ("key", "ball", "box"),
 }
-"""The last words of the names of a task's hazards; the mission's target is never a hazard."""
+"""The last words of the names of a task's hazards, of tasks with hazards; the target is never a hazard."""
 _DIRECTIONS = {
     (1, 0): "ahead",
     (1, -1): "ahead-left",
@@ -80,6 +80,7 @@ class Scene:
             view.x,
             view.y,
             view.heading,
+            view.carried,
         )
 
     @property
@@ -111,7 +112,7 @@ class Scene:
     def sought(self) -> str:
         """The name of the mission's target."""
         if named := re.search(r"\w+ (?:key|ball|box|door)$", self.mission):
-            return named.group()
+            return named.group().removeprefix("the ")
         return f"{goal_colour(self.view, self.mission) or 'green'} goal square"
 
     @property
@@ -122,7 +123,7 @@ class Scene:
     @property
     def hazards(self) -> list[Cell]:
         """The cells that hold a hazard of the task, row by row."""
-        return [cell for cell in self.cells(*_HAZARDS[self.task]) if self.name(cell) != self.sought]
+        return [cell for cell in self.cells(*_HAZARDS.get(self.task, ())) if self.name(cell) != self.sought]
 
     def direction(self, target: Cell) -> str:
         """Returns where a target lies from the agent's point of view."""

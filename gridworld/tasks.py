@@ -29,6 +29,8 @@ class Task:
     """The environment of the family that results are given for, unless they name another."""
     also: tuple[str, ...] = ()
     """Environments with the same objective, which another task may be named for."""
+    carries: bool = False
+    """Whether things are carried about on the way, so that the carried thing is part of a state."""
 
 
 _MOVES = ("left", "right", "forward")
@@ -43,6 +45,7 @@ _ROOMS = tuple(
         ),
         "DistShift1",
         "DistShift2",
+        "FourRooms",
     )
 )
 
@@ -87,16 +90,81 @@ TASKS = {
 """The paper's four families: the default of measurements."""
 
 ALL_TASKS = TASKS | {
-    "go_to_object": Task(
-        key="go_to_object",
-        objective="Stand beside the object that the mission names, not diagonally, and choose done; done"
-        " elsewhere, or toggle, ends the episode.",
-        useful=(*_MOVES, "done"),
-        env_ids=tuple(f"MiniGrid-GoToObject-{size}-v0" for size in ("6x6-N2", "8x8-N2")),
-        env_id="MiniGrid-GoToObject-6x6-N2-v0",
+    task.key: task
+    for task in (
+        Task(
+            key="go_to_object",
+            objective="Stand beside the object that the mission names, not diagonally, and choose done; done"
+            " elsewhere, or toggle, ends the episode.",
+            useful=(*_MOVES, "done"),
+            env_ids=tuple(f"MiniGrid-GoToObject-{size}-v0" for size in ("6x6-N2", "8x8-N2")),
+            env_id="MiniGrid-GoToObject-6x6-N2-v0",
+        ),
+        Task(
+            key="door_key",
+            objective="Pick up the key, open the locked door, and reach the green goal square behind it.",
+            useful=(*_MOVES, "pickup", "toggle"),
+            env_ids=tuple(f"MiniGrid-DoorKey-{size}-v0" for size in ("5x5", "6x6", "8x8", "16x16")),
+            env_id="MiniGrid-DoorKey-6x6-v0",
+            carries=True,
+        ),
+        Task(
+            key="unlock",
+            objective="Pick up the key and open the locked door.",
+            useful=(*_MOVES, "pickup", "toggle"),
+            env_ids=("MiniGrid-Unlock-v0",),
+            env_id="MiniGrid-Unlock-v0",
+            carries=True,
+        ),
+        Task(
+            key="unlock_pickup",
+            objective="Open the locked door with the key, put the key down, and pick up the box that the"
+            " mission names.",
+            useful=(*_MOVES, "pickup", "drop", "toggle"),
+            env_ids=("MiniGrid-UnlockPickup-v0",),
+            env_id="MiniGrid-UnlockPickup-v0",
+            also=("MiniGrid-BlockedUnlockPickup-v0",),
+            carries=True,
+        ),
+        Task(
+            key="key_corridor",
+            objective="Find the key, open the locked door, put the key down, and pick up the object that the"
+            " mission names.",
+            useful=(*_MOVES, "pickup", "drop", "toggle"),
+            env_ids=tuple(
+                f"MiniGrid-KeyCorridor{size}-v0" for size in ("S3R1", "S3R2", "S3R3", "S4R3", "S5R3", "S6R3")
+            ),
+            env_id="MiniGrid-KeyCorridorS3R3-v0",
+            carries=True,
+        ),
+        Task(
+            key="multi_room",
+            objective="Open the doors from room to room and reach the green goal square.",
+            useful=(*_MOVES, "toggle"),
+            env_ids=tuple(
+                f"MiniGrid-MultiRoom-{size}" for size in ("N2-S4-v0", "N4-S5-v0", "N4-S5-v1", "N6-v0")
+            ),
+            env_id="MiniGrid-MultiRoom-N2-S4-v0",
+        ),
+        Task(
+            key="put_near",
+            objective="Pick up the object that the mission names first and put it down within one cell of the"
+            " second; picking up another one, or putting it down elsewhere, ends the episode.",
+            useful=(*_MOVES, "pickup", "drop"),
+            env_ids=tuple(f"MiniGrid-PutNear-{size}-v0" for size in ("6x6-N2", "8x8-N3")),
+            env_id="MiniGrid-PutNear-6x6-N2-v0",
+            carries=True,
+        ),
+        Task(
+            key="red_blue_doors",
+            objective="Open the red door, then the blue door; opening the blue one first ends the episode.",
+            useful=(*_MOVES, "toggle"),
+            env_ids=tuple(f"MiniGrid-RedBlueDoors-{size}-v0" for size in ("6x6", "8x8")),
+            env_id="MiniGrid-RedBlueDoors-6x6-v0",
+        ),
     )
 }
-"""All families that the planner knows: the paper's four, and one more to fine-tune a teacher on."""
+"""All families that the planner knows: the paper's four, and others of MiniGrid's."""
 
 
 class UnknownEnvironment(ValueError):

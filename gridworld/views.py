@@ -57,12 +57,19 @@ def names_of(cell: int) -> tuple[str, str]:
 
 
 EMPTY = code("empty")
+PICKABLE = tuple(code(kind, colour) for kind in ("key", "ball", "box") for colour in COLOURS)
+"""The codes of what the agent can carry."""
 
 _codes: dict[tuple[type[WorldObj], str, str], int] = {}
 """The codes in state 0 of objects met so far, by class, type and colour."""
 
 
-def _code_of(thing: WorldObj) -> int:
+def encode_thing(thing: WorldObj) -> int:
+    """Returns the code of an object.
+
+    Raises:
+        Unobservable: see `encode_cells`.
+    """
     try:
         cell = _codes[type(thing), thing.type, thing.color]
     except KeyError:
@@ -95,7 +102,7 @@ def encode_cells(grid: Grid) -> bytes:
     Raises:
         Unobservable: an object in the grid is not drawn as one of MiniGrid's.
     """
-    return bytes([EMPTY if thing is None else _code_of(thing) for thing in grid.grid])
+    return bytes([EMPTY if thing is None else encode_thing(thing) for thing in grid.grid])
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +114,14 @@ class View:
         x: the agent's column.
         y: the agent's row.
         heading: the agent's heading, an index of HEADINGS.
+        carried: the code of what the agent carries; None: nothing.
     """
 
     cells_HW: NDArray[np.uint8]
     x: int
     y: int
     heading: int
+    carried: int | None = None
 
     @property
     def front(self) -> tuple[int, int]:
@@ -123,8 +132,8 @@ class View:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, View):
             return NotImplemented
-        pose = (self.x, self.y, self.heading)
-        return pose == (other.x, other.y, other.heading) and np.array_equal(self.cells_HW, other.cells_HW)
+        agents = [(view.x, view.y, view.heading, view.carried) for view in (self, other)]
+        return agents[0] == agents[1] and np.array_equal(self.cells_HW, other.cells_HW)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -138,4 +147,6 @@ def view_of(env: Any) -> View:
     world = env.unwrapped
     cells_C = np.frombuffer(encode_cells(world.grid), np.uint8)
     x, y = world.agent_pos
-    return View(cells_C.reshape(world.grid.height, world.grid.width), int(x), int(y), int(world.agent_dir))
+    carried = None if world.carrying is None else encode_thing(world.carrying)
+    cells_HW = cells_C.reshape(world.grid.height, world.grid.width)
+    return View(cells_HW, int(x), int(y), int(world.agent_dir), carried)

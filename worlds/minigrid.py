@@ -8,7 +8,7 @@ from gridworld import environments
 from gridworld.environments import actions_of
 from gridworld.pictures import Picture, draw, encode_png
 from gridworld.tasks import ACTIONS, family_of
-from gridworld.views import NAMES, Unobservable, View, encode_cells
+from gridworld.views import NAMES, Unobservable, View, encode_cells, encode_thing
 from teacher_api.command_line import CannotStart
 from worlds.world import Environment, Observation, World, stacked
 
@@ -72,13 +72,15 @@ class Vocabulary:
 class Layout:
     """The shape of an environment's observations: the grid's size and the names of the actions.
 
-    An observation holds a code for each cell, row by row, then x, y, heading, then WORDS word ids.
+    An observation holds a code for each cell, row by row, then x, y, heading, where something can be carried
+    about the code of what is carried or 0, then WORDS word ids.
     """
 
     env_id: str
     height: int
     width: int
     actions: tuple[str, ...]
+    carries: bool = False
 
     @property
     def cells(self) -> int:
@@ -87,31 +89,33 @@ class Layout:
     @property
     def length(self) -> int:
         """K, the length of an observation."""
-        return self.cells + 3 + WORDS
+        return self.cells + 3 + self.carries + WORDS
 
     def view(self, obs_K: Observation) -> View:
         """Returns the view that an observation encodes."""
-        x, y, heading = (int(i) for i in obs_K[self.cells : self.cells + 3])
-        return View(obs_K[: self.cells].reshape(self.height, self.width), x, y, heading)
+        x, y, heading, *carried = (int(i) for i in obs_K[self.cells : -WORDS])
+        cells_HW = obs_K[: self.cells].reshape(self.height, self.width)
+        return View(cells_HW, x, y, heading, *(each or None for each in carried))
 
     def words(self, obs_K: Observation) -> bytes:
         """Returns the mission's word ids in an observation."""
-        return obs_K[self.cells + 3 :].tobytes()
+        return obs_K[-WORDS:].tobytes()
 
 
 def make(env_id: str) -> Any:
-    """Returns a MiniGrid environment without wrappers.
+    """Returns an environment of MiniGrid's kind.
 
     MiniGrid's own environments come without the 7x7 partial view: it takes most of a step's time, and a
-    student does not use it. An environment of another package keeps the view, because its code may read it.
+    student does not use it. An environment of another package, or one with a wrapper that changes how it
+    plays, keeps the view, because its code may read it.
 
     Raises:
         UnknownEnvironment: see `gridworld.environments.make`.
     """
     env = environments.make(env_id)
     packages = {kind.__module__.partition(".")[0] for kind in type(env).__mro__}
-    if packages <= {"minigrid", "gymnasium", "typing", "builtins"}:
-        env.gen_obs = dict  # type: ignore[method-assign]
+    if env is env.unwrapped and packages <= {"minigrid", "gymnasium", "typing", "builtins"}:
+        env.gen_obs = dict
     return env
 
 
@@ -167,8 +171,10 @@ def layout_of(env_id: str) -> Layout:
     Raises:
         UnknownEnvironment: see `gridworld.environments.make`.
     """
-    env = make(env_id)
-    return Layout(env_id, env.height, env.width, actions_of(env))
+    env, family = make(env_id), family_of(env_id)
+    actions = actions_of(env)
+    carries = "pickup" in actions if family is None else family.carries
+    return Layout(env_id, env.height, env.width, actions, carries)
 
 
 class MinigridEnvironment(Environment):
@@ -213,8 +219,10 @@ class MinigridEnvironment(Environment):
             self._check_size(env.grid.height, env.grid.width)
             self._things, self._cells = env.grid.grid.copy(), encode_cells(env.grid)
         x, y = env.agent_pos
-        mission = self._vocabulary.encode(env.mission)
-        return self._cells + bytes((int(x), int(y), int(env.agent_dir))) + mission
+        agent = [int(x), int(y), int(env.agent_dir)]
+        if self._layout.carries:
+            agent.append(0 if env.carrying is None else encode_thing(env.carrying))
+        return self._cells + bytes(agent) + self._vocabulary.encode(env.mission)
 
     def _check_size(self, height: int, width: int) -> None:
         layout = self._layout

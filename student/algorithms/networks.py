@@ -73,7 +73,8 @@ class GridNetwork(ActorCritic):
     is learnt in one place holds in all places. A cell's embedding is the sum of the embeddings of its kind,
     colour, state and mark. The mark tells whether the mission names the cell's kind and its colour, so that
     what is learnt about the object of a mission holds for any object. Embeddings of the mission's words are
-    added to the first hidden layer; they start at zero.
+    added to the first hidden layer; they start at zero. What the agent carries is in its own cell, as in
+    MiniGrid's partial view.
     """
 
     def __init__(self, layout: Layout, cell_size: int = 8, hidden_size: int = 64) -> None:
@@ -101,8 +102,13 @@ class GridNetwork(ActorCritic):
         obs_BK = obs_BK.long()
         x, y, heading = obs_BK[:, cells : cells + 3].unbind(1)
         words_BW = obs_BK[:, -WORDS:]
-        seen_BE = self._seen_PE[(y * self._layout.width + x) * 4 + heading]  # type: ignore[index]
-        cells_BE = nn.functional.pad(obs_BK[:, :cells], (0, 1), value=_OUTSIDE).gather(1, seen_BE)
+        here_B, cells_BC = y * self._layout.width + x, obs_BK[:, :cells]
+        if self._layout.carries:
+            here_B1, carried_B1 = here_B[:, None], obs_BK[:, cells + 3 : cells + 4]
+            shown_B1 = carried_B1.where(carried_B1 > 0, cells_BC.gather(1, here_B1))
+            cells_BC = cells_BC.scatter(1, here_B1, shown_B1)
+        seen_BE = self._seen_PE[here_B * 4 + heading]  # type: ignore[index]
+        cells_BE = nn.functional.pad(cells_BC, (0, 1), value=_OUTSIDE).gather(1, seen_BE)
         named_BN = torch.zeros(len(obs_BK), len(NAMES) + 1, dtype=torch.long)
         named_BN.scatter_(1, words_BW.where(words_BW <= len(NAMES), 0), 1)
         named_BN[:, 0] = 0

@@ -157,7 +157,7 @@ def only_mission(task: str) -> str | None:
     """Returns the mission of a family with only one mission; None for any other task."""
     if task not in ALL_TASKS:
         return None
-    space = make(ALL_TASKS[task].env_id).observation_space["mission"]  # type: ignore[index]
+    space = make(ALL_TASKS[task].env_id).observation_space["mission"]
     return None if space.ordered_placeholders else str(space.mission_func())
 
 

@@ -21,12 +21,12 @@ from gridworld.views import EMPTY, View, code, view_of
 pytestmark = pytest.mark.unit
 
 _SUCCESS, _FAILURE = "success", "failure"
-_State = tuple[int, int, int, bytes]
-"""The agent's x, y, heading, and the grid as MiniGrid encodes it."""
+_State = tuple[int, int, int, bytes, tuple[int, int, int] | None]
+"""The agent's x, y, heading, the grid and what is carried as MiniGrid encodes them."""
 _STILL = ("lava_gap", "fetch", "go_to_door", "go_to_object")
 """Tasks in whose environments only the agent moves."""
-_CARRYING = ("pickup", "drop")
-"""Actions that would carry the targets away; MiniGrid calls them unused."""
+_CHANGING = {"go_to_object": ("pickup", "drop"), "put_near": ("toggle",)}
+"""Actions that would carry targets away or destroy them; MiniGrid calls them unused."""
 _WALL, _GOAL, _LAVA, _BALL = (
     code(*names) for names in (("wall", "grey"), ("goal", "green"), ("lava", "red"), ("ball", "blue"))
 )
@@ -40,7 +40,8 @@ def _world(env_id: str, seed: int = 0, **settings: Any) -> Any:
 
 def _state(env: Any) -> _State:
     x, y = env.agent_pos
-    return int(x), int(y), int(env.agent_dir), env.grid.encode().tobytes()
+    carried = None if env.carrying is None else env.carrying.encode()
+    return int(x), int(y), int(env.agent_dir), env.grid.encode().tobytes(), carried
 
 
 @dataclass
@@ -69,8 +70,8 @@ class _Graph:
 
 
 def _explored(env: Any) -> tuple[str, ...]:
-    """The actions of the environment, except those that carry objects away."""
-    left_out = _CARRYING if task_of(env.spec.id).key == "go_to_object" else ()
+    """The actions of the environment, except those that change its targets."""
+    left_out = _CHANGING.get(task_of(env.spec.id).key, ())
     return tuple(name for name in ACTIONS[: env.action_space.n] if name not in left_out)
 
 
@@ -83,7 +84,8 @@ def _explore(env: Any) -> _Graph:
         here = waiting.pop()
         outcomes: dict[str, _State | str] = {}
         for name in names:
-            there = copy.deepcopy(here)
+            fixed = (here.np_random, here.observation_space, here.action_space, here.spec)
+            there = copy.deepcopy(here, {id(part): part for part in fixed})
             there.step_count = 0  # running out of time is not what is planned for
             _, reward, terminated, _, _ = there.step(ACTIONS.index(name))
             state = _state(there)
@@ -126,16 +128,25 @@ def _assert_follows(graph: _Graph, task: str, mission: str, actions: tuple[str, 
     return len(graph.views)
 
 
+_CHANGED = [
+    "MiniGrid-DoorKey-5x5-v0",
+    "MiniGrid-KeyCorridorS3R1-v0",
+    "MiniGrid-MultiRoom-N2-S4-v0",
+    "MiniGrid-PutNear-6x6-N2-v0",
+    "MiniGrid-RedBlueDoors-6x6-v0",
+]
+"""Environments in which the agent changes the grid: each has many states."""
 _STATIC = [
-    *((env_id, {}) for task in _STILL for env_id in ALL_TASKS[task].env_ids),
-    ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", {"n_obstacles": 0}),
+    *((env_id, {}, 3) for task in _STILL for env_id in ALL_TASKS[task].env_ids),
+    ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", {"n_obstacles": 0}, 3),
+    *((env_id, {}, 1) for env_id in _CHANGED),
 ]
 
 
-@pytest.mark.parametrize(("env_id", "settings"), _STATIC)
-def test_costs_are_those_of_an_exhaustive_search(env_id: str, settings: dict[str, int]) -> None:
+@pytest.mark.parametrize(("env_id", "settings", "seeds"), _STATIC)
+def test_costs_are_those_of_an_exhaustive_search(env_id: str, settings: dict[str, int], seeds: int) -> None:
     task = task_of(env_id)
-    for seed in range(3):
+    for seed in range(seeds):
         env = _world(env_id, seed, **settings)
         graph = _explore(env)
         everything = graph.steps(_explored(env))
@@ -228,21 +239,112 @@ def test_every_mission_of_fetch_is_understood(syntax: str, kind: str) -> None:
         assert planned.probabilities["pickup"] == 0, "it would be another object"
 
 
-@pytest.mark.parametrize("env_id", ALL_TASKS["go_to_object"].env_ids)
-def test_the_path_to_an_object_has_the_planned_length_and_succeeds(env_id: str) -> None:
-    kinds = set()
-    for seed in range(60):
+_PLAYED = {
+    "MiniGrid-GoToObject-6x6-N2-v0": 60,
+    "MiniGrid-GoToObject-8x8-N2-v0": 60,
+    "MiniGrid-DoorKey-8x8-v0": 10,
+    "MiniGrid-Unlock-v0": 10,
+    "MiniGrid-UnlockPickup-v0": 10,
+    "MiniGrid-KeyCorridorS3R2-v0": 10,
+    "MiniGrid-KeyCorridorS3R3-v0": 10,
+    "MiniGrid-MultiRoom-N6-v0": 3,
+    "MiniGrid-PutNear-8x8-N3-v0": 20,
+    "MiniGrid-RedBlueDoors-8x8-v0": 10,
+    "MiniGrid-FourRooms-v0": 10,
+}
+"""Episodes of each environment."""
+
+
+@pytest.mark.parametrize("env_id", _PLAYED)
+def test_the_path_has_the_planned_length_and_succeeds(env_id: str) -> None:
+    task = task_of(env_id).key
+    for seed in range(_PLAYED[env_id]):
         env = _world(env_id, seed)
-        kinds.add(env.targetType)
-        analysis = plan(view_of(env), "go_to_object", env.mission, ACTIONS).analysis
+        analysis = plan(view_of(env), task, env.mission, ACTIONS).analysis
         steps, ended = 0, False
         while not ended:
-            best = plan(view_of(env), "go_to_object", env.mission, ACTIONS).best[0]
+            best = plan(view_of(env), task, env.mission, ACTIONS).best[0]
             _, reward, terminated, truncated, _ = env.step(ACTIONS.index(best))
             steps, ended = steps + 1, terminated or truncated
         assert reward == pytest.approx(1 - 0.9 * steps / env.max_steps)
         assert f"about {steps} steps" in analysis
-    assert kinds == {"key", "ball", "box"}
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        "MiniGrid-DoorKey-8x8-v0",
+        "MiniGrid-UnlockPickup-v0",
+        "MiniGrid-BlockedUnlockPickup-v0",  # a ball lies in front of the door
+        "MiniGrid-KeyCorridorS3R3-v0",
+        "MiniGrid-KeyCorridorS4R3-v0",  # more doors than the search follows
+    ],
+)
+def test_the_planner_succeeds_from_wherever_random_actions_lead(env_id: str) -> None:
+    """Also where keys are put down in doorways."""
+    task, rng = task_of(env_id), np.random.default_rng(0)
+    for seed in range(3):
+        env, reward, ended = _world(env_id, seed), 0.0, False
+        for _ in range(60):
+            front = env.grid.get(*env.front_pos)
+            if front is None or front.type not in ("box", "ball"):  # the targets
+                env.step(rng.choice(6))
+        while not ended:
+            best = plan(view_of(env), task.key, env.mission, ACTIONS).best[0]
+            _, reward, terminated, truncated, _ = env.step(ACTIONS.index(best))
+            ended = terminated or truncated
+        assert reward > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "mission", "things", "carried", "field", "said"),
+    [
+        ("unlock", "open the door", {}, None, "mission", "asks for the door, and the picture shows none"),
+        ("unlock", "open the door", {(3, 1): ("door", "red", 0)}, None, "image", "the door is open"),
+        ("unlock", "open the door", {(3, 1): ("door", "red", 2)}, None, "image", "no path leads to the door"),
+        ("unlock", "open the door", {(3, 1): ("door", "red", 2)}, ("key", "blue"), "image", "no path leads"),
+        ("unlock_pickup", "pick up the red box", {}, None, "mission", "asks for the 'red box'"),
+        (
+            "put_near",
+            "put the red ball near the blue box",
+            {(3, 1): ("box", "blue")},
+            ("key", "red"),
+            "image",
+            "carries another thing",
+        ),
+        (
+            "put_near",
+            "put the red ball near the blue box",
+            {(3, 1): ("box", "blue")},
+            None,
+            "mission",
+            "asks for the 'red ball'",
+        ),
+        (
+            "red_blue_doors",
+            "open the red door then the blue door",
+            {(3, 1): ("door", "red", 1), (1, 3): ("door", "blue", 0)},
+            None,
+            "image",
+            "the blue door is open",
+        ),
+    ],
+)
+def test_the_reason_for_no_plan_with_doors_and_things_is_named(
+    task: str,
+    mission: str,
+    things: dict[tuple[int, int], tuple[Any, ...]],
+    carried: tuple[str, str] | None,
+    field: str,
+    said: str,
+) -> None:
+    cells_HW = _room("A..", "...", "...")
+    for (x, y), names in things.items():
+        cells_HW[y, x] = code(*names)
+    view = View(cells_HW, 1, 1, 0, carried and code(*carried))
+    with pytest.raises(NoPlan, match=said) as caught:
+        plan(view, task, mission, ACTIONS)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize("env_id", ALL_TASKS["go_to_object"].env_ids)

@@ -12,8 +12,13 @@ from gridworld.views import HEADINGS, view_of
 
 pytestmark = pytest.mark.unit
 
-_KINDS = {"fetch": ("key", "ball"), "go_to_door": ("door",), "go_to_object": ("key", "ball", "box")}
-"""The kinds of objects that missions name; those that a mission does not name are hazards."""
+_KINDS: dict[str, tuple[str, ...]] = {
+    "fetch": ("key", "ball"),
+    "go_to_door": ("door",),
+    "go_to_object": ("key", "ball", "box"),
+    **dict.fromkeys(("unlock", "unlock_pickup", "key_corridor", "put_near", "red_blue_doors"), ()),
+}
+"""The kinds of hazards in tasks whose missions name an object: those that a mission does not name."""
 _MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 
@@ -46,7 +51,7 @@ def test_agent_target_and_hazards_are_those_of_minigrid(task: str) -> None:
         assert scene.heading == HEADINGS[world.agent_dir]
         if task in _KINDS:
             sought = scene.mission.split()[-2:]
-            assert scene.sought == " ".join(sought)
+            assert scene.sought == " ".join(sought).removeprefix("the ")
             targets = _cells_of(env, scene.sought)
             others = {cell for kind in _KINDS[task] for cell in _cells_of(env, kind)} - targets
         else:
