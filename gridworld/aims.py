@@ -156,7 +156,10 @@ def _open_door(view: View, mission: str) -> Aim:
 def _red_blue_doors(view: View, mission: str) -> Aim:
     first, _, second = mission.partition(" then ")
     aim = _to_door(view, _named(second, ("door",))[0])
-    return replace(aim, opened=_to_object(view, _named(first, ("door",)), None).cells)
+    before = _to_object(view, _named(first, ("door",)), None)
+    if len(before.cells) > 1:
+        raise NoPlan("mission", f"the picture shows several doors that can be {before.target}")
+    return replace(aim, opened=before.cells)
 
 
 def _to_door(view: View, colour: str | None) -> Aim:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.aims import LAVA, Aim, NoPlan, aim_of, cells_of
-from gridworld.search import LEFT_ONLY, STEP, Door, Goal, Problem, State
+from gridworld.search import LEFT_ONLY, STEP, Door, Goal, Hands, Problem, State
 from gridworld.tasks import ALL_TASKS
 from gridworld.views import COLOURS, EMPTY, PICKABLE, STEPS, View, code, names_of
 
@@ -127,11 +127,14 @@ def puzzle_of(view: View, task: str, mission: str, actions: Iterable[str]) -> Pu
         _limit(doors, things, enter, holds, view, aim)
 
     codes = [thing for thing, _ in things]
+    if not set(aim.opened) <= set(doors):
+        raise NoPlan("image", f"no path leads to the door that has to be open before {aim.target}")
     opened = tuple(doors.index(cell) for cell in aim.opened)
-    goals = tuple(
-        Goal(aim.finish, _poses(aim, cell, view, enter, holds), _hands(aim, cell, view, codes), opened)
-        for cell in aim.cells
-    )
+    poses: dict[Hands, frozenset[int]] = {}
+    for cell in aim.cells:
+        hands = _hands(aim, cell, view, codes)
+        poses[hands] = poses.get(hands, frozenset()) | _poses(aim, cell, view, enter, holds)
+    goals = tuple(Goal(aim.finish, at, hands, opened) for hands, at in poses.items())
     if enter[here] == 0:
         enter[here] = LEFT_ONLY
     problem = Problem(
@@ -168,7 +171,7 @@ def _poses(
     )
 
 
-def _hands(aim: Aim, cell: int, view: View, codes: Sequence[int]) -> tuple[int | None, ...] | None:
+def _hands(aim: Aim, cell: int, view: View, codes: Sequence[int]) -> Hands:
     """Returns what has to be carried for success at one of the target's cells; see `Goal`."""
     if aim.finish == "pickup":
         return (None,)
@@ -226,24 +229,39 @@ def _limit(
     view: View,
     aim: Aim,
 ) -> None:
-    """Leaves out doors that are not locked, the farthest first, then things, until a search is fast enough.
+    """Leaves out what is farthest, until a search is fast enough.
 
-    A closed door that is left out is opened each time; a thing is in the way.
+    First doors that are not locked: a closed one is opened each time. Then things and locked doors, which
+    are then in the way. At last, places to put things.
     """
 
     def distance(cell: int) -> int:
         y, x = divmod(cell, view.cells_HW.shape[1])
         return int(abs(y - view.y) + abs(x - view.x))
 
-    while 4 * (enter > 0).sum() * 2 ** len(doors) * (holds.sum() + 1) ** len(things) > MOST_STATES:
-        needed = cells_of(view, *_LOCKED) + aim.opened
-        if loose := [door for door in doors if door not in needed]:
-            door = max(loose, key=distance)
+    def too_many(slots: int) -> bool:
+        poses = 4 * np.count_nonzero(enter)
+        return int(poses) * 2 ** len(doors) * (slots + 1) ** len(things) > MOST_STATES
+
+    slots = int(np.count_nonzero(holds))
+    locked = {cell for cell in doors if view.cells_HW.flat[cell] in _LOCKED}
+    for door in sorted({*doors} - locked - {*aim.opened}, key=distance, reverse=True):
+        if too_many(slots):
             doors.remove(door)
-            if view.cells_HW.flat[door] in _CLOSED:
-                enter[door] = _OPENED_EACH_TIME
-        elif len(things) > 1 and (lying := [each for each in things if each[1] is not None]):
-            things.remove(lying[-1])
-            enter[lying[-1][1]], holds[lying[-1][1]] = 0, False
-        else:
-            break
+            enter[door] = _OPENED_EACH_TIME if view.cells_HW.flat[door] in _CLOSED else STEP
+    while too_many(slots) and len(things) > 1:
+        lying = [each for each in things if each[1] is not None][-1]
+        things.remove(lying)
+        enter[lying[1]], holds[lying[1]] = 0, False
+    for door in sorted(locked - {*aim.opened}, key=distance, reverse=True):
+        if too_many(1):
+            doors.remove(door)
+            enter[door] = 0
+    if too_many(slots) and things:
+        nearest = sorted(
+            np.flatnonzero(holds).tolist(), key=lambda cell: (cell not in _lying(things), distance(cell))
+        )
+        while too_many(len(nearest)) and len(nearest) > 1:
+            nearest.pop()
+        holds[:] = False
+        holds[nearest] = True

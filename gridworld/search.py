@@ -16,12 +16,14 @@ STEP = 4
 LEFT_ONLY = 255
 """In `Problem.enter`: the agent stands there, and could not enter."""
 _UNREACHED = np.iinfo(np.uint16).max
-_TABLES = 128
+_TABLES = 256
 """Tables that are kept: the states of an episode share a few of them."""
 
 Indices = NDArray[np.intp]
 Frontier = tuple[Indices, Indices]
 """F states, each a configuration and a pose: [F] and [F]."""
+Hands = tuple[int | None, ...] | None
+"""The things one of which has to be carried, or None in it for empty hands; None: anything."""
 
 
 class State(NamedTuple):
@@ -90,13 +92,13 @@ class Goal:
     Attributes:
         action: ends the episode in success in the states described here; None: being there does.
         poses: the agent's cell * 4 + heading.
-        hands: the things one of which has to be carried, or None in it for empty hands; None: anything.
+        hands: what has to be carried.
         opened: the doors that have to be open.
     """
 
     action: str | None
     poses: frozenset[int]
-    hands: tuple[int | None, ...] | None = None
+    hands: Hands = None
     opened: tuple[int, ...] = ()
 
     def suits(self, carried: int | None) -> bool:

@@ -15,6 +15,7 @@ from minigrid.core.constants import COLOR_NAMES
 from minigrid.core.grid import Grid
 
 from gridworld.planner import TEMPERATURE, NoPlan, plan
+from gridworld.problems import MOST_STATES, puzzle_of
 from gridworld.tasks import ACTIONS, ALL_TASKS, task_of
 from gridworld.views import EMPTY, View, code, view_of
 
@@ -239,6 +240,24 @@ def test_every_mission_of_fetch_is_understood(syntax: str, kind: str) -> None:
         assert planned.probabilities["pickup"] == 0, "it would be another object"
 
 
+@pytest.mark.parametrize(
+    "task", [key for key, task in ALL_TASKS.items() if task.carries and key != "put_near"]
+)
+def test_a_grid_with_many_doors_and_things_is_planned_in_bounded_time(task: str) -> None:
+    rng = np.random.default_rng(0)
+    crowd = [code("door", colour, state) for colour in ("red", "blue") for state in (1, 2)]
+    crowd += [code(kind, colour) for kind in ("key", "ball", "box") for colour in ("red", "blue")]
+    mission = {"unlock": "open the green door", "door_key": "go"}.get(task, "pick up the green ball")
+    cells_HW = rng.choice([EMPTY] * 40 + crowd, (50, 50)).astype(np.uint8)
+    cells_HW[[0, -1]] = cells_HW[:, [0, -1]] = _WALL
+    cells_HW[1:4, 1:4] = EMPTY
+    cells_HW[48, 1:4] = _GOAL, code("ball", "green"), code("door", "green", 1)
+    problem = puzzle_of(View(cells_HW, 1, 1, 0), task, mission, ACTIONS).problem
+    slots, cells = 1 + problem.holds.count(1), len(problem.enter) - problem.enter.count(0)
+    assert cells * 4 * 2 ** len(problem.doors) * slots**problem.things <= MOST_STATES
+    assert plan(View(cells_HW, 1, 1, 0), task, mission, ACTIONS).probabilities
+
+
 _PLAYED = {
     "MiniGrid-GoToObject-6x6-N2-v0": 60,
     "MiniGrid-GoToObject-8x8-N2-v0": 60,
@@ -304,6 +323,19 @@ def test_the_planner_succeeds_from_wherever_random_actions_lead(env_id: str) -> 
         ("unlock", "open the door", {(3, 1): ("door", "red", 2)}, None, "image", "no path leads to the door"),
         ("unlock", "open the door", {(3, 1): ("door", "red", 2)}, ("key", "blue"), "image", "no path leads"),
         ("unlock_pickup", "pick up the red box", {}, None, "mission", "asks for the 'red box'"),
+        (
+            "red_blue_doors",
+            "open the red door then the blue door",
+            {
+                (3, 3): ("door", "red", 1),
+                (2, 3): ("wall", "grey"),
+                (3, 2): ("wall", "grey"),
+                (1, 3): ("door", "blue", 1),
+            },
+            None,
+            "image",
+            "no path leads to the door that has to be open",
+        ),
         (
             "put_near",
             "put the red ball near the blue box",

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 _STUDENT = str(Path(sys.executable).with_name("student"))
 
-_ROOMS = "MiniGrid-FourRooms-v0"
+_ROOMS = "MiniGrid-MemoryS7-v0"
 
 
 def _fails(*arguments: str | Path, code: int = 2) -> str:

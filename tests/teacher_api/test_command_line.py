@@ -89,11 +89,9 @@ def test_an_error_names_flags_in_place_of_settings(
     assert teacher_tools.cli.main(["check"]) == 2
     assert capsys.readouterr().err == "teacher check: error: MODEL is missing: name the checkpoint's folder\n"
     assert (
-        student.cli.main(["train", "--teacher", "http://127.0.0.1:9", "--env", "MiniGrid-FourRooms-v0"]) == 2
+        student.cli.main(["train", "--teacher", "http://127.0.0.1:9", "--env", "MiniGrid-MemoryS7-v0"]) == 2
     )
-    assert capsys.readouterr().err.startswith(
-        "student train: error: --task is missing: MiniGrid-FourRooms-v0"
-    )
+    assert capsys.readouterr().err.startswith("student train: error: --task is missing: MiniGrid-MemoryS7-v0")
     speak_as("teacher serve", flags_of(Settings))
     say("`max_model_len` and `model` are settings; `teacher serve` and `policy` are not")
     assert capsys.readouterr().err == (

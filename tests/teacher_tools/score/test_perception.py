@@ -12,7 +12,7 @@ import pytest
 
 from gridworld.planner import plan
 from gridworld.scenes import Scene
-from gridworld.tasks import ALL_TASKS
+from gridworld.tasks import ALL_TASKS, TASKS
 from gridworld.views import EMPTY, HEADINGS
 from teacher_tools.score.episodes import State, held_out_states
 from teacher_tools.score.measures import JudgedAnswer, judged, perception, reasoning
@@ -108,7 +108,7 @@ def test_an_analysis_in_free_text_has_no_fields() -> None:
     assert read_analysis(json.dumps(_EXAMPLES[0][1]).replace("I ", "I\n", 1)) is not None
 
 
-@pytest.mark.parametrize("task", ALL_TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "go_to_object"])
 def test_a_described_agent_is_planned_for_where_it_is_described(task: str) -> None:
     states = held_out_states(ALL_TASKS[task].env_id, task, 60, seed=0)
     rng = np.random.default_rng(0)

@@ -162,7 +162,7 @@ def test_a_task_beyond_the_papers_four_is_scored_by_its_name(
         (["--task", "chess"], 2, "--task: the planner, which answers are compared with, knows lava_gap"),
         (["--all", "--task", "fetch"], 2, "--all excludes --task and --env"),
         (["--env", "MiniGrid-Nowhere-v0"], 2, "--env: unknown environment 'MiniGrid-Nowhere-v0'"),
-        (["--env", "MiniGrid-FourRooms-v0"], 2, "--task is missing"),
+        (["--env", "MiniGrid-MemoryS7-v0"], 2, "--task is missing"),
         (["--task", "fetch", "--episodes", "0"], 2, "--episodes (or TEACHER_SCORE_EPISODES)"),
         (["--task", "fetch", "--teacher-wait-s", "0.1"], 3, "gave no answer"),
     ],
