@@ -241,7 +241,7 @@ def _limit(
 
     def too_many(slots: int) -> bool:
         poses = 4 * np.count_nonzero(enter)
-        return int(poses) * 2 ** len(doors) * (slots + 1) ** len(things) > MOST_STATES
+        return bool(int(poses) * 2 ** len(doors) * (slots + 1) ** len(things) > MOST_STATES)
 
     slots = int(np.count_nonzero(holds))
     locked = {cell for cell in doors if view.cells_HW.flat[cell] in _LOCKED}

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
+
 from gridworld import environments
 from gridworld.environments import actions_of
 from gridworld.pictures import Picture, draw, encode_png
@@ -96,6 +98,11 @@ class Layout:
         x, y, heading, *carried = (int(i) for i in obs_K[self.cells : -WORDS])
         cells_HW = obs_K[: self.cells].reshape(self.height, self.width)
         return View(cells_HW, x, y, heading, *(each or None for each in carried))
+
+    def observation(self, view: View, words: bytes) -> Observation:
+        """Returns the observation of a view with a mission's word ids."""
+        agent = [view.x, view.y, view.heading, *([view.carried or 0] if self.carries else [])]
+        return np.frombuffer(bytearray(view.cells_HW.tobytes() + bytes(agent) + words), np.uint8)
 
     def words(self, obs_K: Observation) -> bytes:
         """Returns the mission's word ids in an observation."""

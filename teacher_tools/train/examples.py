@@ -19,10 +19,10 @@ from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
 from teacher_server.settings import Readout
-from teacher_tools.train.experts import expert_of
+from teacher_tools.train.experts import StudentExpert, expert_of
 from teacher_tools.train.general import GeneralSampler
 from teacher_tools.train.samples import Labelled, Sample, Sampler
-from teacher_tools.train.settings import PLANNER
+from teacher_tools.train.settings import PLANNER, is_run
 
 _NUMBERS = 1 / 8
 """The share of conversations that end with written probabilities; the others end with a label."""
@@ -221,8 +221,9 @@ def _sampler_and_encoder(blocks: ExampleBlocks) -> tuple[Sampler | GeneralSample
     checkpoint = read_checkpoint(blocks.checkpoint, weights=False)
     prompts = load_prompt_set(blocks.prompts, checkpoint.dimensions.vision.token_side)
     encoder = ExampleEncoder(checkpoint, prompts)
-    if blocks.expert == PLANNER:
-        return Sampler(blocks.env_ids, blocks.seed, blocks.task), encoder
+    if blocks.expert == PLANNER or is_run(blocks.expert):
+        label = None if blocks.expert == PLANNER else StudentExpert(Path(blocks.expert), blocks.env_ids)
+        return Sampler(blocks.env_ids, blocks.seed, blocks.task, label), encoder
     tasks = [(env_id, task_key(env_id, blocks.task)) for env_id in blocks.env_ids]
     return GeneralSampler(tasks, prompts.tasks, expert_of(blocks.expert), blocks.seed), encoder
 

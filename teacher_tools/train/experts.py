@@ -1,19 +1,25 @@
 """Experts: what training states are labelled by, where it is not the planner."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gridworld.environments import in_full
+from gridworld.planner import Plan
+from gridworld.scenes import Scene
+from gridworld.tasks import ALL_TASKS
 from gridworld.views import View
 from teacher_api.command_line import CannotStart
 from teacher_tools.train.settings import VALUE_ITERATION
 from worlds.general import actions_of
+from worlds.minigrid import MinigridWorld
+from worlds.registry import world_of
 from worlds.tables import action_values, optimal_policy
 from worlds.toy_text import Cell, toy_scene
 
@@ -79,6 +85,43 @@ class ValueIteration:
             state for state, actions in env.P.items() if not all(ended for *_, ended in actions[0])
         ] or list(env.P)
         env.s, env.lastaction = int(rng.choice(going_on)), int(rng.integers(env.action_space.n))
+
+
+class StudentExpert:
+    """A trained student of MiniGrid's kind: its policy labels scenes, also those that it was not trained on.
+
+    Args:
+        folder: the student's run.
+        env_ids: the environments that scenes come from.
+
+    Raises:
+        CannotStart: the folder holds no student, or one that cannot play in one of the environments.
+    """
+
+    def __init__(self, folder: Path, env_ids: Sequence[str]) -> None:
+        from student.runs.trained import load_trained  # noqa: PLC0415
+
+        trained = load_trained(folder)
+        if not isinstance(trained.world, MinigridWorld):
+            raise CannotStart(f"`expert` {folder}: {trained.settings.env} is not of MiniGrid's kind")
+        for env_id in env_ids:
+            if not trained.world.fits(world_of(env_id)):
+                raise CannotStart(
+                    f"`expert` {folder} was trained in {trained.settings.env}, and cannot play {env_id}: the"
+                    " grids differ in size, or the actions in name"
+                )
+        self._world, self._network = trained.world, trained.network
+
+    def __call__(self, scene: Scene) -> Plan:
+        """Returns the policy in a scene, over the task's useful actions."""
+        from student.algorithms.rollout import act  # noqa: PLC0415
+
+        layout = self._world.layout
+        obs_K = layout.observation(scene.view, self._world.vocabulary.encode(scene.mission))
+        log_probs_A = act(self._network, obs_K[None])[0][0]
+        useful = [action for action in ALL_TASKS[scene.task].useful if action in layout.actions]
+        weights = np.exp(log_probs_A[[layout.actions.index(action) for action in useful]]).astype(np.float64)
+        return Plan(dict(zip(useful, (weights / weights.sum()).tolist(), strict=True)), "")
 
 
 def expert_of(name: str) -> Expert:

@@ -1,6 +1,6 @@
 """An endless stream of labelled states: the planner's labels for the task families, made from a seed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -117,13 +117,21 @@ class Sampler:
     Args:
         env_ids: registered environments, used in turn.
         task: the task's key for environments that belong to no task family.
+        label: the expert, which has no plan for some scenes.
 
     Raises:
         UnknownEnvironment: an id is not registered.
         UnknownTask: an environment belongs to no task family and `task` is None.
     """
 
-    def __init__(self, env_ids: Sequence[str], seed: int, task: str | None = None) -> None:
+    def __init__(
+        self,
+        env_ids: Sequence[str],
+        seed: int,
+        task: str | None = None,
+        label: Callable[[Scene], Plan | None] | None = None,
+    ) -> None:
+        self._label = label or planned
         self._environments = [
             (task_key(env_id, None if family_of(env_id) else task), env_id, make(env_id))
             for env_id in env_ids
@@ -141,16 +149,20 @@ class Sampler:
         """
         rng = np.random.default_rng([self._seed, number])
         small = [each for each in self._environments if largest is None or _side(each[2]) <= largest]
-        streams = [_states(env_id, env, task, rng) for task, env_id, env in small or self._environments]
+        streams = [
+            _states(env_id, env, task, rng, self._label) for task, env_id, env in small or self._environments
+        ]
         return [next(streams[i % len(streams)]) for i in range(size)]
 
 
-def _states(env_id: str, env: Any, task: str, rng: np.random.Generator) -> Iterator[Sample]:
+def _states(
+    env_id: str, env: Any, task: str, rng: np.random.Generator, label: Callable[[Scene], Plan | None]
+) -> Iterator[Sample]:
     """Yields labelled states of one episode after another."""
     unplannable = 0
     while True:
         try:
-            scenes = _episode(env, task, rng)
+            scenes = _episode(env, task, rng, label)
         except Exception as error:  # an environment can raise anything
             raise CannotStart(f"`env`: the environment {env_id!r} failed: {in_full(error)}") from error
         unplannable += 1
@@ -158,9 +170,9 @@ def _states(env_id: str, env: Any, task: str, rng: np.random.Generator) -> Itera
             scene = scenes[i]
             if rng.random() < _RELOCATED:
                 scene = replace(scene, view=_relocated(scene, rng))
-            if (planned := _planned(scene)) is not None:
+            if (plan := label(scene)) is not None:
                 unplannable = 0
-                sample = Sample(scene, planned.probabilities, planned.best)
+                sample = Sample(scene, plan.probabilities, plan.best)
                 yield _outside(sample, rng) if rng.random() < _OUTSIDE else sample
         if unplannable == _MAX_UNPLANNABLE:
             raise CannotStart(
@@ -181,22 +193,24 @@ def _outside(sample: Sample, rng: np.random.Generator) -> Sample:
         tile_size(shown.picture)
     except UnreadablePicture:
         return sample
-    if shown.view is not None and _planned(replace(scene, view=shown.view)) is not None:
+    if shown.view is not None and planned(replace(scene, view=shown.view)) is not None:
         return sample
     even = dict.fromkeys(sample.probabilities, 1 / len(sample.probabilities))
     return Sample(scene, even, (), shown)
 
 
-def _episode(env: Any, task: str, rng: np.random.Generator) -> list[Scene]:
-    """Plays an episode in which some steps are the planner's; returns its scenes."""
+def _episode(
+    env: Any, task: str, rng: np.random.Generator, label: Callable[[Scene], Plan | None]
+) -> list[Scene]:
+    """Plays an episode in which some steps are the expert's; returns its scenes."""
     scene = _start(env, task, rng)
     share = rng.choice(_PLANNER_SHARES)
     names = actions_of(env)
     useful, scenes = [action for action in ALL_TASKS[task].useful if action in names], []
     for _ in range(_MAX_STEPS):
         scenes.append(scene)
-        planned = _planned(scene) if rng.random() < share else None
-        action = str(rng.choice(planned.best if planned is not None else useful))
+        advised = label(scene) if rng.random() < share else None
+        action = str(rng.choice(advised.best if advised is not None else useful))
         _, _, terminated, truncated, _ = env.step(names.index(action))
         if terminated or truncated:
             break
@@ -246,7 +260,7 @@ def _between(first: Cell, middle: Cell, last: Cell) -> bool:
     return in_line and min(first[along], last[along]) < middle[along] < max(first[along], last[along])
 
 
-def _planned(scene: Scene) -> Plan | None:
+def planned(scene: Scene) -> Plan | None:
     """Returns the planner's answer, or None where no plan exists, as for a target behind walls."""
     try:
         return plan(scene.view, scene.task, scene.mission, ALL_TASKS[scene.task].useful)

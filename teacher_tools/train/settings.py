@@ -24,6 +24,11 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def is_run(expert: str) -> bool:
+    """Returns whether an expert's name is a folder, that of a student's run."""
+    return Path(expert).is_dir()
+
+
 def _known(env_id: str) -> str:
     try:
         world_of(env_id)
@@ -84,8 +89,9 @@ class TrainingSettings(BaseSettings):
     )
     expert: str = Field(
         default=PLANNER,
-        description=f"what labels the states: {PLANNER}, for environments of MiniGrid's kind;"
-        f" {VALUE_ITERATION}, for Gymnasium's toy_text; or a Python object of your own: package.module:Name",
+        description=f"what labels the states: {PLANNER} or the folder of a student's run, for environments"
+        f" of MiniGrid's kind; {VALUE_ITERATION}, for Gymnasium's toy_text; or a Python object of your own:"
+        " package.module:Name",
     )
     pictures: int = Field(
         default=32_000,
@@ -131,18 +137,19 @@ class TrainingSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _tasks_known(self) -> Self:
-        if self.expert == PLANNER:
+        if self.expert == PLANNER or is_run(self.expert):
             if self.task is not None and self.task not in ALL_TASKS:
                 raise ValueError(f"`task`: the planner knows {', '.join(ALL_TASKS)}, not {self.task}")
             for env_id in self.env:
                 if not isinstance(world_of(env_id), MinigridWorld):
                     raise ValueError(
-                        f"`expert`: the planner knows environments of MiniGrid's kind alone, not {env_id}:"
-                        f" name another expert, such as {VALUE_ITERATION}"
+                        f"`expert`: {self.expert} is for environments of MiniGrid's kind, which {env_id} is"
+                        f" not: name another expert, such as {VALUE_ITERATION}"
                     )
         elif self.expert != VALUE_ITERATION and ":" not in self.expert:
             raise ValueError(
-                f"`expert` {self.expert!r} is none of {PLANNER}, {VALUE_ITERATION}, package.module:Name"
+                f"`expert` {self.expert!r} is none of {PLANNER}, {VALUE_ITERATION}, the folder of a run,"
+                " package.module:Name"
             )
         _ = self.tasks
         return self

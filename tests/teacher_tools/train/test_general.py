@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gridworld.scenes import Scene
+from student.runs.trained import load_policy
+from student.settings import TrainSettings
+from student.trainer import train
 from teacher_api.command_line import CannotStart
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.prompting.prompt_files import misfit
@@ -14,9 +18,11 @@ from teacher_server.prompting.prompt_set import load_prompt_set
 from teacher_tools.cli import main
 from teacher_tools.train.compact import write_folder
 from teacher_tools.train.examples import ExampleEncoder
-from teacher_tools.train.experts import Advice, Expert, expert_of
+from teacher_tools.train.experts import Advice, Expert, StudentExpert, expert_of
 from teacher_tools.train.general import GeneralSampler
+from teacher_tools.train.samples import Sampler
 from worlds.general import make
+from worlds.minigrid import MinigridWorld
 
 _LAKE = "random_lake:RandomLake-v0"
 _EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -121,7 +127,7 @@ def test_a_lake_trains_a_checkpoint(tmp_path: Path) -> None:
     [
         (
             ["--env", "FrozenLake-v1", "--prompts", "toy-text"],
-            "--expert: the planner knows environments of MiniGrid's kind alone, not FrozenLake-v1",
+            "--expert: planner is for environments of MiniGrid's kind, which FrozenLake-v1 is not",
         ),
         (["--expert", "oracle"], "--expert 'oracle' is none of planner, value-iteration"),
         (
@@ -151,3 +157,31 @@ def test_a_random_lakes_seed_determines_its_map() -> None:
         inner: Any = env.unwrapped
         maps.append((inner.desc.tobytes(), inner.P))
     assert maps[0] == maps[2] != maps[1]
+
+
+@pytest.mark.integration
+def test_a_students_policy_labels_the_scenes_of_its_world(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"env": "MiniGrid-LavaGapS5-v0", "frames": 64, "evaluation_episodes": 1}
+    run = tmp_path / "student"
+    train(TrainSettings.model_validate(settings | {"out": run, "progress": False}))
+    label = StudentExpert(run, ["MiniGrid-LavaGapS5-v0"])
+    world, policy = load_policy(run)
+    assert isinstance(world, MinigridWorld)
+    env = world.environment(lambda episode: 5)
+    obs_K = np.frombuffer(env.reset(), np.uint8)
+    scene = Scene("lava_gap", world.mission(obs_K), world.layout.view(obs_K))
+    probabilities = np.exp(policy(obs_K[None])[0])
+    useful = {name: float(probabilities[world.actions.index(name)]) for name in ("left", "right", "forward")}
+    expected = {name: p / sum(useful.values()) for name, p in useful.items()}
+    assert label(scene).probabilities == pytest.approx(expected, abs=1e-6)
+    samples = Sampler(["MiniGrid-LavaGapS5-v0"], 0, label=label).block(0, 8)
+    assert all(
+        sample.probabilities == label(sample.scene).probabilities for sample in samples if not sample.outside
+    )
+    flags = ["--env", "MiniGrid-LavaGapS5-v0", "--expert", str(run), "--pictures", "4", "--samples", "4"]
+    flags += ["--batch-size", "4", "--precision", "float32", "--no-progress"]
+    assert main(["train", "--out", str(tmp_path / "run"), *flags]) == 0
+    with pytest.raises(CannotStart, match="cannot play MiniGrid-LavaGapS6-v0"):
+        StudentExpert(run, ["MiniGrid-LavaGapS6-v0"])
+    with pytest.raises(CannotStart, match="is no run"):
+        StudentExpert(tmp_path, ["MiniGrid-LavaGapS5-v0"])
