@@ -94,6 +94,11 @@ class Runner:
         torch.cuda.empty_cache()
         raise EngineError(f"out of memory with a batch of {len(requests)}: lower `max_num_seqs`")
 
+    def forward(self, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        """Runs the language model; returns the next token's logits, float32 [B, V], and keys and values."""
+        outputs = self._model.model.language_model(**inputs)
+        return self._model.lm_head(outputs.last_hidden_state[:, -1]).float(), outputs.past_key_values
+
     def _score(self, requests: list[Request]) -> None:
         """Answers scoring requests with one forward pass."""
         requests, expanded = self._expand(requests)
@@ -131,7 +136,7 @@ class Runner:
                 step.mask_BL, step.next_B = step.mask_BL[keep], step.next_B[keep]
             newest_B1 = torch.tensor([row.token_ids[-1:] for row in rows], device=self._device)
             step.mask_BL = torch.cat([step.mask_BL, torch.ones_like(newest_B1)], dim=1)
-            step.logits_BV, step.cache = self._forward(
+            step.logits_BV, step.cache = self.forward(
                 inputs_embeds=self._model.get_input_embeddings()(newest_B1),
                 attention_mask=step.mask_BL,
                 position_ids=step.next_B.view(1, -1, 1).expand(3, -1, -1),
@@ -188,7 +193,7 @@ class Runner:
             inputs = language_inputs(self._model, ids_BL[:, -left:], image_BL[:, -left:], features_NX)
         else:
             inputs = {"inputs_embeds": self._model.get_input_embeddings()(ids_BL[:, -left:])}
-        logits_BV, cache = self._forward(
+        logits_BV, cache = self.forward(
             **inputs,
             attention_mask=mask_BL,
             position_ids=positions_3BL[..., -left:],
@@ -196,11 +201,6 @@ class Runner:
             use_cache=use_cache,
         )
         return _Step(logits_BV, mask_BL, positions_3BL.amax((0, 2)) + 1, cache if use_cache else None)
-
-    def _forward(self, **inputs: Any) -> tuple[torch.Tensor, Any]:
-        """Runs the language model; returns the next token's logits, float32 [B, V], and keys and values."""
-        outputs = self._model.model.language_model(**inputs)
-        return self._model.lm_head(outputs.last_hidden_state[:, -1]).float(), outputs.past_key_values
 
     def _compute_features(self, pictures: list[PreparedPicture]) -> None:
         """Puts the features of these pictures into `_features` and drops the least recently used ones."""

@@ -333,13 +333,13 @@ def _noise(seed: int) -> PreparedPicture:
 def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Records the number of columns of each forward pass."""
     computed: list[int] = []
-    forward = Runner._forward
+    forward = Runner.forward
 
     def counting(self: Any, **given: Any) -> Any:
         computed.append(given["inputs_embeds"].shape[1])
         return forward(self, **given)
 
-    monkeypatch.setattr(Runner, "_forward", counting)
+    monkeypatch.setattr(Runner, "forward", counting)
     with suppress(ImportError):
         from teacher_server.engines.onnx.model import OnnxModel  # noqa: PLC0415
 

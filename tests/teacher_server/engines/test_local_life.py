@@ -16,12 +16,13 @@ from tests.engines import ENDLESS, LOCAL, SCHEMA, WHOLE, engine_of, prompt_of, s
 from tools.random_checkpoint import make_checkpoint
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("xgrammar")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from teacher_server.engines.transformers.engine import TransformersEngine  # noqa: E402
+from teacher_server.engines.transformers.runner import Runner  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -123,7 +124,7 @@ def test_a_failed_batch_is_answered_and_the_next_one_runs(
     checkpoint: Checkpoint, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = iter([RuntimeError("a kernel broke"), torch.OutOfMemoryError("CUDA out of memory")])
-    forward = transformers.Qwen2_5_VLForConditionalGeneration.forward
+    forward = Runner.forward
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         error = next(failures, None)
@@ -133,7 +134,7 @@ def test_a_failed_batch_is_answered_and_the_next_one_runs(
 
     async def scenario() -> None:
         async with started(checkpoint) as engine:
-            monkeypatch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", failing)
+            monkeypatch.setattr(Runner, "forward", failing)
             with pytest.raises(EngineError, match="a kernel broke"):
                 await engine.score(prompts[0], [1])
             with pytest.raises(EngineError, match=r"out of memory.*lower `max_num_seqs`"):
@@ -157,14 +158,14 @@ def _overflow(kind: str, patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(OnnxModel, "scores", overflowing_too)
         return
-    forward = transformers.Qwen2_5_VLForConditionalGeneration.forward
+    forward = Runner.forward
 
     def overflowing(*args: Any, **kwargs: Any) -> Any:
-        outputs = forward(*args, **kwargs)
-        outputs.logits[0] = torch.nan
-        return outputs
+        logits_BV, cache = forward(*args, **kwargs)
+        logits_BV[0] = torch.nan
+        return logits_BV, cache
 
-    patch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", overflowing)
+    patch.setattr(Runner, "forward", overflowing)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -212,7 +213,7 @@ def test_it_calculates_in_as_many_threads_as_are_asked_for(
     checkpoint: Checkpoint, prompts: list[Prompt]
 ) -> None:
     own = torch.get_num_threads()
-    forward = transformers.Qwen2_5_VLForConditionalGeneration.forward
+    forward = Runner.forward
     found = []
 
     async def scenario(**changes: Any) -> None:
@@ -224,7 +225,7 @@ def test_it_calculates_in_as_many_threads_as_are_asked_for(
         return forward(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.Qwen2_5_VLForConditionalGeneration, "forward", looking)
+        patch.setattr(Runner, "forward", looking)
         try:
             asyncio.run(scenario())
             asyncio.run(scenario(threads=own + 2))
