@@ -1,6 +1,7 @@
 """A view as a problem to search and the state that it is in; what each action leads to."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -125,16 +126,14 @@ def puzzle_of(view: View, task: str, mission: str, actions: Iterable[str]) -> Pu
         doors = [cell for cell in doors if within[cell]]
         things = [(thing, cell) for thing, cell in things if cell is None or within[cell]]
         _limit(doors, things, enter, holds, view, aim)
-
     codes = [thing for thing, _ in things]
     if not set(aim.opened) <= set(doors):
         raise NoPlan("image", f"no path leads to the door that has to be open before {aim.target}")
     opened = tuple(doors.index(cell) for cell in aim.opened)
-    poses: dict[Hands, frozenset[int]] = {}
+    poses: defaultdict[Hands, set[int]] = defaultdict(set)
     for cell in aim.cells:
-        hands = _hands(aim, cell, view, codes)
-        poses[hands] = poses.get(hands, frozenset()) | _poses(aim, cell, view, enter, holds)
-    goals = tuple(Goal(aim.finish, at, hands, opened) for hands, at in poses.items())
+        poses[_hands(aim, cell, view, codes)] |= _poses(aim, cell, view, enter, holds)
+    goals = tuple(Goal(aim.finish, frozenset(at), hands, opened) for hands, at in poses.items())
     if enter[here] == 0:
         enter[here] = LEFT_ONLY
     problem = Problem(
@@ -150,12 +149,10 @@ def puzzle_of(view: View, task: str, mission: str, actions: Iterable[str]) -> Pu
     return Puzzle(view, aim, problem, State(here, view.heading, shut, tuple(cell for _, cell in things)))
 
 
-def _poses(
-    aim: Aim, cell: int, view: View, enter: NDArray[np.uint8], holds: NDArray[np.bool_]
-) -> frozenset[int]:
+def _poses(aim: Aim, cell: int, view: View, enter: NDArray[np.uint8], holds: NDArray[np.bool_]) -> set[int]:
     """Returns the poses in which an episode ends in success at one of the target's cells."""
     if aim.finish is None:
-        return frozenset(4 * cell + heading for heading in range(4))
+        return {4 * cell + heading for heading in range(4)}
     height, width = view.cells_HW.shape
     y, x = divmod(cell, width)
     faced = [(x, y)]
@@ -163,12 +160,12 @@ def _poses(
         around = ((x + dx, y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1))
         faced = [(i, j) for i, j in around if 0 <= i < width and 0 <= j < height and holds[j * width + i]]
     beside = ((i - dx, j - dy, heading) for i, j in faced for heading, (dx, dy) in enumerate(STEPS))
-    return frozenset(
+    return {
         4 * (j * width + i) + each
         for i, j, heading in beside
         if 0 <= i < width and 0 <= j < height and enter[j * width + i]
         for each in (range(4) if aim.finish == "done" else (heading,))
-    )
+    }
 
 
 def _hands(aim: Aim, cell: int, view: View, codes: Sequence[int]) -> Hands:
@@ -240,8 +237,9 @@ def _limit(
         return int(abs(y - view.y) + abs(x - view.x))
 
     def too_many(slots: int) -> bool:
-        poses = 4 * np.count_nonzero(enter)
-        return bool(int(poses) * 2 ** len(doors) * (slots + 1) ** len(things) > MOST_STATES)
+        poses = 4 * int(np.count_nonzero(enter))
+        states: int = poses * 2 ** len(doors) * (slots + 1) ** len(things)
+        return states > MOST_STATES
 
     slots = int(np.count_nonzero(holds))
     locked = {cell for cell in doors if view.cells_HW.flat[cell] in _LOCKED}
