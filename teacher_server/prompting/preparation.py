@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from gridworld.pictures import UnreadablePicture, tile_size
+from gridworld.pictures import TILE, UnreadablePicture, tile_size
 
 SIDE = 28
 """Pixels a side of the visual tokens for which prompt sets state sizes: those of Qwen2-VL and Qwen2.5-VL."""
@@ -70,6 +70,11 @@ class Preparation:
             raise ValueError(f"tile is {self.tile}; it must be 1 pixel or more")
         if self.max_pixels < (least := least_pixels(SIDE)):
             raise ValueError(f"max_pixels is {self.max_pixels}; it must be {least} or more")
+
+    @property
+    def drawn(self) -> int:
+        """Pixels a side at which to draw a tile for a picture that can be prepared."""
+        return self.cell or TILE
 
     @property
     def bounds(self) -> tuple[int, int]:

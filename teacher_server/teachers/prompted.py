@@ -233,7 +233,8 @@ class PromptedTeacher:
         Raises:
             EngineError: the engine failed; TeacherGone: the engine has ended.
         """
-        observations = [Observation(draw(trial_grid(5)), "", task, self.tasks[task]) for task in tasks]
+        picture = draw(trial_grid(5), self._prompts.preparation.drawn)
+        observations = [Observation(picture, "", task, self.tasks[task]) for task in tasks]
         for outcome in await asyncio.gather(*map(self.answer, observations), return_exceptions=True):
             if isinstance(outcome, UnreadableAnswer) and outcome.fault == "engine":
                 raise EngineError(f"the engine does not answer: {outcome}")

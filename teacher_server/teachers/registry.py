@@ -217,7 +217,8 @@ def conversation_problems(
     Raises:
         BadPromptSet: the prompt set declares fewer views.
     """
-    chat, grid, longest = checkpoint.chat_format, draw(trial_grid(16)), 0
+    chat, longest = checkpoint.chat_format, 0
+    grid = draw(trial_grid(16), prompts.preparation.drawn)
     for task, seen in prompts.first_views(views).items():
         conversation = _conversation(prompts, task, readout)
         try:

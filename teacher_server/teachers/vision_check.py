@@ -39,7 +39,8 @@ async def check_vision(teacher: ModelTeacher, *, allow_unreadable: bool = False)
         VisionCheckFailed: the teacher does not pass.
         EngineError: the engine failed.
     """
-    pictures = [draw(trial_grid(5)), draw(trial_grid(5, ahead=code("lava", "red")))]
+    tile = teacher.prompts.preparation.drawn
+    pictures = [draw(trial_grid(5), tile), draw(trial_grid(5, ahead=code("lava", "red")), tile)]
     task, actions = next(iter(teacher.tasks.items()))
     readable, why = 0, ""
     for picture in pictures:

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gridworld.pictures import encode_png
 from gridworld.scenes import Scene
 from student.runs.trained import load_policy
 from student.settings import TrainSettings
 from student.trainer import train
+from teacher_api.client import TeacherClient
 from teacher_api.command_line import CannotStart
+from teacher_api.schemas import Question
 from teacher_server.checkpoints.checkpoint import read_checkpoint
 from teacher_server.prompting.prompt_files import misfit
 from teacher_server.prompting.prompt_set import load_prompt_set
@@ -21,6 +24,8 @@ from teacher_tools.train.examples import ExampleEncoder
 from teacher_tools.train.experts import Advice, Expert, StudentExpert, expert_of
 from teacher_tools.train.general import GeneralSampler
 from teacher_tools.train.samples import Sampler
+from tests.conftest import StartTeacher
+from tests.waiting import LONG_S, wait_until_ready
 from worlds.general import make
 from worlds.minigrid import MinigridWorld
 
@@ -107,7 +112,7 @@ def test_what_cannot_be_sampled_is_said_in_a_line(expert: Expert, env_id: str, t
 
 
 @pytest.mark.integration
-def test_a_lake_trains_a_checkpoint(tmp_path: Path) -> None:
+def test_a_lake_trains_a_checkpoint_that_is_served(tmp_path: Path, teacher_process: StartTeacher) -> None:
     flags = ["--env", _LAKE, "--task", "frozen_lake", "--expert", "value-iteration"]
     flags += ["--prompts", "compact-lake", "--pictures", "8", "--samples", "8", "--batch-size", "4"]
     out = tmp_path / "run"
@@ -119,6 +124,18 @@ def test_a_lake_trains_a_checkpoint(tmp_path: Path) -> None:
     metrics = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["tile"] >= 0
     assert metrics["value"] >= 0
+    served = ["--engine", "transformers", "--device", "cpu", "--min-label-mass", "0"]
+    served += ["--model", str(out / "checkpoint"), "--prompts", "compact-lake"]
+    teacher = teacher_process("--teacher", "prompted", *served)
+    wait_until_ready(teacher)
+    env = make(_LAKE)
+    env.reset(seed=2**31)
+    picture = encode_png(np.asarray(env.render(), np.uint8))
+    actions = ("left", "down", "right", "up")
+    with TeacherClient(teacher.url, deadline_s=LONG_S) as client:
+        answer = client.ask(Question.about(picture, mission="", task="frozen_lake", actions=actions))
+    said = json.loads(answer.analysis, strict=False)
+    assert list(said) == ["agent", "target", "hazards", "direction"]
 
 
 @pytest.mark.integration
