@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gridworld.tasks import ALL_TASKS
-from gridworld.views import STEPS, code
+from gridworld.views import EMPTY, STEPS, code
 from student.algorithms.networks import GridNetwork, _egocentric
 from worlds.minigrid import WORDS, Layout, MinigridWorld, Vocabulary, layout_of
 from worlds.world import Environments
@@ -46,6 +46,19 @@ def test_turning_the_world_and_the_agent_together_changes_nothing() -> None:
     logits_BA, values_B = network(torch.from_numpy(np.array(rows, np.uint8)))
     torch.testing.assert_close(logits_BA[0], logits_BA[1])
     torch.testing.assert_close(values_B[0], values_B[1])
+
+
+def test_what_is_carried_is_seen_in_the_agents_own_cell() -> None:
+    layout, vocabulary = layout_of("MiniGrid-DoorKey-5x5-v0"), Vocabulary()
+    network = GridNetwork(layout)
+    row = Environments(MinigridWorld(layout, vocabulary), 1, 3).reset()[0]
+    carrying, key = row.copy(), code("key", "yellow")
+    carrying[layout.cells + 3] = key
+    before, after = network.perceive(torch.from_numpy(np.stack([row, carrying])))[:, :-WORDS] // 4
+    middle = len(before) // 2
+    assert (int(before[middle]), int(after[middle])) == (EMPTY, key)
+    assert torch.equal(before[:middle], after[:middle])
+    assert torch.equal(before[middle + 1 :], after[middle + 1 :])
 
 
 def test_what_the_mission_names_is_seen_as_the_same_whatever_it_is_called() -> None:
