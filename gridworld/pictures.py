@@ -119,7 +119,7 @@ def read(picture: Picture) -> View:
 
     MiniGrid's drawing is read exactly, with or without the highlight of the cells that the agent sees. A
     lossy copy (JPEG) is read if each tile is clearly nearest to one drawing. That holds for all tiles at
-    quality 75 and higher with 16, 20, 24, 28 or 32 px per tile.
+    quality 75 and higher with 16, 20, 24, 28 or 32 px per tile; for what is carried, with 20, 28 or 32 px.
 
     MiniGrid draws walls and goals of one colour alike: grey is read as a wall, any other colour as a goal.
     A key, ball or box in the top left corner, between two grey walls, is what the agent carries.

@@ -223,7 +223,7 @@ def test_what_is_carried_is_drawn_and_read_at_every_size(tile: int, seen: bool) 
 
 
 @pytest.mark.parametrize("quality", [75, 90])
-@pytest.mark.parametrize("tile", [16, 28, 32])
+@pytest.mark.parametrize("tile", [20, 28, 32])
 def test_what_is_carried_is_read_from_a_jpeg(tile: int, quality: int) -> None:
     view = view_of(_world("MiniGrid-Empty-5x5-v0"))
     for carried in PICKABLE:
