@@ -9,19 +9,19 @@ from gridworld.environments import in_full
 from gridworld.tasks import EVALUATION_SEEDS
 from teacher_api.command_line import CannotStart
 from teacher_tools.train.experts import Advice, Expert
-from teacher_tools.train.samples import Labelled
+from teacher_tools.train.samples import (
+    EXPERT_SHARES,
+    MAX_SAMPLES_PER_EPISODE,
+    MAX_STEPS,
+    MAX_WITHOUT,
+    Labelled,
+)
 from worlds.general import actions_of, make
 
-_MAX_SAMPLES_PER_EPISODE = 6
-_MAX_STEPS = 40
-_EXPERT_SHARES = (0.0, 0.5, 0.9, 1.0)
-"""An episode draws one: the probability that a step is the expert's. All other steps are random."""
 _TAKEN = 0.5
 """The share of an episode's states that become samples."""
 _SCATTERED = 0.5
 """The share of these that the expert puts the environment into, if it can."""
-_MAX_WITHOUT = 100
-"""Consecutive episodes without a sample, after which sampling fails."""
 
 
 class GeneralSampler:
@@ -71,7 +71,7 @@ class GeneralSampler:
     ) -> Iterator[Labelled]:
         """Yields labelled states of one episode after another."""
         without = 0
-        while without < _MAX_WITHOUT:
+        while without < MAX_WITHOUT:
             without += 1
             try:
                 samples = self._episode(env, task, useful, rng)
@@ -80,7 +80,7 @@ class GeneralSampler:
             for sample in samples:
                 without = 0
                 yield sample
-        raise CannotStart(f"`expert`: it had no advice in {_MAX_WITHOUT} episodes of {env_id}")
+        raise CannotStart(f"`expert`: it had no advice in {MAX_WITHOUT} episodes of {env_id}")
 
     def _episode(
         self, env: Any, task: str, useful: tuple[str, ...], rng: np.random.Generator
@@ -88,8 +88,8 @@ class GeneralSampler:
         """Plays an episode in which some steps are the expert's; returns its samples."""
         names, scatter = actions_of(env), getattr(self._expert, "scatter", None)
         env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
-        share, samples = rng.choice(_EXPERT_SHARES), list[Labelled]()
-        for _ in range(_MAX_STEPS):
+        share, samples = rng.choice(EXPERT_SHARES), list[Labelled]()
+        for _ in range(MAX_STEPS):
             taken = rng.random() < _TAKEN
             if taken and scatter is not None and rng.random() < _SCATTERED:
                 scatter(env.unwrapped, rng)
@@ -100,7 +100,7 @@ class GeneralSampler:
             if advice is not None and rng.random() < share:
                 action = max(advice.probabilities, key=lambda name: advice.probabilities[name])
             _, _, terminated, truncated, _ = env.step(names.index(action))
-            if terminated or truncated or len(samples) == _MAX_SAMPLES_PER_EPISODE:
+            if terminated or truncated or len(samples) == MAX_SAMPLES_PER_EPISODE:
                 break
         return samples
 

@@ -17,20 +17,20 @@ from gridworld.views import EMPTY, STEPS, View, view_of
 from teacher_api.command_line import CannotStart
 from teacher_tools.train.outside import Outside, outside
 
-_MAX_SAMPLES_PER_EPISODE = 6
+MAX_SAMPLES_PER_EPISODE = 6
 """More samples of one episode would be nearly alike."""
-_MAX_STEPS = 40
+MAX_STEPS = 40
 """Steps of an episode, at most."""
-_PLANNER_SHARES = (0.0, 0.5, 0.9, 1.0)
-"""An episode draws one: the probability that a step is the planner's. All other steps are random."""
+EXPERT_SHARES = (0.0, 0.5, 0.9, 1.0)
+"""An episode draws one: the probability that a step is the expert's. All other steps are random."""
 _RELOCATED = 0.5
 """The share of states whose agent is moved to another free cell, with any heading."""
 _HIDDEN = 0.4
 """The share of relocated agents that get, where possible, a cell with a hazard between it and the target."""
 _FACING = 0.5
 """The share of those agents that face a hazard, where one is beside them."""
-_MAX_UNPLANNABLE = 100
-"""Consecutive episodes without a planned state, after which sampling fails."""
+MAX_WITHOUT = 100
+"""Consecutive episodes without a labelled state, after which sampling fails."""
 _MAX_STARTS = 1000
 """Starts that are tried to find one with several targets."""
 _SEVERAL_TARGETS = {"fetch": 0.4}
@@ -166,7 +166,7 @@ def _states(
         except Exception as error:  # an environment can raise anything
             raise CannotStart(f"`env`: the environment {env_id!r} failed: {in_full(error)}") from error
         unplannable += 1
-        for i in rng.permutation(len(scenes))[:_MAX_SAMPLES_PER_EPISODE]:
+        for i in rng.permutation(len(scenes))[:MAX_SAMPLES_PER_EPISODE]:
             scene = scenes[i]
             if rng.random() < _RELOCATED:
                 scene = replace(scene, view=_relocated(scene, rng))
@@ -174,10 +174,9 @@ def _states(
                 unplannable = 0
                 sample = Sample(scene, plan.probabilities, plan.best)
                 yield _outside(sample, rng) if rng.random() < _OUTSIDE else sample
-        if unplannable == _MAX_UNPLANNABLE:
+        if unplannable == MAX_WITHOUT:
             raise CannotStart(
-                f"`env`: the planner found no plan in {_MAX_UNPLANNABLE} episodes of {env_id}"
-                f" as the task {task}"
+                f"`env`: the planner found no plan in {MAX_WITHOUT} episodes of {env_id} as the task {task}"
             )
 
 
@@ -204,10 +203,10 @@ def _episode(
 ) -> list[Scene]:
     """Plays an episode in which some steps are the expert's; returns its scenes."""
     scene = _start(env, task, rng)
-    share = rng.choice(_PLANNER_SHARES)
+    share = rng.choice(EXPERT_SHARES)
     names = actions_of(env)
     useful, scenes = [action for action in ALL_TASKS[task].useful if action in names], []
-    for _ in range(_MAX_STEPS):
+    for _ in range(MAX_STEPS):
         scenes.append(scene)
         advised = label(scene) if rng.random() < share else None
         action = str(rng.choice(advised.best if advised is not None else useful))
