@@ -60,15 +60,8 @@ class Example(Scene):
         return plan(self.view, self.task, self.mission, TASKS[self.task].useful).probabilities
 
     def best(self) -> str:
-        """Returns the planner's best action.
-
-        Raises:
-            ValueError: two actions are equally good, so the example would teach neither.
-        """
-        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
-        if ranked[0][1] - ranked[1][1] < 0.1:
-            raise ValueError(f"{ranked[0][0]} and {ranked[1][0]} are equally good; choose another state")
-        return ranked[0][0]
+        """Returns the planner's best action; see `best_of`."""
+        return toy_text_examples.best_of(self.probabilities)
 
     def path_heading(self) -> int:
         """Returns the heading in which the best path leaves this cell, or ends."""

@@ -1,5 +1,6 @@
 """Worked examples of Gymnasium's toy_text environments: states after given actions, exactly analysed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,18 @@ _STEPS = {
 _HAZARDS = {"frozen_lake": "a hole", "cliff_walking": "the cliff"}
 
 
+def best_of(probabilities: Mapping[str, float]) -> str:
+    """Returns the most probable action.
+
+    Raises:
+        ValueError: two actions are equally good, so the example would teach neither.
+    """
+    ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+    if ranked[0][1] - ranked[1][1] < 0.1:
+        raise ValueError(f"{ranked[0][0]} and {ranked[1][0]} are equally good; choose another state")
+    return ranked[0][0]
+
+
 @dataclass(frozen=True)
 class Example:
     """A state; `probabilities` are those of its actions, by name: equally good ones are equally probable."""
@@ -28,23 +41,12 @@ class Example:
     picture: Picture
     mission: str = ""
 
-    def best(self) -> str:
-        """Returns the best action.
-
-        Raises:
-            ValueError: two actions are equally good, so the example would teach neither.
-        """
-        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
-        if ranked[0][1] - ranked[1][1] < 0.1:
-            raise ValueError(f"{ranked[0][0]} and {ranked[1][0]} are equally good; choose another state")
-        return ranked[0][0]
-
     def analysis(self) -> dict[str, Any]:
         """Returns a perfect analysis."""
         return self.scene.analysis() | {"reasoning": self._reasoning()}
 
     def _reasoning(self) -> str:
-        best, (row, column) = self.best(), self.scene.agent
+        best, (row, column) = best_of(self.probabilities), self.scene.agent
         if best == "pickup":
             return "The taxi is at the passenger's stop, so I pick the passenger up."
         if best == "dropoff":
