@@ -43,7 +43,10 @@ def test_a_run_says_how_many_labels_failed_and_why(
     shared_teacher: TeacherProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """BabyAI's missions name boxes and places, which the task does not have."""
-    run, small = tmp_path / "run", ("--evaluation-episodes", "2", "--no-progress", "--environments", "4")
+    run, small = (
+        tmp_path / "run",
+        ("--evaluation-episodes", "2", "--no-progress", "--environments", "4", "--seed", "2"),
+    )
     told = ("--env", "BabyAI-PickupLoc-v0", "--task", "fetch", "--teacher", shared_teacher.url)
     assert main(["train", *told, *small, "--frames", "512", "--out", str(run)]) == 0
     out, err = capsys.readouterr()

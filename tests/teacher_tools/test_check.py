@@ -86,8 +86,8 @@ def test_every_problem_is_reported(made: Path, tmp_path: Path) -> None:
     assert files == [
         "- tokenizer.json",
         "- preprocessor_config.json",
-        "- no prompt set 'no such set'; name one of compact, minigrid, minigrid-zero-shot, or the folder of"
-        " your own",
+        "- no prompt set 'no such set'; name one of compact, compact-lake, minigrid, minigrid-zero-shot,"
+        " toy-text, or the folder of your own",
     ]
 
 

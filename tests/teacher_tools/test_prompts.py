@@ -121,7 +121,7 @@ def test_the_documents_own_task(tmp_path: Path) -> None:
         (["lst"], "no command 'lst'"),
         (["list", "--all"], "--all"),
         (["show", "minigrid"], "--task (or TEACHER_TASK) is missing"),
-        (["show", "nothing", "--task", "fetch"], "name one of compact, minigrid, minigrid-zero-shot"),
+        (["show", "nothing", "--task", "fetch"], "name one of compact, compact-lake, minigrid"),
         (["show", "minigrid", "--task", "maze"], "choose one of lava_gap, dynamic_obstacles, fetch"),
         (
             ["show", "minigrid", "--task", "fetch", "--env", "CartPole-v1"],

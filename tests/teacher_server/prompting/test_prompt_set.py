@@ -208,9 +208,7 @@ def test_what_is_wrong_is_told_in_one_line(
 
 
 def test_an_unknown_set_lists_those_there_are() -> None:
-    with pytest.raises(
-        BadPromptSet, match="no prompt set 'mini'; name one of compact, minigrid, minigrid-zero-shot"
-    ):
+    with pytest.raises(BadPromptSet, match="no prompt set 'mini'; name one of compact, compact-lake, mini"):
         load_prompt_set("mini")
 
 

@@ -16,9 +16,9 @@ from teacher_server.prompting.prompt_set import SETS
 
 
 def examples() -> list[tuple[Scene, dict[str, Any]]]:
-    """Returns the prompt sets' examples: the scene of each picture, and a correct analysis."""
+    """Returns the examples of the set `minigrid`: the scene of each picture, and a correct analysis."""
     found = []
-    for file in sorted(SETS.glob("*/examples/*/*.json")):
+    for file in sorted(SETS.glob("minigrid/examples/*/*.json")):
         example = json.loads(file.read_text())
         with Image.open(file.with_suffix(".png")) as image:
             view = read(np.asarray(image.convert("RGB")))
