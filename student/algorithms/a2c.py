@@ -15,7 +15,7 @@ from student.settings import TrainSettings
 
 _RATE, _EPSILON, _STEPS = 1e-3, 1e-5, 2
 """The learning rate, Adam's epsilon and the gradient steps of a rollout, for `recover`."""
-_CHANGE, _LEAST_FAILING = 0.02, 0.01
+_CHANGE, _LEAST_FAILING = 0.02, 0.001
 """An update changes the policy by a KL divergence of at most `_CHANGE` times the share of failed episodes, or
 times `_LEAST_FAILING` where fewer fail."""
 

@@ -116,14 +116,14 @@ def test_the_checkpoint_is_complete_and_small_and_has_a_card_and_a_record(traine
     card = (checkpoint.folder / "README.md").read_text()
     assert checkpoint.digest() in card
     assert "14 samples, made with seed 0" in card
-    assert all(task.env_id in card for task in TASKS.values())
+    assert "- MiniGrid-LavaCrossingS11N5-v0" in card
     assert "| answers whose most probable action is optimal | " in card
     record = checkpoint.trained_on
     assert record is not None
     assert record.samples == 14
     assert (record.prompts, record.prompts_digest) == ("compact", load_prompt_set("compact").digest)
-    assert [*record.environments] == [task.env_id for task in TASKS.values()]
-    assert {grids.sizes for grids in record.environments.values()} == {((6, 6),)}
+    assert {task.env_id for task in TASKS.values()} < {*record.environments}
+    assert record.environments["MiniGrid-LavaGapS7-v0"].sizes == ((7, 7),)
 
 
 def test_training_and_the_engine_compute_the_same_action_loss(trained: Path) -> None:
@@ -283,7 +283,6 @@ def test_the_environments_are_those_of_the_prompt_sets_tasks(
 ) -> None:
     record = read_checkpoint(trained / "checkpoint", weights=False).trained_on
     assert record is not None
-    assert "MiniGrid-LavaCrossingS11N5-v0" in record.environments
     assert {each.task for each in record.environments.values()} == set(load_prompt_set("compact").tasks)
     maze = shutil.copytree(SETS / "compact", tmp_path / "maze")
     settings = (maze / "set.toml").read_text()
