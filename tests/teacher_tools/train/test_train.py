@@ -254,8 +254,8 @@ def test_an_interrupted_process_saves_its_run(tmp_path: Path) -> None:
     [
         (["--env", "MiniGrid-Nowhere-v0"], "unknown environment 'MiniGrid-Nowhere-v0'"),
         (
-            ["--env", "MiniGrid-FourRooms-v0"],
-            "--task is missing: MiniGrid-FourRooms-v0 belongs to no known task",
+            ["--env", "MiniGrid-MemoryS7-v0"],
+            "--task is missing: MiniGrid-MemoryS7-v0 belongs to no known task",
         ),
         (["--task", "maze"], "--task: the planner knows lava_gap"),
         (
