@@ -170,10 +170,14 @@ def test_a_random_lakes_seed_determines_its_map() -> None:
     env = make(_LAKE)
     maps = []
     for seed in (1, 2, 1):
-        env.reset(seed=seed)
+        obs, _ = env.reset(seed=seed)
         inner: Any = env.unwrapped
+        assert obs.tolist() == [3, *({"F": 0, "H": 1, "G": 2}[c.decode()] for c in inner.desc.ravel()[1:])]
         maps.append((inner.desc.tobytes(), inner.P))
     assert maps[0] == maps[2] != maps[1]
+    inner.s = 0
+    obs, *_ = env.step(int(np.flatnonzero([inner.P[0][a][0][1] for a in range(4)])[0]))
+    assert obs[inner.s] >= 3 > obs[0]
 
 
 @pytest.mark.integration
