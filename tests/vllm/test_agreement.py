@@ -65,7 +65,7 @@ def test_label_probabilities_agree(teachers: tuple[TeacherProcess, TeacherProces
         f"\n{len(both)} answers, {len(same)} with the same analysis:"
         f" largest difference {largest:.2e}; spread over pictures {spread:.3f}"
     )
-    assert spread > 0.05  # otherwise agreement would mean little
+    assert spread > 0.02  # 20 times the limit below; otherwise agreement would mean little
     assert largest < 1e-3
 
 
