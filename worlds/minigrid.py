@@ -99,10 +99,16 @@ class Layout:
         cells_HW = obs_K[: self.cells].reshape(self.height, self.width)
         return View(cells_HW, x, y, heading, *(each or None for each in carried))
 
+    def encoded(self, cells: bytes, pose: tuple[int, int, int], carried: int | None, words: bytes) -> bytes:
+        """Returns the bytes of an observation; the pose is x, y and heading."""
+        return cells + bytes((*pose, carried or 0) if self.carries else pose) + words
+
     def observation(self, view: View, words: bytes) -> Observation:
         """Returns the observation of a view with a mission's word ids."""
-        agent = [view.x, view.y, view.heading, *([view.carried or 0] if self.carries else [])]
-        return np.frombuffer(bytearray(view.cells_HW.tobytes() + bytes(agent) + words), np.uint8)
+        pose = view.x, view.y, view.heading
+        return np.frombuffer(
+            bytearray(self.encoded(view.cells_HW.tobytes(), pose, view.carried, words)), np.uint8
+        )
 
     def words(self, obs_K: Observation) -> bytes:
         """Returns the mission's word ids in an observation."""
@@ -226,10 +232,9 @@ class MinigridEnvironment(Environment):
             self._check_size(env.grid.height, env.grid.width)
             self._things, self._cells = env.grid.grid.copy(), encode_cells(env.grid)
         x, y = env.agent_pos
-        agent = [int(x), int(y), int(env.agent_dir)]
-        if self._layout.carries:
-            agent.append(0 if env.carrying is None else encode_thing(env.carrying))
-        return self._cells + bytes(agent) + self._vocabulary.encode(env.mission)
+        carried = encode_thing(env.carrying) if self._layout.carries and env.carrying is not None else None
+        pose = int(x), int(y), int(env.agent_dir)
+        return self._layout.encoded(self._cells, pose, carried, self._vocabulary.encode(env.mission))
 
     def _check_size(self, height: int, width: int) -> None:
         layout = self._layout

@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from gridworld.scenes import Cell
 from gridworld.views import EMPTY, View, code
-
-Cell = tuple[int, int]
-"""Row and column."""
 
 _STOPS = ("red", "green", "yellow", "blue")
 _IN_TAXI = 4

@@ -82,7 +82,8 @@ class ExampleEncoder:
 
     def encode(self, sample: Sample | Labelled, readout: Readout = "labels") -> TrainingExample:
         """Returns the conversation about a sample's picture."""
-        state, tokenizer = _labelled(sample), self._checkpoint.tokenizer
+        state = sample.labelled if isinstance(sample, Sample) else sample
+        tokenizer = self._checkpoint.tokenizer
         before, after = self._stages(state.task, state.mission, readout)
         picture = self._prompts.preparation.prepare(state.picture)
         image = self._checkpoint.image_token_id
@@ -125,10 +126,6 @@ class ExampleEncoder:
     def _has_no_punctuation(self, token: int) -> bool:
         text = self._checkpoint.tokenizer.decode([token])
         return bool(text.strip()) and not set(text) & set('{}[]":,')
-
-
-def _labelled(sample: Sample | Labelled) -> Labelled:
-    return sample.labelled if isinstance(sample, Sample) else sample
 
 
 def _written(probabilities: Mapping[str, float]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gridworld.environments import in_full
 from gridworld.planner import Plan
-from gridworld.scenes import Scene
+from gridworld.scenes import Cell, Scene
 from gridworld.tasks import ALL_TASKS
 from gridworld.views import View
 from teacher_api.command_line import CannotStart
@@ -21,7 +21,7 @@ from worlds.general import actions_of
 from worlds.minigrid import MinigridWorld
 from worlds.registry import world_of
 from worlds.tables import action_values, optimal_policy
-from worlds.toy_text import Cell, toy_scene
+from worlds.toy_text import toy_scene
 
 
 @dataclass(frozen=True, eq=False)
