@@ -20,7 +20,7 @@ from student.algorithms.distillation import Labels, kl_to_teacher
 from student.algorithms.networks import GridNetwork
 from student.algorithms.rollout import act
 from student.runs.policies import evaluate
-from worlds.minigrid import WORDS, MinigridEnvironment, MinigridWorld, Vocabulary, layout_of
+from worlds.minigrid import MinigridEnvironment, MinigridWorld, Vocabulary, layout_of
 
 _STEPS, _BATCH, _EPISODES = 1500, 128, 200
 
@@ -89,7 +89,7 @@ def _learn(
         if marked:
             return obs_BK
         renamed_BK = obs_BK.copy()
-        words_BW = renamed_BK[:, -WORDS:]
+        words_BW = renamed_BK[:, -layout.most_words :]
         words_BW[words_BW > 0] += len(NAMES)
         return renamed_BK
 

@@ -216,7 +216,9 @@ def _stock_env() -> gymnasium.Env[Any, Any]:
 
 
 _LAYOUT = layout_of(ENV_ID)
-_MISSION = Vocabulary().encode(_stock_env().reset()[0]["mission"])  # the only one
+_MISSION = (
+    Vocabulary().encode(_stock_env().reset()[0]["mission"]).ljust(_LAYOUT.most_words, b"\0")
+)  # the only one
 _AGENT = OBJECT_TO_IDX["agent"]
 
 

@@ -15,7 +15,10 @@ from teacher_api.command_line import CannotStart
 from worlds.world import Environment, Observation, World, stacked
 
 WORDS = 16
-"""Mission words in an observation."""
+"""Mission words in an observation of a known family; its missions have no more."""
+
+MANY_WORDS = 128
+"""Mission words in an observation of another environment; BabyAI's longest mission has 71."""
 
 _TOGGLE = ACTIONS.index("toggle")
 """The only action that changes an object in place in MiniGrid's families: it opens and closes doors."""
@@ -49,20 +52,20 @@ class Vocabulary:
                 self._ids[word] = len(self.words)
 
     def encode(self, mission: str) -> bytes:
-        """Returns the ids of a mission's words as WORDS bytes, padded with 0.
+        """Returns the ids of a mission's words, a byte for each.
 
         Raises:
-            UnknownWord: the mission has more than WORDS words, or more than 255 different words were met.
+            UnknownWord: more than 255 different words were met.
         """
         if mission not in self._encoded:
             words = mission.split()
             self.extend(words)
-            if len(words) > WORDS or len(self.words) > 255:
+            if len(self.words) > 255:
                 raise UnknownWord(
-                    f"the mission {mission!r} has {len(words)} words, and {len(self.words)} different words"
-                    f" were met; an observation holds {WORDS} words, and a vocabulary 255"
+                    f"with the mission {mission!r}, {len(self.words)} different words were met; a vocabulary"
+                    " holds 255"
                 )
-            self._encoded[mission] = bytes(self._ids[word] for word in words).ljust(WORDS, b"\0")
+            self._encoded[mission] = bytes(self._ids[word] for word in words)
         return self._encoded[mission]
 
     def decode(self, ids: bytes) -> str:
@@ -75,7 +78,10 @@ class Layout:
     """The shape of an environment's observations: the grid's size and the names of the actions.
 
     An observation holds a code for each cell, row by row, then x, y, heading, where something can be carried
-    about the code of what is carried or 0, then WORDS word ids.
+    about the code of what is carried or 0, then the ids of the mission's words, padded with 0.
+
+    Attributes:
+        most_words: mission words in an observation.
     """
 
     env_id: str
@@ -83,6 +89,7 @@ class Layout:
     width: int
     actions: tuple[str, ...]
     carries: bool = False
+    most_words: int = WORDS
 
     @property
     def cells(self) -> int:
@@ -91,17 +98,26 @@ class Layout:
     @property
     def length(self) -> int:
         """K, the length of an observation."""
-        return self.cells + 3 + self.carries + WORDS
+        return self.cells + 3 + self.carries + self.most_words
 
     def view(self, obs_K: Observation) -> View:
         """Returns the view that an observation encodes."""
-        x, y, heading, *carried = (int(i) for i in obs_K[self.cells : -WORDS])
+        x, y, heading, *carried = (int(i) for i in obs_K[self.cells : -self.most_words])
         cells_HW = obs_K[: self.cells].reshape(self.height, self.width)
         return View(cells_HW, x, y, heading, *(each or None for each in carried))
 
     def encoded(self, cells: bytes, pose: tuple[int, int, int], carried: int | None, words: bytes) -> bytes:
-        """Returns the bytes of an observation; the pose is x, y and heading."""
-        return cells + bytes((*pose, carried or 0) if self.carries else pose) + words
+        """Returns the bytes of an observation; the pose is x, y and heading.
+
+        Raises:
+            UnknownWord: the mission has more words than an observation holds.
+        """
+        if len(words) > self.most_words:
+            raise UnknownWord(
+                f"the mission has {len(words)} words, and an observation holds {self.most_words}"
+            )
+        padded = words.ljust(self.most_words, b"\0")
+        return cells + bytes((*pose, carried or 0) if self.carries else pose) + padded
 
     def observation(self, view: View, words: bytes) -> Observation:
         """Returns the observation of a view with a mission's word ids."""
@@ -112,7 +128,7 @@ class Layout:
 
     def words(self, obs_K: Observation) -> bytes:
         """Returns the mission's word ids in an observation."""
-        return obs_K[-WORDS:].tobytes()
+        return obs_K[-self.most_words :].tobytes()
 
 
 def make(env_id: str) -> Any:
@@ -187,7 +203,8 @@ def layout_of(env_id: str) -> Layout:
     env, family = make(env_id), family_of(env_id)
     actions = actions_of(env)
     carries = "pickup" in actions if family is None else family.carries
-    return Layout(env_id, env.height, env.width, actions, carries)
+    most_words = MANY_WORDS if family is None else WORDS
+    return Layout(env_id, env.height, env.width, actions, carries, most_words)
 
 
 class MinigridEnvironment(Environment):

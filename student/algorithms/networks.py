@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gridworld.views import N_CELL_CODES, N_COLOURS, N_KINDS, N_STATES, NAMES, STEPS, names_of, uncode
 from worlds.general import Encoding, GeneralWorld
-from worlds.minigrid import WORDS, Layout, MinigridWorld
+from worlds.minigrid import Layout, MinigridWorld
 from worlds.world import World
 
 _OUTSIDE = N_CELL_CODES
@@ -93,15 +93,15 @@ class GridNetwork(ActorCritic):
         _initialise(self, (self.cells, 2**0.5), (self.hidden, 2**0.5))
 
     def perceive(self, obs_BK: Tensor) -> Tensor:
-        """Returns the input of `judge`, int64 [B, E + WORDS]; it has no parameters, so it is computed once.
+        """Returns the input of `judge`, int64 [B, E + W]; it has no parameters, so it is computed once.
 
         For each of the E places around the agent, one number for the cell and its mark; then the mission's
-        words.
+        W words.
         """
         cells = self._layout.cells
         obs_BK = obs_BK.long()
         x, y, heading = obs_BK[:, cells : cells + 3].unbind(1)
-        words_BW = obs_BK[:, -WORDS:]
+        words_BW = obs_BK[:, -self._layout.most_words :]
         here_B, cells_BC = y * self._layout.width + x, obs_BK[:, :cells]
         if self._layout.carries:
             here_B1, carried_B1 = here_B[:, None], obs_BK[:, cells + 3 : cells + 4]
@@ -120,8 +120,9 @@ class GridNetwork(ActorCritic):
         """Returns the input of both heads [B, H]."""
         table_CD: Tensor = self.looks(self._looks_CL).relu()
         # Both are sums of embeddings; their gradients take a third of the time in this form
-        cells_BED = table_CD.index_select(0, seen_BE[:, :-WORDS].flatten())
-        words_BW = seen_BE[:, -WORDS:]
+        most_words = self._layout.most_words
+        cells_BED = table_CD.index_select(0, seen_BE[:, :-most_words].flatten())
+        words_BW = seen_BE[:, -most_words:]
         counts_BV = torch.zeros(len(seen_BE), len(self.words))
         counts_BV = counts_BV.scatter_add_(1, words_BW, (words_BW > 0).float())  # 0 pads
         seen_BH = self.cells(cells_BED.view(len(seen_BE), self.cells.in_features)) + counts_BV @ self.words

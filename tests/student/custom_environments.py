@@ -215,11 +215,11 @@ class EightActions(Painted):
 
 
 class Talkative(Painted):
-    """Its mission has 17 words."""
+    """Its mission has 129 words."""
 
     def reset(self, **more: Any) -> Any:
         result = super().reset(**more)
-        self.mission = " ".join(["go"] * 17)
+        self.mission = " ".join(["go"] * 129)
         return result
 
 

@@ -127,6 +127,6 @@ def test_a_teacher_that_does_not_know_the_task(tmp_path: Path, shared_teacher: T
 
 
 def test_a_mission_that_is_too_long(tmp_path: Path) -> None:
-    flags = ("--env", "MiniGrid-LockedRoom-v0", "--out", tmp_path / "run")
-    assert "an observation holds 16 words" in _fails("train", *flags)
+    flags = ("--env", "tests.student.custom_environments:Custom-Talkative-v0", "--out", tmp_path / "run")
+    assert "an observation holds 128" in _fails("train", *flags)
     assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ from gridworld.pictures import Picture, draw, read
 from gridworld.tasks import ACTIONS, ALL_TASKS, EVALUATION_SEEDS, UnknownEnvironment
 from gridworld.views import EMPTY, NAMES, STEPS, code, uncode
 from worlds.minigrid import (
+    MANY_WORDS,
     WORDS,
     MinigridEnvironment,
     MinigridWorld,
@@ -106,7 +107,7 @@ def test_observations_are_those_of_minigrids_full_view(env_id: str) -> None:
         ),
         (
             "tests.student.custom_environments:Custom-Talkative-v0",
-            "cannot be observed: UnknownWord: .* has 17 words",
+            "cannot be observed: UnknownWord: .* has 129 words",
         ),
     ],
 )
@@ -140,17 +141,17 @@ def test_an_unusual_environment_that_can_be_drawn_is_accepted(env_id: str) -> No
 
 
 def test_what_is_carried_is_observed_where_things_are_carried_about() -> None:
-    for env_id, carries in (
-        ("MiniGrid-Fetch-5x5-N2-v0", False),
-        ("MiniGrid-GoToObject-6x6-N2-v0", False),
-        ("MiniGrid-MultiRoom-N2-S4-v0", False),
-        ("MiniGrid-DoorKey-5x5-v0", True),
-        ("BabyAI-PickupLoc-v0", True),
-        ("tests.student.custom_environments:Custom-Swapped-v0", False),  # without pickup
+    for env_id, carries, words in (
+        ("MiniGrid-Fetch-5x5-N2-v0", False, WORDS),
+        ("MiniGrid-GoToObject-6x6-N2-v0", False, WORDS),
+        ("MiniGrid-MultiRoom-N2-S4-v0", False, WORDS),
+        ("MiniGrid-DoorKey-5x5-v0", True, WORDS),
+        ("BabyAI-PickupLoc-v0", True, MANY_WORDS),
+        ("tests.student.custom_environments:Custom-Swapped-v0", False, MANY_WORDS),  # without pickup
     ):
         layout = layout_of(env_id)
         assert layout.carries == carries
-        assert layout.length == layout.cells + 3 + carries + WORDS
+        assert layout.length == layout.cells + 3 + carries + words
     env = MinigridEnvironment(layout_of("MiniGrid-DoorKey-5x5-v0"), Vocabulary(), lambda episode: episode)
     before = env._layout.view(_row(env.reset()))
     world = env._env
@@ -287,17 +288,23 @@ def test_every_training_episode_has_another_seed_and_none_is_for_evaluation() ->
 def test_missions_are_encoded_word_by_word_and_come_back() -> None:
     vocabulary = Vocabulary(["get", "a"])
     encoded = vocabulary.encode("go get a green key")
-    assert len(encoded) == WORDS
     new = len(NAMES)
     green, key = 1 + NAMES.index("green"), 1 + NAMES.index("key")
-    assert list(encoded[:6]) == [new + 3, new + 1, new + 2, green, key, 0]
+    assert list(encoded) == [new + 3, new + 1, new + 2, green, key]
     assert vocabulary.decode(encoded) == "go get a green key"
     assert Vocabulary(vocabulary.words).encode("go get a green key") == encoded
 
 
 def test_a_mission_that_is_too_long_is_refused() -> None:
-    with pytest.raises(UnknownWord, match="has 17 words"):
-        Vocabulary().encode(" ".join(["go"] * 17))
+    layout, vocabulary = layout_of("MiniGrid-LockedRoom-v0"), Vocabulary()
+    cells, pose = bytes(layout.cells), (1, 1, 0)
+    longest = " ".join(["go"] * MANY_WORDS)
+    obs = layout.encoded(cells, pose, None, vocabulary.encode(longest))
+    assert vocabulary.decode(layout.words(_row(obs))) == longest
+    with pytest.raises(UnknownWord, match=f"has {MANY_WORDS + 1} words"):
+        layout.encoded(cells, pose, None, vocabulary.encode(longest + " go"))
+    with pytest.raises(UnknownWord, match="a vocabulary holds 255"):
+        vocabulary.encode(" ".join(map(str, range(256))))
 
 
 def _turn_about(env: MinigridEnvironment, steps: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from gridworld.tasks import ALL_TASKS
 from gridworld.views import EMPTY, STEPS, code
 from student.algorithms.networks import GridNetwork, _egocentric
-from worlds.minigrid import WORDS, Layout, MinigridWorld, Vocabulary, layout_of
+from worlds.minigrid import Layout, MinigridWorld, Vocabulary, layout_of
 from worlds.world import Environments
 
 pytestmark = pytest.mark.unit
@@ -54,7 +54,9 @@ def test_what_is_carried_is_seen_in_the_agents_own_cell() -> None:
     row = Environments(MinigridWorld(layout, vocabulary), 1, 3).reset()[0]
     carrying, key = row.copy(), code("key", "yellow")
     carrying[layout.cells + 3] = key
-    before, after = network.perceive(torch.from_numpy(np.stack([row, carrying])))[:, :-WORDS] // 4
+    before, after = (
+        network.perceive(torch.from_numpy(np.stack([row, carrying])))[:, : -layout.most_words] // 4
+    )
     middle = len(before) // 2
     assert (int(before[middle]), int(after[middle])) == (EMPTY, key)
     assert torch.equal(before[:middle], after[:middle])
@@ -73,8 +75,8 @@ def test_what_the_mission_names_is_seen_as_the_same_whatever_it_is_called() -> N
     row[layout.cells :][:3] = 2, 2, 0
 
     def marks(mission: str) -> dict[int, int]:
-        row[-WORDS:] = np.frombuffer(vocabulary.encode(mission), np.uint8)
-        seen = network.perceive(torch.from_numpy(row[None]))[0, :-WORDS]
+        asked_K = layout.observation(layout.view(row), vocabulary.encode(mission))
+        seen = network.perceive(torch.from_numpy(asked_K[None]))[0, : -layout.most_words]
         return {int(cell) // 4: int(cell) % 4 for cell in seen}
 
     colour, kind, both, neither = 2, 1, 3, 0
@@ -96,7 +98,6 @@ def test_the_mission_changes_what_is_done_with_the_same_cells() -> None:
     layout, vocabulary = layout_of("MiniGrid-Fetch-6x6-N2-v0"), Vocabulary()
     network = GridNetwork(layout)
     row = Environments(MinigridWorld(layout, vocabulary), 1, 1).reset()[0]
-    other = row.copy()
-    other[-16:] = np.frombuffer(vocabulary.encode("go fetch a purple ball"), np.uint8)
+    other = layout.observation(layout.view(row), vocabulary.encode("go fetch a purple ball"))
     logits_BA, _ = network(torch.from_numpy(np.stack([row, other])))
     assert not torch.allclose(logits_BA[0], logits_BA[1])
