@@ -172,8 +172,8 @@ class GeneralEnvironment(Environment):
     """One environment of any kind."""
 
     def __init__(self, world: GeneralWorld, seed_of: Callable[[int], int]) -> None:
-        super().__init__(world.env_id, seed_of)
-        self._env, self._world = make(world.env_id), world
+        super().__init__(make(world.env_id), world.env_id, seed_of)
+        self._world = world
 
     def _reset(self, seed: int) -> bytes:
         obs, _ = self._env.reset(seed=seed)

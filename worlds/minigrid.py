@@ -211,9 +211,8 @@ class MinigridEnvironment(Environment):
     """One environment of MiniGrid's kind."""
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary, seed_of: Callable[[int], int]) -> None:
-        super().__init__(layout.env_id, seed_of)
-        self._env, self._layout = make(layout.env_id), layout
-        self._vocabulary = vocabulary
+        super().__init__(make(layout.env_id), layout.env_id, seed_of)
+        self._layout, self._vocabulary = layout, vocabulary
         self._in_place = family_of(layout.env_id) is None
         """Whether any step may change an object in place; only MiniGrid's own families are known not to."""
         self._things: list[Any] = []

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +35,13 @@ class Environment:
     Subclasses implement `_reset`, `_step` and `_picture`.
 
     Args:
+        env: the Gymnasium environment.
         env_id: the name in messages.
         seed_of: returns the seed of each episode from its number.
     """
 
-    def __init__(self, env_id: str, seed_of: Callable[[int], int]) -> None:
-        self._env_id, self._seed_of = env_id, seed_of
+    def __init__(self, env: Any, env_id: str, seed_of: Callable[[int], int]) -> None:
+        self._env, self._env_id, self._seed_of = env, env_id, seed_of
         self._episode = -1
         self._actions: list[int] = []
         self.total = 0.0
@@ -73,6 +74,11 @@ class Environment:
             raise self._failed(error) from error
         self.total += reward
         return obs, float(reward), bool(terminated), bool(truncated)
+
+    @property
+    def unwrapped(self) -> Any:
+        """The Gymnasium environment without its wrappers."""
+        return self._env.unwrapped
 
     @property
     def length(self) -> int:

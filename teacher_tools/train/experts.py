@@ -16,7 +16,7 @@ from gridworld.scenes import Cell, Scene
 from gridworld.tasks import ALL_TASKS
 from gridworld.views import View
 from teacher_api.command_line import CannotStart
-from teacher_tools.train.settings import VALUE_ITERATION
+from teacher_tools.train.settings import BABYAI, VALUE_ITERATION
 from worlds.general import actions_of
 from worlds.minigrid import MinigridWorld
 from worlds.registry import world_of
@@ -48,7 +48,8 @@ class Expert(Protocol):
     """What `teacher train --expert package.module:Name` needs: `Name` is it, or a class that makes it.
 
     It may have a method `scatter(env, rng)` too, which puts an environment into a random state; half of the
-    samples are then such states.
+    samples are then such states. An expert that remembers the episode may have a method `took(action)`, which
+    is called with the number of each action that was taken.
     """
 
     def __call__(self, env: Any, /) -> Advice | None:
@@ -125,13 +126,15 @@ class StudentExpert:
 
 
 def expert_of(name: str) -> Expert:
-    """Returns an expert by its name: `value-iteration`, or package.module:Name.
+    """Returns an expert by its name: `value-iteration`, `babyai-bot`, or package.module:Name.
 
     Raises:
         CannotStart: there is no such expert, or it cannot be made.
     """
     if name == VALUE_ITERATION:
         return ValueIteration()
+    if name == BABYAI:
+        name = "teacher_tools.train.babyai:BabyAIExpert"
     module, _, attribute = name.partition(":")
     try:
         found = getattr(import_module(module), attribute)

@@ -1,7 +1,7 @@
-"""Labelled states of any Gymnasium environment, from an expert that sees the environment itself."""
+"""Labelled states of any environment, from an expert that sees the environment itself."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,12 +16,22 @@ from teacher_tools.train.samples import (
     MAX_WITHOUT,
     Labelled,
 )
-from worlds.general import actions_of, make
+from worlds.registry import world_of
+from worlds.world import Environment, World, stacked
 
 _TAKEN = 0.5
 """The share of an episode's states that become samples."""
 _SCATTERED = 0.5
 """The share of these that the expert puts the environment into, if it can."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An environment's world with its task's key and the actions that the prompt set names."""
+
+    world: World
+    task: str
+    useful: tuple[str, ...]
 
 
 class GeneralSampler:
@@ -42,16 +52,15 @@ class GeneralSampler:
         self, tasks: Sequence[tuple[str, str]], useful: Mapping[str, Sequence[str]], expert: Expert, seed: int
     ) -> None:
         self._expert, self._seed = expert, seed
-        self._environments = []
+        self._tasks = []
         for env_id, task in tasks:
-            env = make(env_id)
-            names = actions_of(env)
-            if lacking := [action for action in useful[task] if action not in names]:
+            world = world_of(env_id)
+            if lacking := [action for action in useful[task] if action not in world.actions]:
                 raise CannotStart(
                     f"`env`: {env_id} has no action {lacking[0]!r}, which the task {task} has; its actions"
-                    f" are {', '.join(names)}"
+                    f" are {', '.join(world.actions)}"
                 )
-            self._environments.append((env_id, env, task, tuple(useful[task])))
+            self._tasks.append(_Task(world, task, tuple(useful[task])))
 
     def block(self, number: int, size: int, largest: int | None = None) -> list[Labelled]:
         """Returns `size` samples; the environments take turns.
@@ -63,18 +72,21 @@ class GeneralSampler:
             CannotStart: an environment or the expert fails, or the expert has no advice.
         """
         rng = np.random.default_rng([self._seed, number])
-        streams = [self._states(*each, rng) for each in self._environments]
+        streams = [self._states(each, rng) for each in self._tasks]
         return [next(streams[i % len(streams)]) for i in range(size)]
 
-    def _states(
-        self, env_id: str, env: Any, task: str, useful: tuple[str, ...], rng: np.random.Generator
-    ) -> Iterator[Labelled]:
+    def _states(self, task: _Task, rng: np.random.Generator) -> Iterator[Labelled]:
         """Yields labelled states of one episode after another."""
-        without = 0
+        env_id, without, stream = task.world.env_id, 0, int(rng.integers(2**32))
+
+        def seed_of(episode: int) -> int:
+            return int(np.random.default_rng([stream, episode]).integers(EVALUATION_SEEDS))
+
+        environment = task.world.environment(seed_of)
         while without < MAX_WITHOUT:
             without += 1
             try:
-                samples = self._episode(env, task, useful, rng)
+                samples = self._episode(environment, task, rng)
             except Exception as error:  # an environment and an expert can raise anything
                 raise CannotStart(f"`env` {env_id} or its `expert` failed: {in_full(error)}") from error
             for sample in samples:
@@ -82,47 +94,46 @@ class GeneralSampler:
                 yield sample
         raise CannotStart(f"`expert`: it had no advice in {MAX_WITHOUT} episodes of {env_id}")
 
-    def _episode(
-        self, env: Any, task: str, useful: tuple[str, ...], rng: np.random.Generator
-    ) -> list[Labelled]:
+    def _episode(self, environment: Environment, task: _Task, rng: np.random.Generator) -> list[Labelled]:
         """Plays an episode in which some steps are the expert's; returns its samples."""
-        names, scatter = actions_of(env), getattr(self._expert, "scatter", None)
-        env.reset(seed=int(rng.integers(EVALUATION_SEEDS)))
+        scatter, took = (getattr(self._expert, name, None) for name in ("scatter", "took"))
+        obs = environment.reset()
         share, samples = rng.choice(EXPERT_SHARES), list[Labelled]()
         for _ in range(MAX_STEPS):
             taken = rng.random() < _TAKEN
             if taken and scatter is not None and rng.random() < _SCATTERED:
-                scatter(env.unwrapped, rng)
-            advice = self._expert(env.unwrapped)
-            if taken and advice is not None and (sample := _sample(env, task, useful, advice)):
-                samples.append(sample)
-            action = str(rng.choice(useful))
+                scatter(environment.unwrapped, rng)
+            advice = self._expert(environment.unwrapped)
+            if taken and advice is not None:
+                mission = task.world.mission(stacked([obs])[0])
+                samples += _samples(environment, task, mission, advice)
+            action = str(rng.choice(task.useful))
             if advice is not None and rng.random() < share:
                 action = max(advice.probabilities, key=lambda name: advice.probabilities[name])
-            _, _, terminated, truncated, _ = env.step(names.index(action))
+            number = task.world.actions.index(action)
+            obs, _, terminated, truncated = environment.step(number)
+            if took is not None:
+                took(number)
             if terminated or truncated or len(samples) == MAX_SAMPLES_PER_EPISODE:
                 break
         return samples
 
 
-def _sample(env: Any, task: str, useful: tuple[str, ...], advice: Advice) -> Labelled | None:
-    """Returns the labelled state; None if the expert advises none of the task's actions."""
-    weights = {action: float(advice.probabilities.get(action, 0.0)) for action in useful}
+def _samples(environment: Environment, task: _Task, mission: str, advice: Advice) -> Iterator[Labelled]:
+    """Yields the labelled state, unless the expert advises none of the task's actions."""
+    weights = {action: float(advice.probabilities.get(action, 0.0)) for action in task.useful}
     total = sum(weights.values())
     if total <= 0:
-        return None
+        return
     probabilities = {action: weight / total for action, weight in weights.items()}
     highest = max(probabilities.values())
-    best = tuple(action for action, p in probabilities.items() if p > highest - 1e-6)
-    mission = getattr(env.unwrapped, "mission", "")
-    picture = np.asarray(env.render(), np.uint8)
-    return Labelled(
-        task,
-        mission if isinstance(mission, str) else "",
+    yield Labelled(
+        task.task,
+        mission,
         advice.analysis,
         probabilities,
-        best,
-        picture,
+        tuple(action for action, p in probabilities.items() if p > highest - 1e-6),
+        environment.picture(),
         advice.view,
         advice.targets,
         advice.hazards,

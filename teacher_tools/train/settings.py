@@ -12,7 +12,7 @@ from teacher_api.command_line import Folder, PromptSetName, ValueName, flags_and
 from worlds.minigrid import MinigridWorld
 from worlds.registry import world_of
 
-PLANNER, VALUE_ITERATION = "planner", "value-iteration"
+PLANNER, VALUE_ITERATION, BABYAI = "planner", "value-iteration", "babyai-bot"
 """The experts that are included."""
 
 _MACHINE_SETTINGS = {"out", "resume", "stop_after", "save_s", "progress", "device", "workers", "compile"}
@@ -90,8 +90,8 @@ class TrainingSettings(BaseSettings):
     expert: str = Field(
         default=PLANNER,
         description=f"what labels the states: {PLANNER} or the folder of a student's run, for environments"
-        f" of MiniGrid's kind; {VALUE_ITERATION}, for Gymnasium's toy_text; or a Python object of your own:"
-        " package.module:Name",
+        f" of MiniGrid's kind; {VALUE_ITERATION}, for Gymnasium's toy_text; {BABYAI}, for BabyAI's levels; or"
+        " a Python object of your own: package.module:Name",
     )
     pictures: int = Field(
         default=32_000,
@@ -146,10 +146,10 @@ class TrainingSettings(BaseSettings):
                         f"`expert`: {self.expert} is for environments of MiniGrid's kind, which {env_id} is"
                         f" not: name another expert, such as {VALUE_ITERATION}"
                     )
-        elif self.expert != VALUE_ITERATION and ":" not in self.expert:
+        elif self.expert not in (VALUE_ITERATION, BABYAI) and ":" not in self.expert:
             raise ValueError(
-                f"`expert` {self.expert!r} is none of {PLANNER}, {VALUE_ITERATION}, the folder of a run,"
-                " package.module:Name"
+                f"`expert` {self.expert!r} is none of {PLANNER}, {VALUE_ITERATION}, {BABYAI}, the folder of a"
+                " run, package.module:Name"
             )
         _ = self.tasks
         return self

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gridworld.pictures import encode_png
+from gridworld.pictures import draw, encode_png
 from gridworld.scenes import Scene
+from gridworld.views import code, names_of
 from student.runs.trained import load_policy
 from student.settings import TrainSettings
 from student.trainer import train
@@ -98,9 +99,28 @@ def test_an_expert_of_ones_own() -> None:
 
 
 @pytest.mark.unit
+def test_babyais_bot_labels_its_levels_with_the_pictures_that_are_served() -> None:
+    env_id = "BabyAI-PutNextLocal-v0"
+    useful = {"put_next": ("left", "right", "forward", "pickup", "drop", "toggle")}
+    sampler = GeneralSampler([(env_id, "put_next")], useful, expert_of("babyai-bot"), seed=3)
+    block = sampler.block(0, 60)
+    assert {"pickup", "drop", "forward"} <= {sample.optimal[0] for sample in block}
+    for sample in block:
+        assert sample.view is not None
+        np.testing.assert_array_equal(sample.picture, draw(sample.view))
+        assert sample.mission.startswith("put the ")
+        colour, kind = sample.mission.split()[2:4]
+        named = {names_of(int(sample.view.cells_HW[cell])) for cell in sample.targets}
+        assert (kind, colour) in named or sample.view.carried == code(kind, colour)
+        assert sample.analysis["targets"] == [list(cell) for cell in sample.targets]
+        assert sample.probabilities[sample.optimal[0]] == 1
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("expert", "env_id", "told"),
     [
+        (expert_of("babyai-bot"), _LAKE, "ValueError: babyai-bot knows BabyAI's levels alone"),
         (no_advice, _LAKE, "it had no advice in 100 episodes"),
         (broken, _LAKE, "RuntimeError: no idea"),
         (no_advice, "Taxi-v4", "Taxi-v4 has no action 'left', which the task frozen_lake has"),
