@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from teacher_api.processes import COMPACT
 from teacher_server.prompting.prompt_set import load_prompt_set
 from tests.conftest import TeacherProcess, started_teachers
 from tests.teacher_server.checkpoints.breaking import set_fields
@@ -58,3 +59,15 @@ def start_prompted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -
             return teacher
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def compact_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
+    """A vLLM teacher with the repository's checkpoint."""
+    with started_teachers(tmp_path_factory) as start_teacher:
+        teacher = start_teacher(
+            *("--teacher", "prompted", "--model", str(COMPACT), "--prompts", "compact"),
+            *("--dtype", "float32", "--max-model-len", "16384", *VLLM_FLAGS),
+        )
+        wait_until_ready(teacher)
+        yield teacher

@@ -8,8 +8,7 @@ import psutil
 import pytest
 
 from teacher_server.engines.vllm.plugin import VARIABLE
-from tests.conftest import environment_without
-from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
+from tests.conftest import TeacherProcess, environment_without
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -30,9 +29,7 @@ def test_only_our_own_engine_is_adapted(ours: bool, tmp_path: Path) -> None:
     assert done.stdout.split()[-1] == str(not ours)
 
 
-def test_the_variable_is_set_for_the_engines_processes_alone(start_prompted: StartPrompted) -> None:
-    teacher = start_prompted(*VLLM_FLAGS)
-    service = psutil.Process(teacher.process.pid)
+def test_the_variable_is_set_for_the_engines_processes_alone(compact_teacher: TeacherProcess) -> None:
+    service = psutil.Process(compact_teacher.process.pid)
     assert VARIABLE not in service.environ()
     assert any(VARIABLE in process.environ() for process in service.children(recursive=True))
-    teacher.end()
