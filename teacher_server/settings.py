@@ -13,6 +13,8 @@ from teacher_api.command_line import File, Folder, PromptSetName, ValueName, fla
 LogFormat = Literal["text", "json"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "dummy"]
+TokenSide = Annotated[int, Field(ge=28, le=32, multiple_of=4)]
+"""Pixels a side of a visual token."""
 Readout = Literal["labels", "numbers"]
 Targets = Literal["soft", "hard"]
 LogRequests = Annotated[
@@ -132,6 +134,11 @@ class Settings(EngineSettings, BaseSettings):
     )
     openai_model: str | None = Field(
         default=None, description="prompted, openai: the model's name on the server"
+    )
+    openai_token_side: TokenSide = Field(
+        default=28,
+        description="prompted, openai: pixels a side of the model's visual tokens, to whose multiples"
+        " pictures are prepared; 32 for Qwen3-VL",
     )
     openai_key_file: File | None = Field(
         default=None, description="prompted, openai: a file with the server's API key"

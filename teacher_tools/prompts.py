@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 from gridworld.pictures import UnreadablePicture
 from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, task_key
 from teacher_api.command_line import CannotStart, File, ValueName, flags_and_variables
-from teacher_server.prompting.preparation import PreparedPicture
+from teacher_server.prompting.preparation import SIDE, PreparedPicture
 from teacher_server.prompting.prompt_set import (
     BadPromptSet,
     Message,
@@ -19,7 +19,7 @@ from teacher_server.prompting.prompt_set import (
     load_prompt_set,
     prompt_set_names,
 )
-from teacher_server.settings import Readout
+from teacher_server.settings import Readout, TokenSide
 from worlds.registry import world_of
 
 
@@ -42,6 +42,9 @@ class ShowSettings(BaseSettings):
     )
     seed: int = Field(default=0, ge=0, description="the environment's seed")
     readout: Readout | None = Field(default=None, description="the read-out; default: the prompt set's")
+    token_side: TokenSide = Field(
+        default=28, description="pixels a side of the model's visual tokens; 32 for Qwen3-VL"
+    )
     out: File | None = Field(
         default=None,
         description="write the picture, as the model gets it, into this file; default: SET-TASK-SEED.png",
@@ -60,7 +63,7 @@ def list_sets(_: ListSettings) -> int:
 
 def show(settings: ShowSettings) -> int:
     """Runs `teacher prompts show`; returns 0."""
-    prompts = _load(settings.prompts)
+    prompts = _load(settings.prompts, settings.token_side)
     if settings.task not in prompts.tasks:
         raise CannotStart(
             f"`task`: {prompts.name} has no {settings.task!r}; choose one of {', '.join(prompts.tasks)}"
@@ -86,9 +89,9 @@ def show(settings: ShowSettings) -> int:
     return 0
 
 
-def _load(name: str) -> PromptSet:
+def _load(name: str, token_side: int = SIDE) -> PromptSet:
     try:
-        return load_prompt_set(name)
+        return load_prompt_set(name, token_side)
     except BadPromptSet as error:
         raise CannotStart(str(error)) from error
 

@@ -9,6 +9,7 @@ from teacher_server.engines.base import EngineError
 from teacher_server.engines.openai.features import ServerFeatures, find_features
 from teacher_server.engines.openai.server import CannotAttach, ChatServer, UnexpectedReply
 from teacher_server.engines.openai.sessions import MessageSessionFactory
+from teacher_server.prompting.preparation import SIDE
 from teacher_server.prompting.prompt_set import PromptSet
 from teacher_server.prompting.readout import single_token_problems
 from teacher_server.settings import Settings
@@ -49,11 +50,14 @@ def attach(settings: Settings, prompts: PromptSet) -> PromptedTeacher:
             server.url,
         )
     server.recognise(described)
+    checkpoint: dict[str, Any] = {"attached": described, **_access(features, reading)}
+    if settings.openai_token_side != SIDE:  # other pictures
+        checkpoint["token_side"] = settings.openai_token_side
     return PromptedTeacher(
         MessageSessionFactory(server, features, prompts.labels),
         prompts,
         reading,
-        checkpoint={"attached": described, **_access(features, reading)},
+        checkpoint=checkpoint,
         hosting={
             "model": server.model,
             "engine": "openai",

@@ -111,7 +111,7 @@ def same_teacher(settings: Settings, identity: str) -> ModelTeacher:
 def _prompted(settings: Settings, check_memory: bool, leaving: Settings | None) -> PromptedTeacher:
     set_offline()
     if settings.engine == "openai":
-        return attach(settings, load_prompt_set(prompts_of(settings)))
+        return attach(settings, load_prompt_set(prompts_of(settings), settings.openai_token_side))
     if settings.model is None:
         raise CannotTeach("`teacher` prompted needs `model`, the folder of a checkpoint")
     dummy = settings.load_format == "dummy"

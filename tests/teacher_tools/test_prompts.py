@@ -78,11 +78,12 @@ def test_show_takes_any_environment(tmp_path: Path) -> None:
 def test_show_takes_a_folder_a_readout_and_a_file(tmp_path: Path) -> None:
     mine = shutil.copytree(SETS / "minigrid-zero-shot", tmp_path / "mine")
     (mine / "system.txt").write_text("Hello.\n{{ rules }}")
-    done = _run(tmp_path, "show", "./mine", "--task", "lava_gap", "--readout", "numbers", "--out", "seen.png")
+    how = ["--task", "lava_gap", "--readout", "numbers", "--token-side", "32"]
+    done = _run(tmp_path, "show", "./mine", *how, "--out", "seen.png")
     assert done.stdout.startswith("--- system\nHello.\n- The target is the green goal square.")
     assert "probabilities as JSON" in done.stdout
     with Image.open(tmp_path / "seen.png") as image:
-        assert image.size == (5 * 28, 5 * 28)
+        assert image.size == (4 * 32, 4 * 32)  # the nearest to 5 * 28
 
 
 def test_the_documents_own_task(tmp_path: Path) -> None:

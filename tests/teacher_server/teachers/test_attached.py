@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from teacher_api.client import TeacherClient
@@ -180,6 +181,21 @@ def test_what_is_said_to_the_server() -> None:
     assert "root ::=" in first["structured_outputs"]["grammar"]
     assert second["max_tokens"] == 1
     assert "structured_outputs" not in second
+
+
+def test_pictures_fit_the_models_visual_tokens() -> None:
+    with http_server(_Server()) as server:
+        settings = _settings(server.url, openai_token_side=32)
+        _ask(settings)
+        asked = server.asked[-1].body["messages"][-3]["content"]
+        url = next(part["image_url"]["url"] for part in asked if part["type"] == "image_url")
+        url = url.removeprefix("data:image/png;base64,")
+        shown = decode(from_base64(url), max_pixels=10**8)
+        assert choose_teacher(settings).description["checkpoint"]["token_side"] == 32
+    assert shown.shape[0] % 32 == shown.shape[1] % 32 == 0
+    assert not np.array_equal(
+        shown, _prompt_set("minigrid").preparation.prepare(_observation().picture).image
+    )
 
 
 def _checkpoint(server: _Server, **changes: Any) -> dict[str, Any]:
