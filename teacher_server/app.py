@@ -4,12 +4,16 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from teacher_server.answers.errors import StoreError
+from teacher_server.answers.location import is_address
+from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.answers.store import AnswerStore
 from teacher_server.http.authentication import ADMINISTRATION, QUESTIONS, ApiKeys, AuthenticationMiddleware
 from teacher_server.http.limits import LimitsMiddleware
@@ -55,10 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     keys, admin_keys = ApiKeys(settings.api_key_file), ApiKeys(settings.admin_key_file)
     teacher = choose_teacher(settings)
     metrics = Metrics()
-    store = None
-    if settings.store:
-        evicted = metrics.store_evicted.inc
-        store = AnswerStore(settings.store, max_mib=settings.store_max_mib, on_evicted=evicted)
+    store = _store(settings, metrics)
     # Ends the process, so that its supervisor starts another
     host = Host(teacher, settings, store, metrics, on_end=lambda: signal.raise_signal(signal.SIGTERM))
     app = FastAPIOffline(
@@ -99,6 +100,24 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(NotReady, on_not_ready)
     return app
+
+
+def _store(settings: Settings, metrics: Metrics) -> AnswerStore | None:
+    """Returns the answer store that the settings name.
+
+    Raises:
+        StoreError: it cannot be used.
+    """
+    if not settings.store:
+        return None
+    if not is_address(settings.store):
+        evicted = metrics.store_evicted.inc
+        return SqliteStore(Path(settings.store), max_mib=settings.store_max_mib, on_evicted=evicted)
+    try:
+        from teacher_server.answers.postgres.store import PostgresStore  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise StoreError(f"`store` in PostgreSQL needs the extra `postgres` ({error})") from error
+    return PostgresStore(settings.store, memory_mib=settings.store_memory_mib)
 
 
 @asynccontextmanager

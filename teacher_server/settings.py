@@ -1,7 +1,6 @@
 """Declares every setting of `teacher serve`: its flag, TEACHER_* variable, default and meaning."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
@@ -187,17 +186,24 @@ class Settings(EngineSettings, BaseSettings):
         description="prompted: equivalent pictures of a state that are asked about, mirrored or turned; the"
         " answer is their mean; the prompt set's views.toml declares them",
     )
-    store: File | None = Field(
-        default=Path("answers.sqlite3"),
-        description="the answer store, an SQLite file on a local disk, created if missing; none: answers are"
-        " not stored",
+    store: Annotated[str, ValueName("FILE|URL")] | None = Field(
+        default="answers.sqlite3",
+        description="the answer store: an SQLite file on a local disk, created if missing, or a database that"
+        " teachers on several machines share, postgresql://USER@HOST:PORT/DATABASE; none: answers are not"
+        " stored",
     )
     store_max_mib: float = Field(
         default=4096.0,
         ge=1,
         allow_inf_nan=False,
-        description="MiB that the answer store may use; a full store deletes the oldest answers, those of"
+        description="MiB that the SQLite file may use; a full store deletes the oldest answers, those of"
         " other teachers first",
+    )
+    store_memory_mib: float = Field(
+        default=256.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="PostgreSQL: MiB of answers that the teacher also holds in memory, to fetch each once",
     )
     keep_pictures: bool = Field(
         default=False,

@@ -38,10 +38,15 @@ def row_of(key: Key, answer: str, created: float) -> Row:
 
 
 def checksum(*columns: str | bytes) -> bytes:
-    """Returns 8 bytes of the SHA-256 of the columns (key and answer), preceded by their lengths in bytes."""
+    """Returns the first 8 bytes of the columns' `digest` (key and answer)."""
+    return digest(*columns)[:8]
+
+
+def digest(*columns: str | bytes) -> bytes:
+    """Returns the SHA-256 of columns, preceded by their lengths in bytes."""
     parts = [column if isinstance(column, bytes) else column.encode() for column in columns]
     lengths = struct.pack(f">{len(parts)}I", *map(len, parts))
-    return hashlib.sha256(lengths + b"".join(parts)).digest()[:8]
+    return hashlib.sha256(lengths + b"".join(parts)).digest()
 
 
 def is_sound(*columns: str | bytes) -> bool:

@@ -210,6 +210,26 @@ class Service:
             del self._flights[flight.key]
 
     async def _ask(self, pending: _PendingQuestion, client: str) -> Outcome:
+        """Asks the teacher, unless another one that shares the store has answered or is about to."""
+        store = self._store if pending.question.stage == "both" else None
+        if store is not None:
+            try:
+                answer = AnswerJson.from_store(await store.claim(pending.key) or "")
+            except StoreError as error:
+                self._store_failed(error)
+                answer = None
+            if answer is not None:
+                self._metrics.questions.labels("stored").inc()
+                return answer
+        outcome: Outcome | None = None
+        try:
+            outcome = await self._ask_teacher(pending, client)
+        finally:
+            if store is not None and not isinstance(outcome, AnswerJson):
+                store.give_up(pending.key)
+        return outcome
+
+    async def _ask_teacher(self, pending: _PendingQuestion, client: str) -> Outcome:
         """Asks the teacher and stores the answer. Returns each failure as an error."""
         question = pending.question
         timer = _Timer(self._metrics)

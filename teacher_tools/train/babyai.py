@@ -31,11 +31,11 @@ class BabyAIExpert:
         if not hasattr(env, "instrs"):
             raise ValueError("babyai-bot knows BabyAI's levels alone")
         if env is not self._env or env.step_count == 0:
-            self._env, self._bot, self._taken = env, BabyAIBot(env), None
+            self._env, self._bot, self._taken = env, BabyAIBot(env), None  # type: ignore[no-untyped-call]
         if self._bot is None:
             return None
         try:
-            action = int(self._bot.replan(self._taken))
+            action = int(self._bot.replan(self._taken))  # type: ignore[no-untyped-call]
         except Exception:  # it raises several kinds where random actions have made a mission impossible
             self._bot = None
             return None

@@ -169,7 +169,7 @@ def test_before_the_teacher_is_ready_the_service_is_alive_and_not_ready(
             assert _error(reply).reason == "the teacher is not ready"
             assert reply.headers["Retry-After"] == "1"
 
-    asyncio.run(ask(create_app(Settings(store=tmp_path / "answers.sqlite3"))))
+    asyncio.run(ask(create_app(Settings(store=str(tmp_path / "answers.sqlite3")))))
 
 
 def test_an_unexpected_error_is_500_without_its_message(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_an_unexpected_error_is_500_without_its_message(tmp_path: Path) -> None:
         assert _error(reply).status == 500
         assert "NoneType" not in reply.text
 
-    asyncio.run(ask(create_app(Settings(store=tmp_path / "answers.sqlite3"))))
+    asyncio.run(ask(create_app(Settings(store=str(tmp_path / "answers.sqlite3")))))
 
 
 def test_it_lives_and_is_ready(http: httpx.Client) -> None:

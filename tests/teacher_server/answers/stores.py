@@ -9,7 +9,7 @@ from pathlib import Path
 
 from teacher_api.schemas import Answer, StageReport, Stages
 from teacher_server.answers.rows import Key
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.teachers.base import identity_of
 
 TEACHER = {"kind": "planner", "version": 7}
@@ -61,7 +61,7 @@ def make_store(path: Path, numbers: Iterable[int], *, close: bool = True) -> dic
     answers = {key_of(number): answer_of(number) for number in numbers}
 
     async def fill() -> None:
-        store = AnswerStore(path)
+        store = SqliteStore(path)
         store.register(IDENTITY, TEACHER)
         await asyncio.gather(*(store.put(key, answer) for key, answer in answers.items()))
         if close:
@@ -86,7 +86,7 @@ def make_version_1(path: Path, numbers: Iterable[int]) -> dict[Key, str]:
 
 def found(path: Path, keys: Iterable[Key]) -> dict[Key, str]:
     """Opens a store and returns its sound answers for these keys."""
-    store = AnswerStore(path)
+    store = SqliteStore(path)
     try:
         return {key: text for key, text in store.get_many(keys).items() if text is not None}
     finally:

@@ -18,7 +18,7 @@ import pytest
 from teacher_server.answers.errors import StoreError
 from teacher_server.answers.lock import beside
 from teacher_server.answers.rows import Key
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from tests.teacher_server.answers.stores import (
     answer_of,
     found,
@@ -150,7 +150,7 @@ def test_each_byte_of_the_header_may_be_damaged(path: Path) -> None:
         version = int.from_bytes(spoiled[60:64])
         if 3 < version < 1000:  # legible as a newer store
             with pytest.raises(StoreError, match=f"of version {version}"):
-                AnswerStore(path)
+                SqliteStore(path)
             assert path.read_bytes() == spoiled
         else:
             left = found(path, answers)
@@ -227,7 +227,7 @@ def test_a_damaged_answer_is_found_at_the_look_up_and_replaced_by_a_fresh_one(pa
     data = path.read_bytes()
     at = data.index(text[-80:])
     _spoil(path, at + 20, bytes([data[at + 20] ^ 1]))
-    store = AnswerStore(path)
+    store = SqliteStore(path)
     assert _aside(path) == []
     assert store.get_many(answers) == answers | {key_of(1): None}
     fresh = answer_of(1).replace("analysis 1", "analysis I")
@@ -239,7 +239,7 @@ def test_a_damaged_answer_is_found_at_the_look_up_and_replaced_by_a_fresh_one(pa
 
 def test_a_damaged_page_costs_only_its_own_answers_while_the_store_is_open(path: Path) -> None:
     answers = make_store(path, range(200))
-    store = AnswerStore(path)
+    store = SqliteStore(path)
     for page in range(60, 70):
         _spoil(path, page * _PAGE, os.urandom(_PAGE))
     looked_up = store.get_many(answers)
@@ -252,10 +252,10 @@ def test_a_damaged_page_costs_only_its_own_answers_while_the_store_is_open(path:
 
 def test_a_store_that_another_process_has_open_is_not_set_aside(path: Path) -> None:
     answers = make_store(path, range(20))
-    store = AnswerStore(path)
+    store = SqliteStore(path)
     _spoil(path, 20 * _PAGE, os.urandom(_PAGE))
     with pytest.raises(StoreError, match=r"is damaged .* and another process has it open: end that"):
-        AnswerStore(path)
+        SqliteStore(path)
     assert _aside(path) == []
     asyncio.run(store.close())
     assert found(path, answers) == {}
@@ -264,11 +264,11 @@ def test_a_store_that_another_process_has_open_is_not_set_aside(path: Path) -> N
 
 _OPENER = """
 import asyncio, pathlib, sys
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from tests.teacher_server.answers.stores import answer_of, key_of
 print("ready", flush=True)
 sys.stdin.readline()
-store = AnswerStore(pathlib.Path(sys.argv[1]))
+store = SqliteStore(pathlib.Path(sys.argv[1]))
 number = int(sys.argv[2])
 asyncio.run(store.put(key_of(number), answer_of(number)))
 print("open", flush=True)
@@ -350,7 +350,7 @@ def test_a_sound_database_of_another_program_in_the_stores_place_is_refused(path
     connection.close()
     before = path.read_bytes()
     with pytest.raises(StoreError, match="of another program"):
-        AnswerStore(path)
+        SqliteStore(path)
     assert path.read_bytes() == before
     assert _aside(path) == []
 
@@ -361,7 +361,7 @@ def test_a_store_locked_at_the_start_is_reported(path: Path) -> None:
     locker.execute("PRAGMA locking_mode = EXCLUSIVE")
     locker.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StoreError, match="locked by another process") as caught:
-        AnswerStore(path, lock_timeout_s=0.1)
+        SqliteStore(path, lock_timeout_s=0.1)
     assert "\n" not in str(caught.value)
     locker.rollback()
     locker.close()

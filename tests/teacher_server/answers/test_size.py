@@ -13,7 +13,7 @@ import pytest
 
 from teacher_server.answers.errors import FailureLog, StoreError
 from teacher_server.answers.size import bytes_in_use
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from tests.conftest import AskAbout, StartTeacher
 from tests.teacher_server.answers.stores import (
     IDENTITY,
@@ -36,11 +36,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "answers.sqlite3"
 
 
-async def _put(store: AnswerStore, numbers: range, identity: str) -> None:
+async def _put(store: SqliteStore, numbers: range, identity: str) -> None:
     await asyncio.gather(*(store.put(key_of(i, identity), answer_of(i, identity)) for i in numbers))
 
 
-def _left(store: AnswerStore, numbers: range, identity: str) -> list[int]:
+def _left(store: SqliteStore, numbers: range, identity: str) -> list[int]:
     stored = store.get_many(key_of(i, identity) for i in numbers)
     return [i for i in numbers if key_of(i, identity) in stored]
 
@@ -49,7 +49,7 @@ def test_over_its_size_the_oldest_answers_are_evicted_other_teachers_first(path:
     evicted: list[int] = []
 
     async def fill() -> None:
-        store = AnswerStore(path, max_mib=4, on_evicted=evicted.append)
+        store = SqliteStore(path, max_mib=4, on_evicted=evicted.append)
         for first in range(0, 300, 50):
             await _put(store, range(first, first + 50), IDENTITY)
         assert evicted == []
@@ -76,7 +76,7 @@ def test_puts_and_look_ups_continue_during_a_long_eviction(path: Path) -> None:
     make_store(path, range(2000))
 
     async def fill() -> None:
-        store = AnswerStore(path, max_mib=1)
+        store = SqliteStore(path, max_mib=1)
         await _put(store, range(1), _OTHER)
         steps = 0
         while store._evicting is not None and not store._evicting.done():
@@ -92,7 +92,7 @@ def test_puts_and_look_ups_continue_during_a_long_eviction(path: Path) -> None:
 
 def test_the_wal_stays_small(path: Path) -> None:
     async def fill() -> None:
-        store = AnswerStore(path, max_mib=2)
+        store = SqliteStore(path, max_mib=2)
         for first in range(0, 3000, 100):
             await _put(store, range(first, first + 100), IDENTITY)
         assert path.with_name(path.name + "-wal").stat().st_size < 16 * 2**20
@@ -124,7 +124,7 @@ def test_on_a_full_disk_a_put_fails_and_nothing_is_lost(small_disk: Path) -> Non
     filler = small_disk / "filler"
 
     async def fill() -> None:
-        store = AnswerStore(path)
+        store = SqliteStore(path)
         store.register(IDENTITY, TEACHER)
         await _put(store, range(20), IDENTITY)
         with pytest.raises(OSError, match="No space"):
@@ -158,7 +158,7 @@ def test_on_a_full_disk_a_damaged_store_is_set_aside_and_the_start_refused(small
         filler.write_bytes(bytes(2**20))
     for _ in range(2):
         with pytest.raises(StoreError, match=r"full|disk I/O"):
-            AnswerStore(path)
+            SqliteStore(path)
     filler.unlink()
     again = make_store(path, range(3))
     assert found(path, again) == again

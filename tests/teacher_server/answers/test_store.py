@@ -14,7 +14,7 @@ import pytest
 
 from teacher_server.answers.errors import StoreError
 from teacher_server.answers.rows import Key
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 
 pytestmark = pytest.mark.integration
 
@@ -27,8 +27,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[AnswerStore]:
-    store = AnswerStore(path, lock_timeout_s=0.2)
+def store(path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(path, lock_timeout_s=0.2)
     store.register("planner-1", {"kind": "planner"})
     yield store
     asyncio.run(store.close())
@@ -42,11 +42,11 @@ def _number(path: Path, query: str) -> int:
         connection.close()
 
 
-def test_an_answer_is_found_again_by_another_store(store: AnswerStore, path: Path) -> None:
+def test_an_answer_is_found_again_by_another_store(store: SqliteStore, path: Path) -> None:
     assert store.get_many([KEY]) == {}
     asyncio.run(store.put(KEY, '{"a": 1}'))
     assert store.get_many([KEY]) == {KEY: '{"a": 1}'}
-    other = AnswerStore(path)
+    other = SqliteStore(path)
     assert other.get_many([KEY]) == {KEY: '{"a": 1}'}
     asyncio.run(other.close())
 
@@ -62,18 +62,18 @@ def test_an_answer_is_found_again_by_another_store(store: AnswerStore, path: Pat
         {"actions": ("left",)},
     ],
 )
-def test_each_part_of_the_key_distinguishes_answers(store: AnswerStore, change: dict[str, object]) -> None:
+def test_each_part_of_the_key_distinguishes_answers(store: SqliteStore, change: dict[str, object]) -> None:
     asyncio.run(store.put(KEY, "{}"))
     assert store.get_many([dataclasses.replace(KEY, **change)]) == {}  # type: ignore[arg-type]
 
 
-def test_the_first_answer_stays(store: AnswerStore) -> None:
+def test_the_first_answer_stays(store: SqliteStore) -> None:
     asyncio.run(store.put(KEY, '"first"'))
     asyncio.run(store.put(KEY, '"second"'))
     assert store.get_many([KEY]) == {KEY: '"first"'}
 
 
-def test_many_at_once_are_all_written(store: AnswerStore, path: Path) -> None:
+def test_many_at_once_are_all_written(store: SqliteStore, path: Path) -> None:
     keys = [dataclasses.replace(KEY, picture=i.to_bytes(32)) for i in range(500)]
 
     async def put_all() -> None:
@@ -84,7 +84,7 @@ def test_many_at_once_are_all_written(store: AnswerStore, path: Path) -> None:
     assert _number(path, "SELECT count(*) FROM answers JOIN teachers USING (identity)") == 500
 
 
-def test_a_lock_of_another_process_fails_the_write_and_not_the_reads(store: AnswerStore, path: Path) -> None:
+def test_a_lock_of_another_process_fails_the_write_and_not_the_reads(store: SqliteStore, path: Path) -> None:
     asyncio.run(store.put(KEY, "{}"))
     other = dataclasses.replace(KEY, mission="other")
     locker = sqlite3.connect(path, isolation_level=None)
@@ -105,7 +105,7 @@ def test_a_lock_of_another_process_fails_the_write_and_not_the_reads(store: Answ
     assert store.get_many([other]) == {other: "{}"}
 
 
-def test_a_full_disk_fails_the_write_and_the_store_stays_usable(store: AnswerStore) -> None:
+def test_a_full_disk_fails_the_write_and_the_store_stays_usable(store: SqliteStore) -> None:
     # max_page_count makes SQLite report what a full disk does
     pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
     store._writer.execute(f"PRAGMA max_page_count = {pages}")
@@ -123,7 +123,7 @@ def _other_program(path: Path) -> None:
 
 
 def _newer_version(path: Path) -> None:
-    asyncio.run(AnswerStore(path).close())
+    asyncio.run(SqliteStore(path).close())
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
@@ -144,7 +144,7 @@ def test_a_file_that_is_not_an_answer_store_is_refused_and_left_untouched(
     spoil(path)
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(StoreError, match=message) as caught:
-        AnswerStore(path)
+        SqliteStore(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (path.read_bytes() if path.is_file() else b"") == before
@@ -154,15 +154,15 @@ def test_a_file_that_is_not_an_answer_store_is_refused_and_left_untouched(
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere is not a folder"):
-        AnswerStore(tmp_path / "nowhere" / "answers.sqlite3")
+        SqliteStore(tmp_path / "nowhere" / "answers.sqlite3")
 
 
 _WRITER = """
 import asyncio, pathlib, sys
 from teacher_server.answers.rows import Key
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 async def main():
-    store = AnswerStore(pathlib.Path(sys.argv[1]))
+    store = SqliteStore(pathlib.Path(sys.argv[1]))
     store.register("planner-1", {})
     for i in range(int(sys.argv[2]), 10**9):
         await store.put(Key("planner-1", i.to_bytes(32), "m", "fetch", ("left",)), str(i))
@@ -191,7 +191,7 @@ def test_two_writers_killed_while_writing_lose_no_stored_answer(path: Path) -> N
         writer.wait()
         writer.stdout.close()
     assert _number(path, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'") == 1
-    store = AnswerStore(path)
+    store = SqliteStore(path)
     keys = {i: Key("planner-1", i.to_bytes(32), "m", "fetch", ("left",)) for i in stored}
     assert store.get_many(keys.values()) == {key: str(i) for i, key in keys.items()}
     asyncio.run(store.close())

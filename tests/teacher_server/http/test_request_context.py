@@ -149,7 +149,7 @@ def test_an_unexpected_error_is_logged_without_its_message(
 @pytest.mark.unit
 def test_an_unexpected_error_is_a_500_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> httpx.Response:
-        app = create_app(Settings(store=tmp_path / "answers.sqlite3"))
+        app = create_app(Settings(store=str(tmp_path / "answers.sqlite3")))
         app.state.service.host.teacher = None
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
             return await http.get("/teacher", headers={"X-Request-ID": "r2"})

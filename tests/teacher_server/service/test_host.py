@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from teacher_server.answers.rows import Key
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.service.host import Host, NotReady
 from teacher_server.service.metrics import Metrics
 from teacher_server.settings import Settings
@@ -80,7 +80,7 @@ def test_a_teacher_that_cannot_start_ends_the_service() -> None:
 
 def test_another_teacher_serves_once_it_is_registered(tmp_path: Path) -> None:
     async def test() -> None:
-        store, metrics = AnswerStore(tmp_path / "answers.sqlite3"), Metrics()
+        store, metrics = SqliteStore(tmp_path / "answers.sqlite3"), Metrics()
         host = await _started(Host(PlannerTeacher(), Settings(), store, metrics))
         old, new = host.teacher, UniformTeacher()
         host.register(new)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from teacher_api.schemas import Answer, ErrorBody, Question, StageReport
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.pictures.decoding import from_base64
 from teacher_server.service.host import Host, NotReady
 from teacher_server.service.metrics import Metrics
@@ -103,7 +103,7 @@ class Setup:
 
     def __init__(self, path: Path, script: Callable[[Observation], TeacherAnswer], **settings: Any) -> None:
         self.teacher = ScriptedTeacher(script)
-        self.store = AnswerStore(path)
+        self.store = SqliteStore(path)
         self.metrics = Metrics()
         self.host = Host(self.teacher, Settings(**settings), self.store, self.metrics)
         self.host.start()

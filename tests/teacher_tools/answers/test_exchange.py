@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.teachers.base import identity_of
 from teacher_tools import cli
 from tests.conftest import StartTeacher
@@ -60,7 +60,7 @@ def _two_teachers(path: Path) -> None:
     make_store(path, range(40))
 
     async def more() -> None:
-        store = AnswerStore(path)
+        store = SqliteStore(path)
         store.register(_OTHER, _NOISY)
         for i in range(10):
             await store.put(key_of(i, _OTHER, "lava_gap"), answer_of(i, _OTHER))

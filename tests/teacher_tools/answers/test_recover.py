@@ -14,7 +14,7 @@ import pytest
 from teacher_api.command_line import CannotStart
 from teacher_server.answers.lock import beside
 from teacher_server.answers.rows import Key, row_of
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from teacher_tools import cli
 from teacher_tools.answers import recover
 from tests.teacher_server.answers.stores import (
@@ -160,7 +160,7 @@ def test_pictures_names_and_missions_of_any_text_are_recovered(
     keys = [Key(IDENTITY, hashlib.sha256(picture).digest(), m, "fetch", ("left", "right")) for m in missions]
 
     async def fill() -> None:
-        filled = AnswerStore(damaged)
+        filled = SqliteStore(damaged)
         filled.register(IDENTITY, TEACHER, "qwen, tuned")
         for key in keys:
             await filled.put(key, answer_of(1), picture)

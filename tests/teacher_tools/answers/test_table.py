@@ -16,7 +16,7 @@ import pytest
 
 from teacher_api.schemas import ACTIONS, Answer
 from teacher_server.answers.rows import Key
-from teacher_server.answers.store import AnswerStore
+from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.teachers.base import name_of
 from teacher_tools import cli
 from tests.conftest import AskAbout, StartTeacher
@@ -71,11 +71,11 @@ def _key(number: int, mission: str = "", identity: str = IDENTITY) -> Key:
     return Key(identity, digest, mission, "fetch", ("left", "right"))
 
 
-def _with_store(path: Path, work: Callable[[AnswerStore], Any], **settings: Any) -> None:
+def _with_store(path: Path, work: Callable[[SqliteStore], Any], **settings: Any) -> None:
     """Opens a store, registers the teacher, runs the coroutine on it, and closes it."""
 
     async def run() -> None:
-        store = AnswerStore(path, **settings)
+        store = SqliteStore(path, **settings)
         store.register(IDENTITY, TEACHER, "qwen, tuned")
         await work(store)
         await store.close()
@@ -89,7 +89,7 @@ def _unmarked(cell: str) -> str:
 
 
 def test_the_table_holds_what_the_store_does(path: Path, run: Run, tmp_path: Path) -> None:
-    async def fill(store: AnswerStore) -> None:
+    async def fill(store: SqliteStore) -> None:
         for i, mission in enumerate(_MISSIONS):
             await store.put(_key(i, mission), answer_of(i), _picture(i) if i % 2 else None)
 
@@ -123,7 +123,7 @@ def test_the_table_holds_what_the_store_does(path: Path, run: Run, tmp_path: Pat
 def test_the_newest_are_shown_in_80_columns(path: Path, run: Run) -> None:
     long = "avoid \x1b[31m the lava and get to the green goal square, and then to another one"
 
-    async def fill(store: AnswerStore) -> None:
+    async def fill(store: SqliteStore) -> None:
         for i in range(30):
             await store.put(_key(i, f"{i} {long}"), answer_of(i))
 
@@ -144,7 +144,7 @@ def test_the_newest_are_shown_in_80_columns(path: Path, run: Run) -> None:
 def test_a_picture_stays_as_long_as_an_answer_about_it(path: Path, run: Run) -> None:
     other = Key("planner-0000000000000000", *_key(0).columns[1:4], ("left", "right"))
 
-    async def fill(store: AnswerStore) -> None:
+    async def fill(store: SqliteStore) -> None:
         store.register(other.identity, {})
         await store.put(_key(0), answer_of(0), _picture(0))
         await store.put(other, answer_of(0, other.identity), _picture(0))
@@ -161,7 +161,7 @@ def test_a_picture_stays_as_long_as_an_answer_about_it(path: Path, run: Run) -> 
 
 
 def test_pictures_count_in_the_size_limit(path: Path) -> None:
-    async def fill(store: AnswerStore) -> None:
+    async def fill(store: SqliteStore) -> None:
         for i in range(800):
             await store.put(_key(i), answer_of(0), _picture(i))
         while store._evicting is not None and not store._evicting.done():
@@ -227,7 +227,7 @@ def test_the_pandas_example_of_the_docs_runs(
 ) -> None:
     pandas = pytest.importorskip("pandas")
 
-    async def fill(store: AnswerStore) -> None:
+    async def fill(store: SqliteStore) -> None:
         for i, mission in enumerate(_MISSIONS):
             await store.put(_key(i, mission), answer_of(i))
 

@@ -1,0 +1,1 @@
+"""The answer store in a PostgreSQL database, which teachers on several machines share."""
