@@ -11,8 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from teacher_server.answers.errors import StoreError
-from teacher_server.answers.location import is_address
+from teacher_server.answers.location import is_address, needs_postgres
 from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.answers.store import AnswerStore
 from teacher_server.http.authentication import ADMINISTRATION, QUESTIONS, ApiKeys, AuthenticationMiddleware
@@ -116,7 +115,7 @@ def _store(settings: Settings, metrics: Metrics) -> AnswerStore | None:
     try:
         from teacher_server.answers.postgres.store import PostgresStore  # noqa: PLC0415  (an extra)
     except ImportError as error:
-        raise StoreError(f"`store` in PostgreSQL needs the extra `postgres` ({error})") from error
+        raise needs_postgres(error) from error
     return PostgresStore(settings.store, memory_mib=settings.store_memory_mib)
 
 

@@ -28,7 +28,7 @@ def known_teachers(connection: sqlite3.Connection) -> dict[str, dict[str, Any] |
     connection.text_factory = _replacing
     found = dict.fromkeys(sorted(identity for identity, _ in teachers_by_age(connection)))
     found |= dict(connection.execute("SELECT identity, description FROM teachers"))
-    return {identity: _description(identity, found[identity]) for identity in sorted(found)}
+    return {identity: description_of(identity, found[identity]) for identity in sorted(found)}
 
 
 def names_of(connection: sqlite3.Connection) -> dict[str, str]:
@@ -69,7 +69,8 @@ def answers_of(
             yield row if sound else None
 
 
-def _description(identity: str, text: str | None) -> dict[str, Any] | None:
+def description_of(identity: str, text: str | None) -> dict[str, Any] | None:
+    """Returns the description in a stored text; None if it does not match the identity."""
     try:
         description = json.loads(text or "")
         return description if identity_of(description) == identity else None

@@ -5,21 +5,19 @@ import json
 import math
 import os
 import shutil
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from teacher_api.command_line import CannotStart, CommandFailed
 from teacher_api.terminal import say
-from teacher_server.answers.errors import StoreError, store_error
+from teacher_server.answers.content import StoreContent, sqlite_content
+from teacher_server.answers.errors import StoreError
+from teacher_server.answers.location import is_address, needs_postgres, shown
 from teacher_server.answers.lock import beside
-from teacher_server.answers.opening import open_existing, open_store
-from teacher_server.answers.reading import known_teachers, names_of
-from teacher_server.answers.size import bytes_in_use, delete, evict, shrink
 from teacher_tools.answers.exchange import BadExport, export, import_
 from teacher_tools.answers.recover import program, recover
 from teacher_tools.answers.settings import (
@@ -30,7 +28,7 @@ from teacher_tools.answers.settings import (
     ShowSettings,
     StatsSettings,
 )
-from teacher_tools.answers.statistics import as_text, size_of, statistics_of
+from teacher_tools.answers.statistics import as_text, statistics_of
 from teacher_tools.answers.table import export_table, newest, printable
 
 _LOCK_TIMEOUT_S = 30.0
@@ -39,12 +37,12 @@ _LOCK_TIMEOUT_S = 30.0
 def show(settings: ShowSettings) -> int:
     """Runs `teacher answers show`; returns 0."""
     width = shutil.get_terminal_size().columns
-    with _store(settings.store) as connection:
-        names = names_of(connection)
+    with _store(settings.store) as store:
+        names = store.names()
         blocks = []
-        for identity in _chosen(connection, settings.identity):
+        for identity in _chosen(store, settings.identity):
             name = f" ({printable(names[identity])})" if identity in names else ""
-            if lines := list(newest(connection, identity, settings.task, settings.limit, width)):
+            if lines := list(newest(store, identity, settings.task, settings.limit, width)):
                 blocks.append("\n".join([f"{identity}{name}", *lines]))
     about = f" about {settings.task}" if settings.task else ""
     print("\n\n".join(blocks) or f"no answers{about}")
@@ -53,13 +51,13 @@ def show(settings: ShowSettings) -> int:
 
 def export_answers(settings: ExportSettings) -> int:
     """Runs `teacher answers export`; returns 0."""
-    with _store(settings.store) as connection:
-        chosen = _chosen(connection, settings.identity)
+    with _store(settings.store) as store:
+        chosen = _chosen(store, settings.identity)
         with _written_whole(settings.file) as out:
             if settings.as_csv:
-                report = export_table(connection, out, chosen, settings.task, settings.pictures)
+                report = export_table(store, out, chosen, settings.task, settings.pictures)
             else:
-                report = export(connection, out, chosen)
+                report = export(store, out, chosen)
     print(f"{_answers(report.written)} written", file=sys.stderr if settings.file == "-" else sys.stdout)
     if report.left_out:
         reason = "damaged, or without their teacher's description"
@@ -69,11 +67,11 @@ def export_answers(settings: ExportSettings) -> int:
 
 def import_answers(settings: ImportSettings) -> int:
     """Runs `teacher answers import`; returns 0."""
-    with _store(settings.store, make=True) as connection:
+    with _store(settings.store, make=True) as store:
         for name in settings.files:
             try:
                 with _opened(name) as file:
-                    report = import_(connection, file)
+                    report = import_(store, file)
             except (BadExport, gzip.BadGzipFile) as error:
                 raise CannotStart(f"{name}: {error}; nothing of this file was imported") from error
             except OSError as error:
@@ -85,16 +83,23 @@ def import_answers(settings: ImportSettings) -> int:
 
 def recover_answers(settings: RecoverSettings) -> int:
     """Runs `teacher answers recover`; returns 0."""
-    if settings.store.exists() and settings.file.exists() and settings.store.samefile(settings.file):
+    if is_address(settings.store):
+        raise CannotStart(
+            "`store`: answers are recovered into an SQLite file; `export` and `import` carry them on"
+        )
+    path = Path(settings.store)
+    if path.exists() and settings.file.exists() and path.samefile(settings.file):
         raise CannotStart(f"{settings.file} is the store itself: set `store` to another file")
     sqlite3_program = program()
     if not settings.file.is_file():
         raise CannotStart(f"there is no file {settings.file}")
-    with _store(settings.store, make=True) as connection:
-        try:
-            report = recover(connection, settings.file, settings.store.absolute().parent, sqlite3_program)
-        except OSError as error:
-            raise CannotStart(f"{settings.file} cannot be recovered: {error.strerror or error}") from error
+    try:
+        with sqlite_content(path, _LOCK_TIMEOUT_S, make=True) as store:
+            report = recover(store, settings.file, path.absolute().parent, sqlite3_program)
+    except StoreError as error:
+        raise CannotStart(str(error)) from error
+    except OSError as error:
+        raise CannotStart(f"{settings.file} cannot be recovered: {error.strerror or error}") from error
     found = f"{_answers(report.new + report.known)} recovered ({report.new} new, {report.known} known)"
     reasons = ", ".join(f"{number} with {reason}" for reason, number in sorted(report.dropped.items()))
     dropped = f"dropped rows: {reasons or 'none'}"
@@ -106,68 +111,64 @@ def recover_answers(settings: RecoverSettings) -> int:
 
 def stats(settings: StatsSettings) -> int:
     """Runs `teacher answers stats`; returns 0, or 1 if the store is damaged."""
-    with _store(settings.store) as connection:
-        statistics = statistics_of(connection, settings.store)
+    with _store(settings.store) as store:
+        statistics = statistics_of(store, shown(settings.store))
     print(json.dumps(statistics.as_json(), indent=1) if settings.as_json else as_text(statistics))
     return 0 if statistics.sound else 1
 
 
 def prune(settings: PruneSettings) -> int:
     """Runs `teacher answers prune`; returns 0."""
-    with _store(settings.store) as connection:
-        _check_known(connection, settings.identities)
-        before = size_of(settings.store)
+    with _store(settings.store) as store:
+        _check_known(store, settings.identities)
+        before = store.on_disk
         if settings.dry_run:
-            _print_dry_run(connection, settings)
+            _print_dry_run(store, settings)
             return 0
-        deleted = _deleted(connection, settings)
-        shrink(connection)
+        deleted = _deleted(store, settings)
+        store.shrink()
         for identity, number in deleted.items():
             print(f"{identity}: {_answers(number)} deleted")
         if not deleted:
             print("nothing to delete")
-        after = size_of(settings.store)
+        after = store.on_disk
         print(f"{before / 2**20:.1f} MiB on the disk before, {after / 2**20:.1f} MiB now")
     return 0
 
 
-def _deleted(connection: sqlite3.Connection, settings: PruneSettings) -> Counter[str]:
+def _deleted(store: StoreContent, settings: PruneSettings) -> Counter[str]:
     """Deletes answers; returns how many of each teacher."""
     deleted: Counter[str] = Counter()
     if settings.max_mib is not None:
-        while some := evict(connection, settings.max_mib * 2**20):
+        while some := store.evict(settings.max_mib * 2**20):
             deleted[some.identity] += some.number
         return deleted
-    for identity in settings.identities or known_teachers(connection):
-        for number in delete(connection, identity, settings.before_s):
+    for identity in settings.identities or store.teachers():
+        for number in store.delete(identity, settings.before_s):
             deleted[identity] += number
     return deleted
 
 
-def _print_dry_run(connection: sqlite3.Connection, settings: PruneSettings) -> None:
+def _print_dry_run(store: StoreContent, settings: PruneSettings) -> None:
     if settings.max_mib is not None:
-        (answers,) = connection.execute("SELECT count(*) FROM answers").fetchone()
-        used = bytes_in_use(connection)
-        share = max(0.0, 1 - settings.max_mib * 2**20 / used)
-        print(f"about {_answers(math.ceil(answers * share))} would be deleted, the oldest")
+        share = max(0.0, 1 - settings.max_mib * 2**20 / max(1, store.in_use))
+        print(f"about {_answers(math.ceil(store.count() * share))} would be deleted, the oldest")
         return
-    count = "SELECT count(*) FROM answers WHERE identity = ? AND created <= ?"
-    for identity in settings.identities or known_teachers(connection):
-        (number,) = connection.execute(count, (identity, settings.before_s)).fetchone()
-        print(f"{identity}: {_answers(number)} would be deleted")
+    for identity in settings.identities or store.teachers():
+        print(f"{identity}: {_answers(store.count(identity, settings.before_s))} would be deleted")
 
 
-def _chosen(connection: sqlite3.Connection, wanted: str | None) -> list[str]:
+def _chosen(store: StoreContent, wanted: str | None) -> list[str]:
     """Returns the identities for an identity or a checkpoint's name; all of them for None."""
-    known, names = known_teachers(connection), names_of(connection)
+    known, names = store.teachers(), store.names()
     found = [identity for identity in known if wanted in (None, identity, names.get(identity))]
     if wanted is not None and not found:
         raise _unknown("identity", wanted)
     return found
 
 
-def _check_known(connection: sqlite3.Connection, identities: Sequence[str]) -> None:
-    known = known_teachers(connection)
+def _check_known(store: StoreContent, identities: Sequence[str]) -> None:
+    known = store.teachers()
     for identity in identities:
         if identity not in known:
             raise _unknown("identities", identity)
@@ -184,23 +185,27 @@ def _answers(number: int) -> str:
 
 
 @contextmanager
-def _store(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
-    """Yields a store's connection; with `make`, creates the store if there is none.
+def _store(name: str, *, make: bool = False) -> Iterator[StoreContent]:
+    """Yields a store's content; with `make`, creates the store if there is none.
 
     Raises:
         CannotStart: the store cannot be used.
     """
     try:
-        lock, connection = open_store(path, _LOCK_TIMEOUT_S) if make else open_existing(path, _LOCK_TIMEOUT_S)
-        try:
-            with closing(connection):
-                yield connection
-        finally:
-            lock.release()
+        with _content(name, make) as content:
+            yield content
     except StoreError as error:
         raise CannotStart(str(error)) from error
-    except sqlite3.Error as error:
-        raise CannotStart(str(store_error(path, error))) from error
+
+
+def _content(name: str, make: bool) -> AbstractContextManager[StoreContent]:
+    if not is_address(name):
+        return sqlite_content(Path(name), _LOCK_TIMEOUT_S, make=make)
+    try:
+        from teacher_server.answers.postgres.content import postgres_content  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise needs_postgres(error) from error
+    return postgres_content(name, make=make)
 
 
 @contextmanager

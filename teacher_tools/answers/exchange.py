@@ -1,8 +1,7 @@
 """Answers in a file of JSON lines: written, checked, and imported into a store."""
 
 import json
-import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -10,19 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teacher_api.schemas import Answer, Question
 from teacher_api.validation import in_words
-from teacher_server.answers.layout import UNLESS_SOUND
-from teacher_server.answers.reading import answers_of, known_teachers
+from teacher_server.answers.content import ImportReport, StoreContent
 from teacher_server.answers.rows import Key, Row, as_stored, is_valid, row_of
 from teacher_server.teachers.base import identity_of
 
 FORMAT, VERSION = "teacher answers", 1
 _LONGEST_LINE = 16 * 2**20
-
-StoreRow = Row | tuple[str, str] | tuple[str, str, float] | tuple[bytes, bytes]
-"""A row of the store: an answer; identity and description; identity, name and time; digest and picture."""
-
-
-_TABLES = {(2, str): "teachers", (8, str): "answers", (3, str): "names", (2, bytes): "pictures"}
 
 
 class BadExport(Exception):
@@ -65,29 +57,20 @@ class ExportReport:
     left_out: int = 0
 
 
-@dataclass(frozen=True)
-class ImportReport:
-    """How many answers were new and how many already stored; `differ` of these in their probabilities."""
-
-    new: int
-    known: int
-    differ: int
-
-
-def export(connection: sqlite3.Connection, out: BinaryIO, identities: Collection[str]) -> ExportReport:
+def export(store: StoreContent, out: BinaryIO, identities: Collection[str]) -> ExportReport:
     """Writes the answers of these teachers in the order of their keys.
 
     Raises:
-        sqlite3.Error, OSError: the store cannot be read, or the file not be written.
+        OSError, or an error of the store: it cannot be read, or the file not be written.
     """
     report = ExportReport()
     _write(out, {"format": FORMAT, "version": VERSION})
-    for teacher, description in known_teachers(connection).items():
+    for teacher, description in store.teachers().items():
         if teacher not in identities:
             continue
         if description is not None:
             _write(out, {"teacher": teacher, "description": description})
-        for row in answers_of(connection, teacher):
+        for row in store.answers(teacher):
             if row is None or description is None:
                 report.left_out += 1
             else:
@@ -97,48 +80,14 @@ def export(connection: sqlite3.Connection, out: BinaryIO, identities: Collection
     return report
 
 
-def import_(connection: sqlite3.Connection, file: BinaryIO) -> ImportReport:
+def import_(store: StoreContent, file: BinaryIO) -> ImportReport:
     """Adds the answers of an exported file to the store, all or none.
 
     Raises:
         BadExport: something in the file is wrong.
-        sqlite3.Error, OSError: the store cannot be written, or the file not be read.
+        OSError, or an error of the store: it cannot be written, or the file not be read.
     """
-    return merge(connection, _checked(file))
-
-
-def merge(connection: sqlite3.Connection, rows: Iterable[StoreRow]) -> ImportReport:
-    """Adds rows to the store in one transaction; an answer already stored stays, unless it is damaged.
-
-    All rows are read before the store is locked for writing.
-
-    Raises:
-        sqlite3.Error: the store cannot be written; it is unchanged.
-    """
-    for table in _TABLES.values():
-        connection.execute(
-            f"CREATE TEMP TABLE IF NOT EXISTS new_{table} AS SELECT * FROM {table} WHERE false"
-        )
-    with connection:
-        connection.execute("BEGIN")
-        for table in _TABLES.values():
-            connection.execute(f"DELETE FROM new_{table}")
-        for row in rows:
-            values = ", ".join("?" * len(row))
-            connection.execute(f"INSERT INTO new_{_TABLES[len(row), type(row[0])]} VALUES ({values})", row)
-        for table in ("teachers", "names", "pictures"):
-            connection.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM new_{table}")
-        (differ,) = connection.execute(
-            """SELECT count(*) FROM new_answers AS new
-            JOIN answers AS old USING (identity, picture, mission, task, actions)
-            WHERE CASE WHEN sound(new.identity, new.picture, new.mission, new.task, new.actions,
-                                  CAST(old.answer AS BLOB), old.checksum)
-                THEN json_extract(new.answer, '$.probabilities')
-                     IS NOT json_extract(old.answer, '$.probabilities') END"""
-        ).fetchone()
-        (total,) = connection.execute("SELECT count(*) FROM new_answers").fetchone()
-        put = connection.execute(f"INSERT INTO answers SELECT * FROM new_answers WHERE true {UNLESS_SOUND}")
-        return ImportReport(put.rowcount, total - put.rowcount, differ)
+    return store.merge(_checked(file))
 
 
 def _write(out: BinaryIO, line: dict[str, Any]) -> None:

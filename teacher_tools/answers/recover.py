@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import IO
 
 from teacher_api.command_line import CannotStart
+from teacher_server.answers.content import SqliteContent, StoreRow
 from teacher_server.answers.layout import PAGE_SIZE
 from teacher_server.answers.lock import beside
 from teacher_server.answers.rows import as_stored, checksum, is_sound, is_valid
 from teacher_server.teachers.base import identity_of
-from teacher_tools.answers.exchange import StoreRow, merge
 
 _INSTALL = (
     "install the Debian package sqlite3 of Debian 13 or later (that of Debian 12 has no .recover),"
@@ -58,11 +58,11 @@ class RecoveryReport:
     failure: str | None = None
 
 
-def recover(connection: sqlite3.Connection, file: Path, folder: Path, sqlite3_program: str) -> RecoveryReport:
+def recover(store: SqliteContent, file: Path, folder: Path, sqlite3_program: str) -> RecoveryReport:
     """Adds the whole answers of a damaged store to a sound one, a few at a time.
 
     Args:
-        connection: of the sound store.
+        store: the sound one.
         file: the damaged store; its -wal is read too. Neither is changed.
         folder: gets a copy of the damaged store for the time of the call.
         sqlite3_program: the path of SQLite's program, from `program`.
@@ -78,9 +78,9 @@ def recover(connection: sqlite3.Connection, file: Path, folder: Path, sqlite3_pr
             assert process.stdout is not None
             rows = _checked(process.stdout, report.dropped)
             while batch := list(islice(rows, _BATCH)):
-                merged = merge(connection, batch)
+                merged = store.merge(batch)
                 report.new, report.known = report.new + merged.new, report.known + merged.known
-            connection.execute("DELETE FROM pictures WHERE digest NOT IN (SELECT picture FROM answers)")
+            store.forget_unused_pictures()
             if process.wait():
                 errors.seek(0)
                 report.failure = " ".join(errors.read(1000).decode(errors="replace").split())

@@ -3,7 +3,6 @@
 import math
 import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -19,7 +18,10 @@ Identity = Annotated[str, ValueName("IDENTITY")]
 
 
 class _OfAStore(BaseModel):
-    store: File = Field(default=Path("answers.sqlite3"), description="the answer store, an SQLite file")
+    store: Annotated[str, ValueName("FILE|URL")] = Field(
+        default="answers.sqlite3",
+        description="the answer store: an SQLite file, or a database, postgresql://USER@HOST:PORT/DATABASE",
+    )
 
 
 _OF_A_TEACHER = "only this teacher's: an identity or a checkpoint's name; `teacher answers stats` lists both"

@@ -2,18 +2,12 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from teacher_server.answers.content import StoreContent
 from teacher_server.answers.errors import is_damage
-from teacher_server.answers.layout import VERSION
-from teacher_server.answers.lock import beside
-from teacher_server.answers.opening import damage_in
-from teacher_server.answers.reading import answers_of, known_teachers, names_of
-from teacher_server.answers.size import bytes_in_use
 from teacher_tools.answers.table import printable
 
 
@@ -46,7 +40,8 @@ class TeacherStatistics:
 class StoreStatistics:
     """Statistics of one store; sizes in bytes, of the file and its -wal together."""
 
-    store: Path
+    store: str
+    version: int
     size: int
     in_use: int
     damage: str | None
@@ -70,8 +65,8 @@ class StoreStatistics:
     def as_json(self) -> dict[str, Any]:
         """Returns everything, with times as text in UTC."""
         return {
-            "store": str(self.store),
-            "version": VERSION,
+            "store": self.store,
+            "version": self.version,
             "sound": self.sound,
             "wrong": self.damage,
             "answers": self.answers,
@@ -99,28 +94,19 @@ class StoreStatistics:
         }
 
 
-def size_of(store: Path) -> int:
-    """Returns the size of a store and its -wal on the disk, in bytes."""
-    size = 0
-    for file in (store, beside(store, "-wal")):
-        with suppress(FileNotFoundError):
-            size += file.stat().st_size
-    return size
-
-
-def statistics_of(connection: sqlite3.Connection, store: Path) -> StoreStatistics:
+def statistics_of(store: StoreContent, name: str) -> StoreStatistics:
     """Checks all pages and all checksums, and counts.
 
     Raises:
         sqlite3.Error: the store cannot be read, for another reason than damage.
     """
     try:
-        statistics = StoreStatistics(store, size_of(store), bytes_in_use(connection), damage_in(connection))
-        names = names_of(connection)
-        for identity, description in known_teachers(connection).items():
+        statistics = StoreStatistics(name, store.version, store.on_disk, store.in_use, store.damage())
+        names = store.names()
+        for identity, description in store.teachers().items():
             teacher = TeacherStatistics(identity, description is not None, names.get(identity))
             statistics.teachers.append(teacher)
-            for row in answers_of(connection, identity):
+            for row in store.answers(identity):
                 if row is None:
                     teacher.damaged += 1
                 else:
@@ -128,7 +114,7 @@ def statistics_of(connection: sqlite3.Connection, store: Path) -> StoreStatistic
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-        return StoreStatistics(store, size_of(store), 0, str(error))
+        return StoreStatistics(name, store.version, store.on_disk, 0, str(error))
     return statistics
 
 
@@ -141,7 +127,9 @@ def as_text(statistics: StoreStatistics) -> str:
     table = [("teacher", "checkpoint", "task", "answers", "oldest", "newest"), *_lines(statistics)]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     rows = ("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in table)
-    head = f"{statistics.store}: {statistics.answers} answers, version {VERSION}, {state}\n{sizes}\n"
+    head = (
+        f"{statistics.store}: {statistics.answers} answers, version {statistics.version}, {state}\n{sizes}\n"
+    )
     return "\n".join([head, *(row.rstrip() for row in rows)])
 
 

@@ -2,9 +2,7 @@
 
 import codecs
 import csv
-import hashlib
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -13,7 +11,7 @@ from typing import Any, BinaryIO
 
 from teacher_api.command_line import CannotStart
 from teacher_api.schemas import ACTIONS
-from teacher_server.answers.reading import answers_of, names_of
+from teacher_server.answers.content import StoreContent
 from teacher_server.answers.rows import Row
 from teacher_tools.answers.exchange import ExportReport
 
@@ -28,7 +26,7 @@ _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}
 
 
 def export_table(
-    connection: sqlite3.Connection,
+    store: StoreContent,
     out: BinaryIO,
     identities: Iterable[str],
     task: str | None = None,
@@ -42,22 +40,22 @@ def export_table(
         pictures: a folder for the stored picture files.
 
     Raises:
-        sqlite3.Error, OSError: the store cannot be read, or the file not be written.
+        OSError, or an error of the store: it cannot be read, or the file not be written.
         CannotStart: a picture cannot be written.
     """
     report = ExportReport()
-    names = names_of(connection)
+    names = store.names()
     # No TextIOWrapper: it would close stdout after an error
     table = csv.DictWriter(codecs.getwriter("utf-8")(out, "replace"), COLUMNS)
     table.writeheader()
     for identity in identities:
-        for row in answers_of(connection, identity, task=task):
+        for row in store.answers(identity, task=task):
             if row is None:
                 report.left_out += 1
                 continue
             cells = _cells(row, names.get(identity))
             if pictures is not None:
-                cells["picture_file"] = _written(connection, row[1], pictures)
+                cells["picture_file"] = _written(store, row[1], pictures)
             table.writerow({name: _safe(value) for name, value in cells.items()})
             report.written += 1
     return report
@@ -91,31 +89,29 @@ def _safe(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _written(connection: sqlite3.Connection, digest: bytes, folder: Path) -> str | None:
+def _written(store: StoreContent, digest: bytes, folder: Path) -> str | None:
     """Writes a stored picture into the folder; returns its path, or None if there is no such picture."""
-    row = connection.execute("SELECT file FROM pictures WHERE digest = ?", (digest,)).fetchone()
-    if row is None or hashlib.sha256(row[0]).digest() != digest:
+    picture = store.picture(digest)
+    if picture is None:
         return None
-    ending = next((ending for start, ending in _ENDINGS.items() if row[0].startswith(start)), "")
+    ending = next((ending for start, ending in _ENDINGS.items() if picture.startswith(start)), "")
     path = folder / f"{digest.hex()}{ending}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_bytes(row[0])
+            path.write_bytes(picture)
     except OSError as error:
         raise CannotStart(f"`pictures`: {path} cannot be written: {error.strerror or error}") from error
     return str(path)
 
 
-def newest(
-    connection: sqlite3.Connection, identity: str, task: str | None, limit: int, width: int
-) -> Iterator[str]:
+def newest(store: StoreContent, identity: str, task: str | None, limit: int, width: int) -> Iterator[str]:
     """Yields lines that show a teacher's newest answers in `width` columns; nothing without answers.
 
     Raises:
-        sqlite3.Error: the store cannot be read.
+        An error of the store: it cannot be read.
     """
-    rows = answers_of(connection, identity, task=task, newest_first=True)
+    rows = store.answers(identity, task=task, newest_first=True)
     found = [_line(row) if row else ("(damaged)", "", "", "", "") for row in islice(rows, limit)]
     if not found:
         return
