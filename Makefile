@@ -7,7 +7,7 @@ VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-operate test-chaos test-docker resolve lock docs lint format bench-student bench-answers bench-vllm bench-gpu clean
+.PHONY: help setup demo test test-vllm test-operate test-fleet test-chaos test-docker resolve lock docs lint format bench-student bench-answers bench-vllm bench-gpu clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,13 +22,16 @@ demo: setup ## a served vision-language model teaches a student; results in runs
 	$(BIN)/python -m student.demo
 
 test: lint ## lint, type-check and all tests that need no vLLM
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not docker and not operate and not chaos" --numprocesses auto --dist worksteal --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not docker and not operate and not chaos and not fleet" --numprocesses auto --dist worksteal --durations 15
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that need real vLLM, in an environment of their own
 	$(VLLM_VENV)/bin/pytest -m vllm
 
 test-operate: $(VLLM_VENV)/.installed ## the tests of operating teachers, in the environment with vLLM
 	$(VLLM_VENV)/bin/pytest -m operate
+
+test-fleet: setup ## the tests of teachers that share a database; they need PostgreSQL's programs
+	$(BIN)/pytest -m fleet tests/fleet
 
 test-chaos: $(VLLM_VENV)/.installed ## load, faults, hostile input and audits, with their figures; about half an hour
 	$(VLLM_VENV)/bin/pytest -m chaos --capture no tests/chaos

@@ -27,7 +27,7 @@ ARG TORCH_INDEX_URL=
 WORKDIR /tmp/requirements
 COPY docker/requirements.py pyproject.toml constraints.txt ./
 RUN python3 requirements.py --constraints > here.txt \
-    && python3 requirements.py ${EXTRA} > needed.txt \
+    && python3 requirements.py ${EXTRA} postgres > needed.txt \
     && if python3 -c "import vllm" 2> /dev/null; then echo "qwen-vl-utils" >> needed.txt; fi \
     && install="python3 -m pip install --no-cache-dir --constraint here.txt" \
     && if [ -n "${TORCH_INDEX_URL}" ]; then $install --no-deps --index-url "${TORCH_INDEX_URL}" torch; fi \

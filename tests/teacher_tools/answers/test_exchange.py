@@ -259,7 +259,7 @@ def test_an_interrupted_export_leaves_the_earlier_file(
     make_store(path, range(10))
     file = tmp_path / "a.jsonl"
     file.write_text("from before")
-    monkeypatch.setattr("teacher_server.answers.content.answers_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("teacher_server.answers.content.answers_of", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("export", file)
     assert file.read_text() == "from before"
