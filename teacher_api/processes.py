@@ -131,7 +131,9 @@ def end_with_stdin() -> None:
 
 @contextmanager
 def served_teacher(
-    store: Path, flags: Mapping[str, bool | int | float | str] | None = None, log: Path | None = None
+    store: Path | str,
+    flags: Mapping[str, bool | int | float | str] | None = None,
+    log: Path | None = None,
 ) -> Iterator[str]:
     """Serves a teacher for students on this machine; yields its address.
 
@@ -139,7 +141,7 @@ def served_teacher(
     unless OMP_NUM_THREADS is set, because the students need the other cores.
 
     Args:
-        store: the answer store's file.
+        store: the answer store: a file, or the address of a database.
         flags: of `teacher serve`, such as {"noise": 0.3}.
         log: the file for stderr; None: this process's stderr.
 
