@@ -219,9 +219,9 @@ class TrainSettings(BaseSettings):
         paper=False,
         description="once lambda is 0, learn faster from rewards while episodes fail. PPO, above 3 percent"
         " failures: with the epochs, minibatch size, learning rate and normalised advantages of the preset"
-        " alone, above 95 percent also in longer rollouts, and below 3 without an entropy bonus; A2C: with a"
-        " learning rate of 1e-3, epsilon 1e-5, and, in proportion to the share of failures, an entropy bonus"
-        " and a limit to each update's change of the policy",
+        " alone, above 95 percent also in longer rollouts, and below 3 without an entropy bonus; A2C: with"
+        " epsilon 1e-5, a learning rate of 1e-3, above 70 percent up to 7e-3, and, in proportion to the share"
+        " of failures, an entropy bonus and a limit to each update's change of the policy",
     )
     doubt: float = _by_preset(
         fast=0.5,

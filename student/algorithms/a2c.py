@@ -15,6 +15,8 @@ from student.settings import TrainSettings
 
 _RATE, _EPSILON, _STEPS = 1e-3, 1e-5, 2
 """The learning rate, Adam's epsilon and the gradient steps of a rollout, for `recover`."""
+_MOST_FAIL, _FASTER = 0.7, 0.02
+"""Where more than `_MOST_FAIL` of the episodes fail, the rate grows by `_FASTER` times the share above it."""
 _CHANGE, _LEAST_FAILING = 0.02, 0.001
 """An update changes the policy by a KL divergence of at most `_CHANGE` times the share of failed episodes, or
 times `_LEAST_FAILING` where fewer fail."""
@@ -33,9 +35,11 @@ class A2C(Algorithm):
         Without failures the advantages are noise, and Adam makes steps of full size of gradients of any size:
         such a student unlearns. So it does by the entropy bonus, whose gradient is small but always the same,
         where advantages are noisy. Therefore both the limit and the bonus fall with the share of failures.
+        Where most episodes fail, the rate is higher: the limit keeps the steps in bounds.
         """
+        rate = _RATE + _FASTER * max(failing - _MOST_FAIL, 0.0)
         for group in self.optimiser.param_groups:
-            group["lr"], group["eps"] = _RATE, _EPSILON
+            group["lr"], group["eps"] = rate, _EPSILON
         entropy = self._given.entropy_coefficient * failing
         self.settings = self._given.model_copy(update={"entropy_coefficient": entropy})
         self._steps, self._most_change = _STEPS, _CHANGE * max(failing, _LEAST_FAILING)

@@ -136,6 +136,16 @@ def test_an_update_changes_the_policy_less_the_fewer_episodes_fail(failing: floa
     assert limit / 4 < kl < 1.05 * limit
 
 
+def test_a_student_that_fails_mostly_learns_at_a_higher_rate() -> None:
+    network = GridNetwork(LAYOUT)
+    algorithm = A2C(network, _settings())
+    rates = []
+    for failing in (0.0, 0.7, 0.85, 1.0):
+        algorithm.recover(failing)
+        rates += [group["lr"] for group in algorithm.optimiser.param_groups]
+    assert rates == pytest.approx([1e-3, 1e-3, 4e-3, 7e-3])
+
+
 def test_a_student_that_succeeds_has_no_entropy_bonus() -> None:
     """Where all rewards are the same, only the bonus moves the policy."""
     moved = {}
