@@ -220,9 +220,15 @@ class PostgresStore(AnswerStore):
                 for first in range(0, len(keys), _AT_ONCE):
                     await self._resolve(keys[first : first + _AT_ONCE])
             except StoreError as error:
-                for future in self._waiting.values():
-                    if not future.done():
-                        future.set_exception(error)
+                self._fail_waiting(error)
+            except Exception:
+                _log.exception("the answer store failed")
+                self._fail_waiting(StoreError("the answer store failed; see the teacher's log"))
+
+    def _fail_waiting(self, error: StoreError) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
 
     async def _resolve(self, keys: Sequence[Key]) -> None:
         """Ends the waiting of those questions that are answered, or that nobody else asks."""
@@ -306,11 +312,13 @@ class PostgresStore(AnswerStore):
     async def _put(self, answers: Mapping[Key, tuple[str, float]]) -> None:
         if not answers:
             return
-        rows = [row_of(key, answer, created) for key, (answer, created) in answers.items()]
+        # In one order, so that teachers that put the same answers do not lock each other out
+        by_digest = dict(sorted((digest(*key.columns), key) for key in answers))
+        rows = [row_of(key, *answers[key]) for key in by_digest.values()]
         names = ("identities", "pictures", "missions", "tasks", "actions", "answers", "created", "checksums")
         terms: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        terms["questions"] = [digest(*key.columns) for key in answers]
-        terms["damaged"] = [digest(*key.columns) for key in answers if key in self._damaged]
+        terms["questions"] = list(by_digest)
+        terms["damaged"] = [question for question, key in by_digest.items() if key in self._damaged]
         await self._run(_PUT, terms | {"me": self._me})
         self._damaged -= set(answers)
         self._claimed -= set(answers)
