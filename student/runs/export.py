@@ -165,6 +165,7 @@ def _about(trained: Trained) -> About:
         width=width,
         actions=trained.world.actions,
         words=trained.world.words,
+        success_above=trained.world.success_above,
         algorithm=trained.settings.algo,
         seed=trained.settings.seed,
         frames=trained.frames,

@@ -44,6 +44,9 @@ class About(BaseModel):
     width: int = Field(ge=0)
     actions: _Listed = Field(min_length=1)
     words: _Listed = Field(description="the vocabulary; the ids of the words are 1, 2, ...")
+    success_above: float = Field(
+        default=0.0, description="an episode is a success if its return is above this"
+    )
     algorithm: str
     seed: int
     frames: int
@@ -113,7 +116,7 @@ def load_exported(content: bytes, name: str) -> ExportedStudent:
         )
     try:
         about = About.model_validate(lines)
-        world = world_of(about.env)
+        world = world_of(about.env, about.success_above)
     except ValueError as error:
         why = in_words(error) if isinstance(error, ValidationError) else error
         raise BadExport(f"{name} has no usable description: {why}") from error
