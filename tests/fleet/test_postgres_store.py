@@ -16,6 +16,7 @@ from teacher_server.answers.errors import StoreError
 from teacher_server.answers.postgres.store import PostgresStore
 from teacher_server.answers.rows import Key
 from tests.fleet.postgres import PASSWORD, PostgresServer, pgbouncer
+from tests.teacher_server.answers.stores import OTHER_KEYS
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(300)]
 
@@ -72,17 +73,7 @@ def test_an_answer_is_asked_for_once(address: str, database: PostgresServer) -> 
     assert database.query("SELECT name FROM names") == [("a name",)]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"identity": "planner-2"},
-        {"picture": b"q" * 32},
-        {"mission": "get the ball"},
-        {"task": "go_to_door"},
-        {"actions": ("right", "left")},
-        {"actions": ("left",)},
-    ],
-)
+@pytest.mark.parametrize("change", OTHER_KEYS)
 def test_each_part_of_the_key_distinguishes_answers(database: PostgresServer, change: dict[str, Any]) -> None:
     async def test(one: PostgresStore, other: PostgresStore) -> None:
         await one.put(KEY, "{}")

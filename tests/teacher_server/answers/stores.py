@@ -6,6 +6,7 @@ import random
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from teacher_api.schemas import Answer, StageReport, Stages
 from teacher_server.answers.rows import Key
@@ -14,6 +15,16 @@ from teacher_server.teachers.base import identity_of
 
 TEACHER = {"kind": "planner", "version": 7}
 IDENTITY = identity_of(TEACHER)
+
+OTHER_KEYS: list[dict[str, Any]] = [
+    {"identity": "planner-2"},
+    {"picture": b"q" * 32},
+    {"mission": "get the ball"},
+    {"task": "go_to_door"},
+    {"actions": ("right", "left")},
+    {"actions": ("left",)},
+]
+"""Changes to a part of a key, each of which makes it another key."""
 
 _VERSION_1 = """
 CREATE TABLE teachers (
