@@ -159,10 +159,14 @@ class ArmComparison:
     def __init__(self, results: Results, threshold: float, resamples: int, seed: int) -> None:
         self.results, self.design = results, results.design
         self.criterion = Criterion("success", threshold)
-        self._resamples = resamples
+        self._resamples, self._seed = resamples, seed
         self._rng = np.random.default_rng(seed)
         self.curves = {cell: curve for cell in results.cells() if (curve := self._curve(results.runs[cell]))}
-        self._differences: dict[Cell, NDArray[np.float64]] = {}
+        self._differences = {
+            cell: drawn
+            for cell in results.cells()
+            if cell.arm != self.design.baseline and (drawn := self._resampled_difference(cell)) is not None
+        }
         """The resampled difference to the baseline in each cell of the other arms, [1 + resamples]."""
         self.finals = list(self._finals())
         self.harms = [row for algo in self.design.algos for row in self._harms(algo)]
@@ -200,25 +204,37 @@ class ArmComparison:
         design = self.design
         for algo in design.algos:
             for env in (*design.envs, None):
-                drawn = {}
                 for arm in design.arms:
                     envs = design.envs_of(arm) if env is None else (env,)
                     strata = self._successes(arm, algo, envs)
-                    if strata and (env is not None or self._successes(design.baseline, algo, envs)):
-                        drawn[arm] = sum(map(len, strata)), self._resampled(strata, np.mean)
-                for arm, (seeds, of_arm) in drawn.items():
-                    difference = None
-                    if (
-                        arm != design.baseline
-                        and (of_baseline := self._baseline(arm, algo, env, drawn)) is not None
-                    ):
-                        rows = min(len(of_arm), len(of_baseline))
-                        of_difference = of_arm[:rows] - of_baseline[:rows]
-                        difference = _estimate(of_difference)
-                        if env is not None:
-                            self._differences[Cell(arm, algo, env)] = of_difference
-                    lowest = self._lowest(arm, algo, design.envs_of(arm) if env is None else (env,))
-                    yield FinalSuccess(algo, env, arm, seeds, _estimate(of_arm), difference, lowest)
+                    if not strata or (env is None and not self._successes(design.baseline, algo, envs)):
+                        continue
+                    success = _estimate(self._resampled(strata, np.mean))
+                    seeds, difference = sum(map(len, strata)), self._difference(arm, algo, envs)
+                    lowest = self._lowest(arm, algo, envs)
+                    yield FinalSuccess(algo, env, arm, seeds, success, difference, lowest)
+
+    def _difference(self, arm: str, algo: str, envs: tuple[str, ...]) -> Estimate | None:
+        """Returns the difference to the baseline's success, as the mean over environments."""
+        cells = [Cell(arm, algo, env) for env in envs]
+        parts = [self._differences[cell] for cell in cells if cell in self._differences]
+        return _mean_estimate(parts) if len(parts) == len(cells) else None
+
+    def _resampled_difference(self, cell: Cell) -> NDArray[np.float64] | None:
+        """Returns the mean difference to the baseline, seed by seed, of the seeds that both have.
+
+        A seed begins with the same network and meets the same episodes in all arms. The arms of an
+        environment get the same resamples of their seeds.
+        """
+        arm, baseline = (
+            {run.seed: float(run.summary["success"]) for run in self.results.runs.get(each, [])}
+            for each in (cell, cell._replace(arm=self.design.baseline))
+        )
+        if not (seeds := sorted(arm.keys() & baseline.keys())):
+            return None
+        differences_N = np.array([arm[seed] - baseline[seed] for seed in seeds])
+        rng = np.random.default_rng([self._seed, self.design.envs.index(cell.env)])
+        return stratified([differences_N], np.mean, self._resamples, rng)
 
     def _lowest(self, arm: str, algo: str, envs: tuple[str, ...]) -> float | None:
         """Returns the lowest success after the threshold was held, of all seeds in these environments."""
@@ -226,20 +242,8 @@ class ArmComparison:
         found = [run.lowest_after(self.criterion.threshold) for run in runs]
         return min((lowest for lowest in found if lowest is not None), default=None)
 
-    def _baseline(
-        self, arm: str, algo: str, env: str | None, drawn: dict[str, tuple[int, NDArray[np.float64]]]
-    ) -> NDArray[np.float64] | None:
-        """Returns the baseline's resampled success in an environment, or (None) in all those of an arm."""
-        design = self.design
-        if env is None and arm in design.own_envs:
-            return self._resampled(self._successes(design.baseline, algo, design.envs_of(arm)), np.mean)
-        return drawn[design.baseline][1] if design.baseline in drawn else None
-
     def _harms(self, algo: str) -> Iterator[Harm]:
-        """Yields the cells of the arms with a teacher, row by row, with means over envs and then over arms.
-
-        The arms of one environment share the baseline's resamples.
-        """
+        """Yields the cells of the arms with a teacher, row by row, then the means over the arms."""
         found = {
             (cell.arm, cell.env): drawn
             for cell, drawn in self._differences.items()
@@ -254,9 +258,7 @@ class ArmComparison:
                     if arm in (None, of_arm) and env in (None, of_env)
                 ]
                 if parts:
-                    rows = min(map(len, parts))
-                    mean_R = np.mean([part[:rows] for part in parts], axis=0)
-                    yield Harm(algo, arm, env, len(parts), _estimate(mean_R))
+                    yield Harm(algo, arm, env, len(parts), _mean_estimate(parts))
 
     def _successes(self, arm: str, algo: str, envs: tuple[str, ...]) -> list[NDArray[np.float64]]:
         """Returns each seed's success at the end, an array per environment; nothing if one has no runs."""
@@ -373,6 +375,12 @@ def _estimate(drawn_R: NDArray[np.float64]) -> Estimate:
         return Estimate(Bound(float(drawn_R[0])), None, None)
     low, high = interval_of(drawn_R)
     return Estimate(Bound(float(drawn_R[0])), Bound(float(low)), Bound(float(high)))
+
+
+def _mean_estimate(parts: Sequence[NDArray[np.float64]]) -> Estimate:
+    """Returns the estimate of a mean of resampled statistics."""
+    rows = min(map(len, parts))
+    return _estimate(np.mean([part[:rows] for part in parts], axis=0))
 
 
 def _question_counts(cell: Cell, runs: list[FinishedRun]) -> QuestionCounts:

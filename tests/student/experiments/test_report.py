@@ -137,8 +137,20 @@ def test_final_success_and_its_difference(tmp_path: Path) -> None:
     assert float(rows["alone"]["success"]) == pytest.approx(0.3)
     assert [float(rows["alone"][f"success_{end}"]) for end in ("low", "high")] == [0.2, 0.4]
     assert float(rows["taught"]["difference"]) == pytest.approx(0.65)
-    assert float(rows["taught"]["difference_low"]) >= 0.5
+    ends = [float(rows["taught"][f"difference_{end}"]) for end in ("low", "high")]
+    assert ends == pytest.approx([0.6, 0.7]), "seed by seed"
     assert rows["alone"]["difference"] == ""
+
+
+def test_a_difference_is_that_of_the_seeds_that_both_arms_have(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"alone": ALONE, "taught": TAUGHT}, (1, 2, 3))
+    for seed, alone, taught in ((1, 0.2, 0.3), (2, 0.9, 1.0), (3, 0.0, None)):
+        write_run(tmp_path, "alone", seed, [alone] * 5)
+        if taught is not None:
+            write_run(tmp_path, "taught", seed, [taught] * 5)
+    rows = {row["arm"]: row for row in _rows(_report(tmp_path) / "final.csv") if row["env"]}
+    found = [float(rows["taught"][f"difference{end}"]) for end in ("", "_low", "_high")]
+    assert found == pytest.approx([0.1, 0.1, 0.1])
 
 
 def test_the_lowest_success_after_the_threshold_was_held(tmp_path: Path) -> None:
