@@ -28,7 +28,7 @@ def _in_the_locales_encoding(tree: ast.AST) -> Iterator[int]:
         of_os = (
             method
             and isinstance(call.func.value, ast.Name)
-            and call.func.value.id in ("os", "gzip", "Image", "Run")
+            and call.func.value.id in ("os", "gzip", "Image", "Run", "pool")
         )
         texts = (
             (name == "open" and not binary and not of_os)

@@ -191,7 +191,7 @@ class PostgresStore(AnswerStore):
     async def _started(self) -> None:
         if self._pool is None:
             logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # failures are raised as StoreError
-            self._pool = AsyncConnectionPool(
+            self._pool = pool = AsyncConnectionPool[AsyncConnection[Any]](
                 self.address,
                 min_size=1,
                 max_size=_CONNECTIONS,
@@ -201,7 +201,7 @@ class PostgresStore(AnswerStore):
                 open=False,
             )
             self._tasks = [asyncio.create_task(each()) for each in (self._resolve_claims, self._renew)]
-            await self._pool.open()
+            await pool.open()
 
     async def _resolve_claims(self) -> None:
         """Finds the answers of those that wait in `claim`, or claims their questions."""

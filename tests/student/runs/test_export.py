@@ -143,6 +143,7 @@ def test_the_file_says_all_about_itself(run: Path, file: Path) -> None:
         "env": _ENV,
         "height": "5",
         "width": "5",
+        "success_above": "0.9",
         "actions": "left right forward pickup drop toggle done",
         "words": " ".join(state["words"]),
         "algorithm": "ppo",
