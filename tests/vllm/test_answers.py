@@ -16,7 +16,7 @@ from tests.waiting import metric
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-_COUNT = 50
+_COUNT = 25
 _BLOCK = 128
 """Tokens in a cache block of vLLM on a CPU."""
 _FAULTS = {"truncated", "schema", "sum"}
@@ -68,7 +68,7 @@ def test_every_question_is_answered_or_fails_with_its_reason(teacher: TeacherPro
 
 
 def test_failures_are_not_stored(teacher: TeacherProcess) -> None:
-    questions = distinct_questions(80, seed=1)
+    questions = distinct_questions(32, seed=1)
     first, second = _ask_batch(teacher, questions), _ask_batch(teacher, questions)
     for before, after in zip(first, second, strict=True):
         if isinstance(before, Answer):
