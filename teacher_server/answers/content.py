@@ -39,9 +39,13 @@ class StoreContent(ABC):
 
     Attributes:
         version: of the store's tables.
+        name: the store's, for people, without secrets.
     """
 
     version: int
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     @abstractmethod
     def teachers(self) -> dict[str, dict[str, Any] | None]:
@@ -107,6 +111,7 @@ class SqliteContent(StoreContent):
     version = layout.VERSION
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        super().__init__(str(path))
         self._connection, self._path = connection, path
 
     def teachers(self) -> dict[str, dict[str, Any] | None]:

@@ -1,21 +1,11 @@
 """The name of an answer store: a file, or a database."""
 
-from urllib.parse import urlsplit
-
 from teacher_server.answers.errors import StoreError
 
 
 def is_address(store: str) -> bool:
     """Returns whether a store's name is the address of a PostgreSQL database, and not a file."""
     return store.startswith(("postgresql://", "postgres://"))
-
-
-def shown(store: str) -> str:
-    """Returns a store's name for people: an address without user, password and parameters."""
-    if not is_address(store):
-        return store
-    parts = urlsplit(store)
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def needs_postgres(error: ImportError) -> StoreError:

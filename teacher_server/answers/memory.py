@@ -12,9 +12,6 @@ class Memory:
         self._max_bytes, self._bytes = max_bytes, 0
         self._answers: OrderedDict[Key, str] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, key: Key) -> str | None:
         """Returns an answer, or None."""
         answer = self._answers.get(key)

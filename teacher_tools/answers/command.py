@@ -16,7 +16,7 @@ from teacher_api.command_line import CannotStart, CommandFailed
 from teacher_api.terminal import say
 from teacher_server.answers.content import StoreContent, sqlite_content
 from teacher_server.answers.errors import StoreError
-from teacher_server.answers.location import is_address, needs_postgres, shown
+from teacher_server.answers.location import is_address, needs_postgres
 from teacher_server.answers.lock import beside
 from teacher_tools.answers.exchange import BadExport, export, import_
 from teacher_tools.answers.recover import program, recover
@@ -112,7 +112,7 @@ def recover_answers(settings: RecoverSettings) -> int:
 def stats(settings: StatsSettings) -> int:
     """Runs `teacher answers stats`; returns 0, or 1 if the store is damaged."""
     with _store(settings.store) as store:
-        statistics = statistics_of(store, shown(settings.store))
+        statistics = statistics_of(store)
     print(json.dumps(statistics.as_json(), indent=1) if settings.as_json else as_text(statistics))
     return 0 if statistics.sound else 1
 

@@ -94,14 +94,14 @@ class StoreStatistics:
         }
 
 
-def statistics_of(store: StoreContent, name: str) -> StoreStatistics:
+def statistics_of(store: StoreContent) -> StoreStatistics:
     """Checks all pages and all checksums, and counts.
 
     Raises:
         sqlite3.Error: the store cannot be read, for another reason than damage.
     """
     try:
-        statistics = StoreStatistics(name, store.version, store.on_disk, store.in_use, store.damage())
+        statistics = StoreStatistics(store.name, store.version, store.on_disk, store.in_use, store.damage())
         names = store.names()
         for identity, description in store.teachers().items():
             teacher = TeacherStatistics(identity, description is not None, names.get(identity))
@@ -114,7 +114,7 @@ def statistics_of(store: StoreContent, name: str) -> StoreStatistics:
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-        return StoreStatistics(name, store.version, store.on_disk, 0, str(error))
+        return StoreStatistics(store.name, store.version, store.on_disk, 0, str(error))
     return statistics
 
 

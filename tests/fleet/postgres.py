@@ -48,19 +48,8 @@ class PostgresServer:
         password = folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
-        self._run(
-            "initdb",
-            "-D",
-            self._folder,
-            "-U",
-            "teacher",
-            "--pwfile",
-            password,
-            "-A",
-            "scram-sha-256",
-            "-E",
-            "UTF8",
-        )
+        user = ("-U", "teacher", "--pwfile", password, "-A", "scram-sha-256")
+        self._run("initdb", "-D", self._folder, "-E", "UTF8", *user)
         self.start()
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE answers")

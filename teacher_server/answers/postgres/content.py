@@ -38,7 +38,8 @@ class PostgresContent(StoreContent):
 
     version = database.VERSION
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], name: str) -> None:
+        super().__init__(name)
         self._connection = connection
         self._used: int | None = None
         """Bytes in use between two calls of `evict`."""
@@ -156,9 +157,10 @@ def postgres_content(address: str, *, make: bool = False) -> Iterator[PostgresCo
     Raises:
         StoreError: the database cannot be used.
     """
-    (database.prepare if make else database.check)(address)
+    name = database.without_secrets(address)
     with database.connected(address) as connection:
-        yield PostgresContent(connection)
+        (database.prepare if make else database.check)(connection, name)
+        yield PostgresContent(connection, name)
 
 
 def _checked(row: Any) -> Row | None:

@@ -86,15 +86,9 @@ def connected(address: str) -> Iterator[psycopg.Connection[Any]]:
     Raises:
         StoreError: the database cannot be reached or used.
     """
-    with stated(address), psycopg.connect(address, **connection_parameters()) as connection:
-        yield connection
-
-
-@contextmanager
-def stated(address: str) -> Iterator[None]:
-    """Raises database errors as StoreError."""
     try:
-        yield
+        with psycopg.connect(address, **connection_parameters()) as connection:
+            yield connection
     except psycopg.Error as error:
         raise store_error(address, error) from error
 
@@ -109,14 +103,16 @@ def store_error(address: str, error: Exception) -> StoreError:
     return StoreError(f"the answer store {without_secrets(address)} cannot be used: {cause}", cause)
 
 
-def prepare(address: str) -> None:
+def prepare(connection: psycopg.Connection[Any], name: str) -> None:
     """Creates the tables of an empty database, or upgrades those of an earlier version.
 
+    Args:
+        name: the database's, for messages.
+
     Raises:
-        StoreError: the database cannot be used, holds tables of another program or of a later version.
+        StoreError: the database holds tables of another program or of a later version.
     """
-    name = without_secrets(address)
-    with connected(address) as connection, connection.transaction():
+    with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         version = _version(connection, name)
         if version > VERSION:
@@ -131,15 +127,16 @@ def prepare(address: str) -> None:
             connection.execute(f"UPDATE {_VERSIONS} SET version = {number}")
 
 
-def check(address: str) -> None:
+def check(connection: psycopg.Connection[Any], name: str) -> None:
     """Checks that the database is an answer store of this version.
 
+    Args:
+        name: the database's, for messages.
+
     Raises:
-        StoreError: it is not, or it cannot be used.
+        StoreError: it is not.
     """
-    name = without_secrets(address)
-    with connected(address) as connection:
-        version = _version(connection, name)
+    version = _version(connection, name)
     if version != VERSION:
         told = f"is of version {version}, and this program reads {VERSION}" if version else "holds no answers"
         raise StoreError(f"the answer store {name} {told}", "of another version")
@@ -168,8 +165,8 @@ def _version(connection: psycopg.Connection[Any], name: str) -> int:
 def _parts(address: str) -> dict[str, Any]:
     try:
         return conninfo_to_dict(address)
-    except psycopg.Error as error:
+    except psycopg.Error:
         # Without the cause: it repeats the address, which may hold a password
         raise StoreError(
             "`store` is not the address of a database: postgresql://USER@HOST:PORT/DATABASE", "no address"
-        ) from error
+        ) from None

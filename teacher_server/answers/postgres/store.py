@@ -99,8 +99,9 @@ class PostgresStore(AnswerStore):
         Raises:
             StoreError: the database cannot be used, or is not an answer store of a known version.
         """
-        prepare(address)
-        self.address = address
+        self.address, self._name = address, without_secrets(address)
+        with connected(address) as connection:
+            prepare(connection, self._name)
         self._memory = Memory(memory_mib * 2**20)
         self._claim_s, self._patience_s = claim_s, patience_s
         self._me = uuid.uuid4().hex
@@ -351,7 +352,7 @@ class PostgresStore(AnswerStore):
                 raise store_error(self.address, error) from error
             else:
                 if self._down_since is not None:
-                    _log.info("the answer store %s is back", without_secrets(self.address))
+                    _log.info("the answer store %s is back", self._name)
                     self._down_since = self._failure = None
                 return rows
 
