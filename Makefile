@@ -25,7 +25,7 @@ test: lint ## lint, type-check and all tests that need no vLLM
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not vllm and not docker and not operate and not chaos and not fleet" --numprocesses auto --dist worksteal --durations 15
 
 test-vllm: $(VLLM_VENV)/.installed ## the tests that need real vLLM, in an environment of their own
-	$(VLLM_VENV)/bin/pytest -m vllm
+	$(VLLM_VENV)/bin/pytest -m vllm --numprocesses 2 --dist loadfile --durations 15
 
 test-operate: $(VLLM_VENV)/.installed ## the tests of operating teachers, in the environment with vLLM
 	$(VLLM_VENV)/bin/pytest -m operate

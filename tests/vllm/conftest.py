@@ -16,7 +16,7 @@ from tools.random_checkpoint import make_checkpoint, shortened
 VLLM_FLAGS = ("--engine", "vllm", "--eager", "--kv-cache-gib", "1")
 
 StartPrompted = Callable[..., TeacherProcess]
-"""start(*flags, model, **variables) starts a prompted teacher and waits until it is ready."""
+"""start(*flags, model, ready, **variables) starts a prompted teacher; it waits for it, if `ready`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,13 +49,16 @@ def start_prompted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -
     """Starts prompted teachers, and kills them after the module's tests."""
     with started_teachers(tmp_path_factory) as start_teacher:
 
-        def start(*flags: str, model: Path = checkpoint, **variables: str) -> TeacherProcess:
+        def start(
+            *flags: str, model: Path = checkpoint, ready: bool = True, **variables: str
+        ) -> TeacherProcess:
             teacher = start_teacher(
                 *("--teacher", "prompted", "--model", str(model), "--dtype", "float32"),
                 *("--max-model-len", "16384", *flags),
                 **variables,
             )
-            wait_until_ready(teacher)
+            if ready:
+                wait_until_ready(teacher)
             return teacher
 
         yield start

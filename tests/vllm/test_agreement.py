@@ -18,6 +18,7 @@ from teacher_tools.bench.questions import distinct_questions
 from tests.conftest import TeacherProcess
 from tests.teacher_server.checkpoints.breaking import set_fields
 from tests.vllm.conftest import VLLM_FLAGS, StartPrompted
+from tests.waiting import wait_until_ready
 from tools.random_checkpoint import make_checkpoint
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -36,9 +37,10 @@ def teachers(
     flags = ("--prompts", str(short_prompts), "--readout", "labels", "--min-label-mass", "0")
     patient = ("--timeout-s", "600", "--stall-s", "600")
     both = (
-        start_prompted(*VLLM_FLAGS, *flags, model=model),
+        start_prompted(*VLLM_FLAGS, *flags, model=model, ready=False),
         start_prompted("--engine", "transformers", "--device", "cpu", *patient, *flags, model=model),
     )
+    wait_until_ready(both[0])
     yield both
     for teacher in both:
         teacher.end()
@@ -53,7 +55,7 @@ def test_both_are_the_same_teacher(teachers: tuple[TeacherProcess, TeacherProces
 
 
 def test_label_probabilities_agree(teachers: tuple[TeacherProcess, TeacherProcess]) -> None:
-    questions = distinct_questions(40, seed=5)
+    questions = distinct_questions(16, seed=5)
     vllm, transformers = ([_answered(a) for a in _ask(t, questions)] for t in teachers)
     both = [(a, b) for a, b in zip(vllm, transformers, strict=True) if a and b]
     assert len(both) == len(questions)
@@ -73,7 +75,7 @@ def test_pictures_that_differ_in_one_tile_never_share_an_answer(
     teachers: tuple[TeacherProcess, TeacherProcess],
 ) -> None:
     """Guards against vLLM's issue 20261, where similar mazes got the answer of one picture."""
-    pairs = [_pair(seed) for seed in range(4)]
+    pairs = [_pair(seed) for seed in range(3)]
     questions = [question for pair in pairs for question in pair]
     # One after another, so that the second of a pair meets what the first left in the caches
     vllm = [_answered(a) for question in questions for a in _ask(teachers[0], [question])]

@@ -16,6 +16,7 @@ from tests.waiting import metric
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
+_LABELS = pytest.mark.parametrize("teacher", ["labels"], indirect=True)
 _COUNT = 25
 _BLOCK = 128
 """Tokens in a cache block of vLLM on a CPU."""
@@ -23,7 +24,7 @@ _FAULTS = {"truncated", "schema", "sum"}
 """Faults of random weights, which end no text and write numbers with any sum."""
 
 
-@pytest.fixture(scope="module", params=["labels", "numbers"])
+@pytest.fixture(scope="module")
 def teacher(start_prompted: StartPrompted, request: pytest.FixtureRequest) -> Iterator[TeacherProcess]:
     """A teacher with low thresholds: random weights give labels little mass and numbers any sum."""
     started = start_prompted(
@@ -33,6 +34,7 @@ def teacher(start_prompted: StartPrompted, request: pytest.FixtureRequest) -> It
     started.end()
 
 
+@pytest.mark.parametrize("teacher", ["labels", "numbers"], indirect=True)
 def test_every_question_is_answered_or_fails_with_its_reason(teacher: TeacherProcess) -> None:
     questions = distinct_questions(2 * _COUNT)
     in_a_batch = _ask_batch(teacher, questions[:_COUNT])
@@ -67,6 +69,7 @@ def test_every_question_is_answered_or_fails_with_its_reason(teacher: TeacherPro
     assert in_metrics >= failed  # the trial questions of the start count too
 
 
+@_LABELS
 def test_failures_are_not_stored(teacher: TeacherProcess) -> None:
     questions = distinct_questions(32, seed=1)
     first, second = _ask_batch(teacher, questions), _ask_batch(teacher, questions)
@@ -80,6 +83,7 @@ def test_failures_are_not_stored(teacher: TeacherProcess) -> None:
             assert isinstance(after, ErrorBody) or not after.stored
 
 
+@_LABELS
 def test_stage_2_computes_little_that_stage_1_has_computed(teacher: TeacherProcess) -> None:
     # Pictures of one size, so that all prompts have one length
     questions = [q for q in distinct_questions(160, seed=2) if q.task == "fetch"]
