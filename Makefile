@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .bench-venv
+FLEET_VENV := .venv-fleet
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 
@@ -30,8 +31,10 @@ test-vllm: $(VLLM_VENV)/.installed ## the tests that need real vLLM, in an envir
 test-operate: $(VLLM_VENV)/.installed ## the tests of operating teachers, in the environment with vLLM
 	$(VLLM_VENV)/bin/pytest -m operate
 
-test-fleet: setup ## the tests of teachers that share a database; they need PostgreSQL's programs
-	$(BIN)/pytest -m fleet tests/fleet
+# As root in a network of its own, because Ray listens on all of a machine's interfaces
+test-fleet: $(FLEET_VENV)/.installed ## the tests of several teachers: a shared database, Ray; they need PostgreSQL's programs
+	@if [ "$$(id -u)" = 0 ] && unshare --net true; then alone="unshare --net sh -c"; else alone="sh -c"; fi; \
+	$$alone '{ ip link set lo up || true; } 2>/dev/null; exec $(FLEET_VENV)/bin/pytest -m fleet --durations 10 tests/fleet'
 
 test-chaos: $(VLLM_VENV)/.installed ## load, faults, hostile input and audits, with their figures; about half an hour
 	$(VLLM_VENV)/bin/pytest -m chaos --capture no tests/chaos
@@ -82,9 +85,13 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints.txt
 	fi
 	@touch $@
 
+$(FLEET_VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) tools/install.py $(FLEET_VENV) '.[fleet,student,dev]'
+	@touch $@
+
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) tools/install.py $(BENCH_VENV) '.[teacher,student,bench]'
 	@touch $@
 
 clean: ## remove the environments and caches; runs stay
-	rm -rf $(VENV) $(BENCH_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) $(FLEET_VENV) $(VLLM_VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -270,8 +270,9 @@ class TeacherClient:
         except ValidationError:
             refusal = None
         reason = f"{reply.status_code}: {refusal.reason if refusal else reply.reason_phrase}"
-        # A 502 without a teacher's error comes from a gateway that has no teacher at the moment
-        if reply.status_code in _RETRYABLE or (reply.status_code == httpx.codes.BAD_GATEWAY and not refusal):
+        # Without a teacher's error they come from a gateway that has no teacher, or has lost the one it asked
+        of_a_gateway = reply.status_code in (500, 502) and not refusal
+        if reply.status_code in _RETRYABLE or of_a_gateway:
             raise _TryAgain(reason, _seconds(reply.headers.get("Retry-After", "")))
         if refusal:
             raise QuestionRefused(refusal)

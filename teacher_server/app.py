@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from teacher_server.answers.location import is_address, needs_postgres
+from teacher_server.answers.location import is_address, needs_postgres, with_password
 from teacher_server.answers.sqlite import SqliteStore
 from teacher_server.answers.store import AnswerStore
 from teacher_server.http.authentication import ADMINISTRATION, QUESTIONS, ApiKeys, AuthenticationMiddleware
@@ -47,8 +47,16 @@ Optional request headers:
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
+def end_process() -> None:
+    """Ends the process, so that its supervisor starts another."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def create_app(settings: Settings, on_end: Callable[[], None] = end_process) -> FastAPI:
     """Returns the service; `app.state.service` is its `ServiceState`.
+
+    Args:
+        on_end: Called when no teacher will answer any more.
 
     Raises:
         BadKeyFile: A key file holds no key.
@@ -59,8 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     teacher = choose_teacher(settings)
     metrics = Metrics()
     store = _store(settings, metrics)
-    # Ends the process, so that its supervisor starts another
-    host = Host(teacher, settings, store, metrics, on_end=lambda: signal.raise_signal(signal.SIGTERM))
+    host = Host(teacher, settings, store, metrics, on_end=on_end)
     app = FastAPIOffline(
         title="LVLM2P teacher",
         description=_DESCRIPTION,
@@ -116,7 +123,8 @@ def _store(settings: Settings, metrics: Metrics) -> AnswerStore | None:
         from teacher_server.answers.postgres.store import PostgresStore  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise needs_postgres(error) from error
-    return PostgresStore(settings.store, memory_mib=settings.store_memory_mib)
+    address = with_password(settings.store, settings.store_password_file)
+    return PostgresStore(address, memory_mib=settings.store_memory_mib)
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from teacher_server.service.state import ServiceState
 from teacher_server.settings import Settings
 from teacher_server.teachers.registry import CannotTeach
 
-_SWITCH_S = 0.0005
+SWITCH_S = 0.0005
 """Seconds that a thread may run before others get their turn, a tenth of Python's default: planning and
 decoding must not delay requests that are refused."""
 
@@ -52,7 +52,7 @@ def serve(settings: Settings) -> int:
         StoreError: the answer store cannot be used.
     """
     write_logs(settings.log_format)
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(SWITCH_S)
     _allow_connections()
     with _listen(settings.host, settings.port) as listener:
         app = create_app(settings)

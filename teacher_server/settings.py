@@ -192,6 +192,10 @@ class Settings(EngineSettings, BaseSettings):
         " teachers on several machines share, postgresql://USER@HOST:PORT/DATABASE; none: answers are not"
         " stored",
     )
+    store_password_file: File | None = Field(
+        default=None,
+        description="PostgreSQL: a file with the password; default: PGPASSWORD, or the file ~/.pgpass",
+    )
     store_max_mib: float = Field(
         default=4096.0,
         ge=1,

@@ -26,6 +26,21 @@ COMMANDS = Group(
             "teacher_tools.swap:SwapSettings",
             "teacher_tools.swap:main",
         ),
+        "fleet": Group(
+            "serve a teacher on a Ray cluster, as replicas behind one address",
+            {
+                "deploy": Command(
+                    "start the replicas, or exchange those that run, one after the other",
+                    "teacher_tools.fleet:DeploySettings",
+                    "teacher_tools.fleet:deploy",
+                ),
+                "delete": Command(
+                    "end the replicas when they have answered",
+                    "teacher_tools.fleet:DeleteSettings",
+                    "teacher_tools.fleet:delete",
+                ),
+            },
+        ),
         "score": Command(
             "measure how good a running teacher is: as a policy, against the planner, stage by stage",
             "teacher_tools.score.settings:ScoreSettings",

@@ -31,6 +31,9 @@ _ACTIONS = {
 }
 """The names of actions that Gymnasium's own environments document, but do not have."""
 
+MOST_STEPS = 1000
+"""Steps of an episode in an environment that is registered without a time limit."""
+
 Kind = Literal["state", "vector", "picture"]
 
 
@@ -205,6 +208,8 @@ class GeneralEnvironment(Environment):
 def make(env_id: str, *, drawn: bool = True) -> gymnasium.Env[Any, Any]:
     """Makes a registered environment with the wrappers and limits that it is registered with.
 
+    An environment without a time limit gets one of MOST_STEPS: an episode of a poor policy might not end.
+
     Args:
         env_id: Gymnasium's id, after it any number of `@name=value`, arguments of the environment with their
             values in JSON or as text: `FrozenLake-v1@is_slippery=false@map_name=8x8`. For
@@ -224,6 +229,8 @@ def make(env_id: str, *, drawn: bool = True) -> gymnasium.Env[Any, Any]:
         arguments = {key: _value(text) for key, _, text in (each.partition("=") for each in given)}
         if drawn and _draws(spec):
             arguments.setdefault("render_mode", "rgb_array")
+        if spec.max_episode_steps is None:
+            arguments.setdefault("max_episode_steps", MOST_STEPS)
         return gymnasium.make(spec, disable_env_checker=True, **arguments)
     except Exception as error:  # an environment can raise anything
         raise UnknownEnvironment(f"unknown environment {env_id!r}: {in_a_line(error)}") from error

@@ -16,13 +16,14 @@ from teacher_api.command_line import CannotStart, CommandFailed
 from teacher_api.terminal import say
 from teacher_server.answers.content import StoreContent, sqlite_content
 from teacher_server.answers.errors import StoreError
-from teacher_server.answers.location import is_address, needs_postgres
+from teacher_server.answers.location import is_address, needs_postgres, with_password
 from teacher_server.answers.lock import beside
 from teacher_tools.answers.exchange import BadExport, export, import_
 from teacher_tools.answers.recover import program, recover
 from teacher_tools.answers.settings import (
     ExportSettings,
     ImportSettings,
+    OfAStore,
     PruneSettings,
     RecoverSettings,
     ShowSettings,
@@ -37,7 +38,7 @@ _LOCK_TIMEOUT_S = 30.0
 def show(settings: ShowSettings) -> int:
     """Runs `teacher answers show`; returns 0."""
     width = shutil.get_terminal_size().columns
-    with _store(settings.store) as store:
+    with _store(settings) as store:
         names = store.names()
         blocks = []
         for identity in _chosen(store, settings.identity):
@@ -51,7 +52,7 @@ def show(settings: ShowSettings) -> int:
 
 def export_answers(settings: ExportSettings) -> int:
     """Runs `teacher answers export`; returns 0."""
-    with _store(settings.store) as store:
+    with _store(settings) as store:
         chosen = _chosen(store, settings.identity)
         with _written_whole(settings.file) as out:
             if settings.as_csv:
@@ -67,7 +68,7 @@ def export_answers(settings: ExportSettings) -> int:
 
 def import_answers(settings: ImportSettings) -> int:
     """Runs `teacher answers import`; returns 0."""
-    with _store(settings.store, make=True) as store:
+    with _store(settings, make=True) as store:
         for name in settings.files:
             try:
                 with _opened(name) as file:
@@ -111,7 +112,7 @@ def recover_answers(settings: RecoverSettings) -> int:
 
 def stats(settings: StatsSettings) -> int:
     """Runs `teacher answers stats`; returns 0, or 1 if the store is damaged."""
-    with _store(settings.store) as store:
+    with _store(settings) as store:
         statistics = statistics_of(store)
     print(json.dumps(statistics.as_json(), indent=1) if settings.as_json else as_text(statistics))
     return 0 if statistics.sound else 1
@@ -119,7 +120,7 @@ def stats(settings: StatsSettings) -> int:
 
 def prune(settings: PruneSettings) -> int:
     """Runs `teacher answers prune`; returns 0."""
-    with _store(settings.store) as store:
+    with _store(settings) as store:
         _check_known(store, settings.identities)
         before = store.on_disk
         if settings.dry_run:
@@ -185,27 +186,27 @@ def _answers(number: int) -> str:
 
 
 @contextmanager
-def _store(name: str, *, make: bool = False) -> Iterator[StoreContent]:
+def _store(settings: OfAStore, *, make: bool = False) -> Iterator[StoreContent]:
     """Yields a store's content; with `make`, creates the store if there is none.
 
     Raises:
         CannotStart: the store cannot be used.
     """
     try:
-        with _content(name, make) as content:
+        with _content(settings, make) as content:
             yield content
     except StoreError as error:
         raise CannotStart(str(error)) from error
 
 
-def _content(name: str, make: bool) -> AbstractContextManager[StoreContent]:
-    if not is_address(name):
-        return sqlite_content(Path(name), _LOCK_TIMEOUT_S, make=make)
+def _content(settings: OfAStore, make: bool) -> AbstractContextManager[StoreContent]:
+    if not is_address(settings.store):
+        return sqlite_content(Path(settings.store), _LOCK_TIMEOUT_S, make=make)
     try:
         from teacher_server.answers.postgres.content import postgres_content  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise needs_postgres(error) from error
-    return postgres_content(name, make=make)
+    return postgres_content(with_password(settings.store, settings.store_password_file), make=make)
 
 
 @contextmanager

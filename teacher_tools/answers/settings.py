@@ -17,17 +17,22 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 Identity = Annotated[str, ValueName("IDENTITY")]
 
 
-class _OfAStore(BaseModel):
+class OfAStore(BaseModel):
+    """The store that a command is about."""
+
     store: Annotated[str, ValueName("FILE|URL")] = Field(
         default="answers.sqlite3",
         description="the answer store: an SQLite file, or a database, postgresql://USER@HOST:PORT/DATABASE",
+    )
+    store_password_file: File | None = Field(
+        default=None, description="a file with the database's password; default: PGPASSWORD, or ~/.pgpass"
     )
 
 
 _OF_A_TEACHER = "only this teacher's: an identity or a checkpoint's name; `teacher answers stats` lists both"
 
 
-class ShowSettings(_OfAStore, BaseSettings):
+class ShowSettings(OfAStore, BaseSettings):
     """Shows the newest answers of each teacher; `export --csv` writes all answers, with the analyses."""
 
     model_config = flags_and_variables("teacher answers show", "TEACHER_")
@@ -38,7 +43,7 @@ class ShowSettings(_OfAStore, BaseSettings):
     limit: int = Field(default=20, ge=1, description="answers per teacher, at most")
 
 
-class ExportSettings(_OfAStore, BaseSettings):
+class ExportSettings(OfAStore, BaseSettings):
     """Writes answers into a file of JSON lines; a teacher may use the store meanwhile.
 
     A file that exists is replaced when the new one is complete.
@@ -69,7 +74,7 @@ class ExportSettings(_OfAStore, BaseSettings):
         return self
 
 
-class ImportSettings(_OfAStore, BaseSettings):
+class ImportSettings(OfAStore, BaseSettings):
     """Adds exported answers to the store, all of a file's or none; answers already stored stay."""
 
     model_config = flags_and_variables("teacher answers import", "TEACHER_")
@@ -79,7 +84,7 @@ class ImportSettings(_OfAStore, BaseSettings):
     )
 
 
-class RecoverSettings(_OfAStore, BaseSettings):
+class RecoverSettings(OfAStore, BaseSettings):
     """Recovers the answers of a damaged store into a sound one, which a teacher may use meanwhile.
 
     Needs SQLite's program sqlite3 with its command .recover, and disk space for a copy of the file.
@@ -92,7 +97,7 @@ class RecoverSettings(_OfAStore, BaseSettings):
     )
 
 
-class StatsSettings(_OfAStore, BaseSettings):
+class StatsSettings(OfAStore, BaseSettings):
     """Shows what the store holds, its size on the disk, and whether it is sound."""
 
     model_config = flags_and_variables("teacher answers stats", "TEACHER_")
@@ -100,7 +105,7 @@ class StatsSettings(_OfAStore, BaseSettings):
     as_json: bool = Field(default=False, alias="json", description="print JSON")
 
 
-class PruneSettings(_OfAStore, BaseSettings):
+class PruneSettings(OfAStore, BaseSettings):
     """Deletes answers and frees their disk space; a teacher may use the store meanwhile."""
 
     model_config = flags_and_variables("teacher answers prune", "TEACHER_")

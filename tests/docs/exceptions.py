@@ -57,6 +57,7 @@ SMOKE = {
 NOT_RUN = {
     r"([A-Z_]+=\S+ )*make .*": "the tests run within one of them",
     r"PGPASSWORD=\S+ teacher serve --store postgresql:.*": "a database; tests/fleet has one",
+    r"ray start .*|(PGPASSWORD=\S+ )?teacher fleet .*": "a Ray cluster: tests/fleet/test_ray.py",
     r"source .venv/bin/activate": "the tests' PATH begins with their environment",
     r"(\S*/)?pip install .*": "the network; what can be installed: tools/resolve.py",
     r"(sudo )?apt-get .*": "the machine's own packages",

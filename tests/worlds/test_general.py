@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gridworld.tasks import EVALUATION_SEEDS, UnknownEnvironment
 from student.algorithms.networks import PictureNetwork, StateNetwork, VectorNetwork, network_of
 from teacher_server.pictures.decoding import decode
-from worlds.general import Encoding, encoding_of, make
+from worlds.general import MOST_STEPS, Encoding, encoding_of, make
 from worlds.registry import check, world_of
 from worlds.world import EnvironmentFailed, Environments, EpisodeState, is_repeatable, stacked
 
@@ -164,6 +164,21 @@ def test_limits_are_honoured_and_a_success_counts_as_gain_in_place_of_the_reward
     assert steps[6].truncated_N.tolist() == [False, True]
     assert steps[6].ended == [(-7.0, 7)]
     assert steps[6].gains_N.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "steps"), [("CliffWalking-v1", MOST_STEPS), ("CliffWalking-v1@max_episode_steps=50", 50)]
+)
+def test_an_episode_ends_also_where_there_is_no_limit(env_id: str, steps: int) -> None:
+    environment = world_of(env_id).environment(lambda episode: episode)
+    environment.reset()
+    up = 0
+    ended = False
+    while not ended:
+        *_, terminated, truncated = environment.step(up)
+        ended = terminated or truncated
+    assert environment.length == steps
+    assert truncated
 
 
 def test_states_are_drawn_when_they_are_met_while_pictures_are_wanted() -> None:

@@ -1,11 +1,11 @@
-"""The words in which `student sweep --ray` says why it does not reach a Ray cluster."""
+"""The words in which a command says why it does not reach a Ray cluster."""
 
 import socket
 
 import pytest
 
-from student.experiments.ray_workers import RayWorkers, check_listens, host_and_port, refusal
 from teacher_api.command_line import CannotStart
+from teacher_api.ray_cluster import check_listens, connect_to_ray, host_and_port, refusal
 
 pytestmark = pytest.mark.unit
 
@@ -76,4 +76,4 @@ def test_auto_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     monkeypatch.setenv("RAY_ADDRESS", address := _unused_address())
     with pytest.raises(CannotStart, match=f"no Ray cluster at {address}: Connection refused"):
-        RayWorkers("auto", threads=1, jobs=None)
+        connect_to_ray("auto", "ray")

@@ -1,0 +1,1 @@
+"""The service as replicas of Ray Serve, on one machine or several."""
