@@ -176,8 +176,8 @@ def _check_cluster(ray: Any, settings: DeploySettings) -> None:
     for name, needs in (("GPU", settings.gpus), ("CPU", settings.replica_cpus)):
         if settings.min_replicas * needs > has.get(name, 0):
             raise CannotStart(
-                f"`min_replicas`: {settings.min_replicas} with {needs:g} {name}s each need"
-                f" {settings.min_replicas * needs:g}, and the cluster has {has.get(name, 0):g}"
+                f"`min_replicas` {settings.min_replicas} needs {settings.min_replicas * needs:g} {name}s, and"
+                f" the cluster has {has.get(name, 0):g}"
             )
     machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(machines) > 1 and settings.store and not is_address(settings.store):

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 
@@ -85,7 +85,7 @@ async def _page_of_all() -> Response:
     return Response(merged(answered), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _deploy_instead(request: Request) -> Response:
+async def _deploy_instead() -> Response:
     reason = "this is one replica of several: `teacher fleet deploy` exchanges the checkpoint of all of them"
     return error_response(ErrorBody(status=409, reason=reason))
 

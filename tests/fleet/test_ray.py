@@ -157,7 +157,7 @@ def test_a_replica_is_not_administered_by_itself(cluster: RayCluster, tmp_path: 
     [
         (
             ("--min-replicas", "3", "--replica-gpus", "1"),
-            "--min-replicas: 3 with 1 GPUs each need 3, and the cluster has 0",
+            "--min-replicas 3 needs 3 GPUs, and the cluster has 0",
         ),
         (("--min-replicas", "3", "--max-replicas", "2"), "--max-replicas 2 is less than --min-replicas 3"),
     ],
