@@ -4,7 +4,7 @@
 
 Both students of a task have the same settings and the same seeds. LavaGap is seen as the flat numbers of the
 whole grid and taught by the planner; FrozenLake (`is_slippery=False`) is seen as its number and taught by its
-optimal policy (`examples/value_iteration.py`). Every 1,024 timesteps, 40 episodes are evaluated with sampled
+optimal policy (`examples/value_iteration.py`). Every 2,048 timesteps, 20 episodes are evaluated with sampled
 actions. The table has the timesteps until three evaluations in a row reach the return ("-": never), and the
 return of the last one.
 """
@@ -33,7 +33,7 @@ from student.labels.own_loop import TeacherLabels
 from student.sb3 import TaughtPPO
 from teacher_api.processes import served_teacher
 
-_EVERY, _EPISODES = 1_024, 40
+_EVERY, _EPISODES = 2_048, 20
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ _TASKS = (
             "mission": "avoid the lava and get to the green goal square",
         },
         reached=0.9,
-        timesteps=81_920,
+        timesteps=40_960,
         lambda_timesteps=20_480,
     ),
     _Task(
@@ -90,7 +90,7 @@ _TASKS = (
         {"teacher": "value_iteration:FrozenLake"},
         {"task": "frozen_lake", "actions": ("left", "down", "right", "up")},
         reached=0.9,
-        timesteps=40_960,
+        timesteps=20_480,
         lambda_timesteps=10_240,
     ),
 )

@@ -208,7 +208,7 @@ def _run(serve: Any, application: Any, settings: DeploySettings) -> None:
                 break
             if found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 message = (state.message if state else "") or found.message
-                raise DeploymentFailed(f"a replica could not start: {_last_line(message)}")
+                raise DeploymentFailed(f"a replica could not start: {reason(message)}")
             if time.monotonic() > deadline:
                 raise DeploymentFailed(f"not all replicas answer after `ready_s`, {settings.ready_s:g} s")
     waiting.came()
@@ -233,7 +233,7 @@ def _serve(address: str) -> Iterator[tuple[Any, Any]]:
         ray.shutdown()
 
 
-def _last_line(message: str) -> str:
+def reason(message: str) -> str:
     """Returns the error of a traceback, without the exception's name."""
     lines = [line.strip() for line in message.splitlines()]
     said = next((line for line in reversed(lines) if re.match(r"[\w.]+: ", line)), message.strip())

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 _ROOT = Path(__file__).parents[2]
 
@@ -23,3 +24,12 @@ def test_the_build_has_all_packages_and_gets_all_that_it_copies(image: str) -> N
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert set(packages) <= set(copied)
+
+
+@pytest.mark.unit
+def test_the_cluster_for_kubernetes_has_the_version_of_ray_that_is_tested() -> None:
+    pins = (_ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    cluster = yaml.safe_load((_ROOT / "docker/kuberay.yml").read_text(encoding="utf-8"))["spec"]
+    assert f"ray=={cluster['rayVersion']}" in pins
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    assert all(group["rayStartParams"]["disable-usage-stats"] == "true" for group in groups)

@@ -36,6 +36,7 @@ PLACEHOLDERS = {
 
 SHORTER = {
     "--frames 120000": "--frames 1280",
+    "--frames 40960 ": "--frames 256 ",
     "--episodes 200": "--episodes 2",
     "--rate 5,10": "--rate 20,40",
     "for t in ALL_TASKS.values() for e in t.env_ids": "for e in ALL_TASKS['lava_gap'].env_ids[:1]",

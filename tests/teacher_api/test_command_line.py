@@ -18,6 +18,7 @@ from teacher_api.command_line import BadSetting, flags_of, groups_of, parse
 from teacher_api.commands import load_settings, settings_of
 from teacher_api.terminal import say, speak_as
 from teacher_server.settings import Settings
+from teacher_tools.fleet import DeploySettings
 from teacher_tools.train.train import serve_command
 
 pytestmark = pytest.mark.unit
@@ -38,7 +39,7 @@ def test_every_settings_class_belongs_to_a_command() -> None:
         for package in ("teacher_server", "teacher_tools", "student")
         for path in (_ROOT / package).rglob("*.py")
         for name in re.findall(
-            r"^class (\w+)\(.*\bBaseSettings\):", path.read_text(encoding="utf-8"), re.MULTILINE
+            r"^class (\w+)\(.*\b(?:Base)?Settings\):", path.read_text(encoding="utf-8"), re.MULTILINE
         )
     }
     assert found == {*map(load_settings, _SETTINGS), DemoSettings}
@@ -51,7 +52,7 @@ def test_help_names_values_by_their_meaning(where: str, capsys: pytest.CaptureFi
     assert "(default: null)" not in said
 
 
-@pytest.mark.parametrize("kind", [Settings, TrainSettings])
+@pytest.mark.parametrize("kind", [Settings, DeploySettings, TrainSettings])
 def test_long_helps_are_in_groups(kind: type[BaseSettings], capsys: pytest.CaptureFixture[str]) -> None:
     groups = groups_of(kind)
     assert "" not in groups.values()
