@@ -39,7 +39,6 @@ def connect_to_ray(address: str, extra: str) -> Any:
     address = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
     if address != "auto":
         check_listens(address)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # it warns of a machine without a network
     try:
         import ray  # noqa: PLC0415
     except ImportError as error:

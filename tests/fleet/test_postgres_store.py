@@ -15,8 +15,10 @@ import pytest
 from teacher_server.answers.errors import StoreError
 from teacher_server.answers.postgres.store import PostgresStore
 from teacher_server.answers.rows import Key
+from tests.conftest import StartTeacher
 from tests.fleet.postgres import PASSWORD, PostgresServer, pgbouncer
 from tests.teacher_server.answers.stores import OTHER_KEYS
+from tests.waiting import wait_until_ready
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(300)]
 
@@ -271,3 +273,33 @@ def test_a_broken_address_is_not_repeated() -> None:
     with pytest.raises(StoreError, match="`store` is not the address of a database") as caught:
         PostgresStore(f"postgresql://teacher:{PASSWORD}@[::1/answers")
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_store_all_texts_is_refused(database: PostgresServer, encoding: str) -> None:
+    name = encoding.lower()
+    database.query(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    with pytest.raises(StoreError, match=f"has the encoding {encoding}: create the database with ENCODING"):
+        PostgresStore(database.url(name))
+    database.query(f"DROP DATABASE {name}")
+
+
+def test_the_password_may_be_in_a_file(
+    database: PostgresServer, tmp_path: Path, teacher_process: StartTeacher
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(f"{PASSWORD}\n")
+    address = database.url().replace(f":{PASSWORD}@", "@")
+    teacher = teacher_process("--store", address, "--store-password-file", str(file))
+    wait_until_ready(teacher)
+    teacher.end()
+    command = ["teacher", "answers", "stats", "--store", address, "--store-password-file", str(file)]
+    done = subprocess.run(
+        [Path(sys.executable).with_name(command[0]), *command[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert PASSWORD not in done.stdout + done.stderr

@@ -98,7 +98,7 @@ def test_a_teacher_is_exchanged_under_load_and_each_answer_is_its_teachers(
     # A teacher that cannot start is not served, and the one before is
     failed = cluster.fleet("deploy", "--min-replicas", "2", "--teacher", "nowhere:Nothing", "--store", "none")
     assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1] == (
+    assert _last_line(failed.stderr) == (
         "teacher fleet deploy: error: a replica could not start: --teacher nowhere:Nothing cannot be made:"
         " ModuleNotFoundError: No module named 'nowhere'; the teacher before answers again"
     )
@@ -146,9 +146,8 @@ def test_a_replica_is_not_administered_by_itself(cluster: RayCluster, tmp_path: 
     assert cluster.fleet("delete").returncode == 0
     again = cluster.fleet("delete")
     assert again.returncode == 2
-    assert (
-        again.stderr.strip()
-        == f"teacher fleet delete: error: the cluster at {cluster.address} has no teacher"
+    assert _last_line(again.stderr) == (
+        f"teacher fleet delete: error: the cluster at {cluster.address} has no teacher"
     )
 
 
@@ -165,5 +164,9 @@ def test_a_replica_is_not_administered_by_itself(cluster: RayCluster, tmp_path: 
 def test_what_a_cluster_cannot_run(cluster: RayCluster, flags: tuple[str, ...], said: str) -> None:
     result = cluster.fleet("deploy", *flags)
     assert result.returncode == 2
-    assert said in result.stderr.replace("`", "")
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert _last_line(result.stderr) == f"teacher fleet deploy: error: {said}"
+
+
+def _last_line(stderr: str) -> str:
+    """Returns what the command says; before it, Ray itself may warn that the machine has no network."""
+    return stderr.strip().splitlines()[-1]

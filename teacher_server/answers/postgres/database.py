@@ -110,7 +110,7 @@ def prepare(connection: psycopg.Connection[Any], name: str) -> None:
         name: the database's, for messages.
 
     Raises:
-        StoreError: the database holds tables of another program or of a later version.
+        StoreError: the database holds tables of another program or of a later version, or is not in UTF-8.
     """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
@@ -146,8 +146,14 @@ def _version(connection: psycopg.Connection[Any], name: str) -> int:
     """Returns the version of the tables; 0 for an empty database.
 
     Raises:
-        StoreError: it holds tables of another program.
+        StoreError: it holds tables of another program, or its encoding is not UTF-8.
     """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in ("UTF8", None):  # PgBouncer may not say
+        raise StoreError(
+            f"the answer store {name} has the encoding {encoding}: create the database with ENCODING 'UTF8'",
+            "not in UTF-8",
+        )
     query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
     tables = {table for (table,) in connection.execute(query)}
     if _VERSIONS in tables:
