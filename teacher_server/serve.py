@@ -57,11 +57,7 @@ def serve(settings: Settings) -> int:
     with _listen(settings.host, settings.port) as listener:
         app = create_app(settings)
         state: ServiceState = app.state.service
-        if state.keyless and not settings.allow_keyless and not _is_loopback(listener):
-            raise CannotListen(
-                f"`host` {settings.host} is not a loopback address, so the service requires API keys: set"
-                " `api_key_file`, or `allow_keyless` if the network restricts access"
-            )
+        check_keys(settings, keyless=state.keyless, address=listener.getsockname()[0])
         # uvicorn raises the signal again after its shutdown; by then the signal is no error
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
@@ -82,6 +78,23 @@ def serve(settings: Settings) -> int:
             os._exit(1)  # a thread that hangs in a driver would keep the process alive
         return 1
     return 0
+
+
+def check_keys(settings: Settings, *, keyless: bool, address: str) -> None:
+    """Checks that nobody on a network reaches the service without a key, unless the settings allow it.
+
+    Args:
+        keyless: whether no API key is required.
+        address: the IP address that is listened on.
+
+    Raises:
+        CannotListen: others could reach it.
+    """
+    if keyless and not settings.allow_keyless and not ip_address(address).is_loopback:
+        raise CannotListen(
+            f"`host` {settings.host} is not a loopback address, so the service requires API keys: set"
+            " `api_key_file`, or `allow_keyless` if the network restricts access"
+        )
 
 
 class _Server(uvicorn.Server):
@@ -105,10 +118,6 @@ def _listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise CannotListen(f"port {port} on {host} is in use: choose another `port`") from error
         raise CannotListen(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
-
-
-def _is_loopback(listener: socket.socket) -> bool:
-    return ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _allow_connections() -> None:

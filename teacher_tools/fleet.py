@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -123,9 +124,10 @@ def deploy(settings: DeploySettings) -> int:
     """Runs `teacher fleet deploy`.
 
     Raises:
-        CannotStart: Ray cannot be used, or the cluster is too small; nothing was changed.
+        CannotStart: Ray or a setting cannot be used, or the cluster is too small; nothing was changed.
         DeploymentFailed: a replica could not start; the teacher before, if any, is served again.
     """
+    _check_keys(settings)
     with _serve(settings.ray) as (ray, serve):
         from teacher_server.fleet.replica import APPLICATION, DEPLOYMENT, application  # noqa: PLC0415
 
@@ -165,6 +167,21 @@ def delete(settings: DeleteSettings) -> int:
             raise CannotStart(f"the cluster at {settings.ray} has no teacher")
         serve.delete(APPLICATION)
     return 0
+
+
+def _check_keys(settings: DeploySettings) -> None:
+    """
+    Raises:
+        CannotStart: others could reach the teacher without a key, or `host` has no address.
+    """
+    from teacher_server.http.authentication import ApiKeys  # noqa: PLC0415
+    from teacher_server.serve import check_keys  # noqa: PLC0415
+
+    try:
+        address = socket.getaddrinfo(settings.host, settings.port)[0][4][0]
+    except OSError as error:
+        raise CannotStart(f"`host` {settings.host}: {error.strerror}") from error
+    check_keys(settings, keyless=ApiKeys(settings.api_key_file).empty, address=str(address))
 
 
 def _check_cluster(ray: Any, settings: DeploySettings) -> None:

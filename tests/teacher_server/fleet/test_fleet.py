@@ -1,14 +1,16 @@
 """What a fleet computes without Ray: the page of metrics, the number of replicas, the reason of a failure."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from teacher_api.command_line import CannotStart
 from teacher_server.fleet.metrics_page import merged
 from teacher_server.fleet.scaling import replicas_for_questions
 from teacher_server.service.metrics import Metrics
-from teacher_tools.fleet import DeploySettings, reason
+from teacher_tools.fleet import DeploySettings, deploy, reason
 
 pytestmark = pytest.mark.unit
 
@@ -63,3 +65,13 @@ def test_the_reason_is_the_last_error_of_a_traceback() -> None:
 def test_gpus_are_those_of_the_engine(flags: dict[str, object], gpus: float) -> None:
     options = DeploySettings(_cli_parse_args=False, **flags).options  # type: ignore[arg-type]
     assert options["ray_actor_options"]["num_gpus"] == gpus
+
+
+def test_a_fleet_needs_keys_on_a_network(tmp_path: Path) -> None:
+    key = tmp_path / "keys"
+    key.write_text("")
+    settings = DeploySettings(_cli_parse_args=False, host="0.0.0.0", api_key_file=key)  # type: ignore[call-arg]
+    with pytest.raises(
+        CannotStart, match=r"`host` 0\.0\.0\.0 is not a loopback address, so the service requires"
+    ):
+        deploy(settings)
