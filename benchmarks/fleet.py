@@ -4,8 +4,8 @@
     python benchmarks/fleet.py --ray auto
 
 The teacher is a planner that takes 200 ms for a question and answers 8 at once, so that a replica gives 40
-answers a second at most, and needs next to no processor. At 1, 2 and 4 replicas, distinct questions are asked
-one by one, from three times as many threads as all replicas answer at once. There is no store.
+answers a second at most. At 1, 2 and 4 replicas, distinct questions are asked in batches of 8, three batches
+at a time for each replica. There is no store. All runs on this machine, so its processors are a limit too.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from teacher_api.client import TeacherClient
-from teacher_api.schemas import Answer, Question
+from teacher_api.schemas import Answer
 from teacher_tools.bench.questions import distinct_questions
 
 _DELAY_S, _PLACES = 0.2, 8
@@ -38,7 +38,7 @@ def main() -> None:
             *(f"--delay-ms={_DELAY_S * 1000:g}", f"--concurrency={_PLACES}", "--store=none"),
         )
         ideal = replicas * _PLACES / _DELAY_S
-        rate = _rate(f"http://127.0.0.1:{arguments.port}", 3 * replicas * _PLACES, ideal, arguments.seconds)
+        rate = _rate(f"http://127.0.0.1:{arguments.port}", 3 * replicas, ideal, arguments.seconds)
         print(f"{replicas:8}{rate:11.1f}{ideal:8.0f}{rate / ideal:7.2f}", flush=True)
     _fleet("delete", f"--ray={arguments.ray}")
 
@@ -51,15 +51,15 @@ def _fleet(*arguments: str) -> None:
 
 def _rate(url: str, threads: int, ideal: float, seconds: float) -> float:
     """Returns the answers per second."""
-    left = deque(distinct_questions(int(ideal * (seconds + _WARM_UP_S) * 1.1), seed=1))
+    left = deque(distinct_questions(int(ideal * (seconds + _WARM_UP_S) * 1.2), seed=1))
     stop, answered = threading.Event(), list[float]()
 
     def ask() -> None:
         with TeacherClient(url, deadline_s=60) as client:
             while not stop.is_set():
-                question: Question = left.popleft()
-                assert isinstance(client.ask(question), Answer)
-                answered.append(time.perf_counter())
+                batch = [left.popleft() for _ in range(_PLACES)]
+                assert all(isinstance(answer, Answer) for answer in client.ask_batch(batch))
+                answered.extend([time.perf_counter()] * len(batch))
 
     with ThreadPoolExecutor(threads) as pool:
         asking = [pool.submit(ask) for _ in range(threads)]
