@@ -16,6 +16,7 @@ from teacher_api.command_line import CannotStart, CommandFailed, ValueName, flag
 from teacher_api.ray_cluster import connect_to_ray
 from teacher_api.terminal import Waiting
 from teacher_server.answers.location import is_address
+from teacher_server.fleet import APPLICATION, DEPLOYMENT
 from teacher_server.settings import Settings
 
 _ADDRESS: Any = Field(
@@ -88,9 +89,8 @@ class DeploySettings(Settings):
     @property
     def options(self) -> dict[str, Any]:
         """The options of Ray Serve's deployment."""
-        # The service refuses questions by itself, above `max_pending`: no request waits in Ray's own queue
-        most = self.max_replicas or self.min_replicas
         return {
+            # The service itself refuses questions above `max_pending`: no request waits in Ray's own queue
             "max_ongoing_requests": self.max_pending,
             "graceful_shutdown_wait_loop_s": 0.5,
             "graceful_shutdown_timeout_s": self.timeout_s + self.drain_s,
@@ -98,7 +98,7 @@ class DeploySettings(Settings):
             "ray_actor_options": {"num_cpus": self.replica_cpus, "num_gpus": self.gpus},
             "autoscaling_config": {
                 "min_replicas": self.min_replicas,
-                "max_replicas": most,
+                "max_replicas": self.max_replicas or self.min_replicas,
                 "target_ongoing_requests": self.questions_per_replica or self.concurrency,
                 "upscale_delay_s": self.scale_up_s,
                 "downscale_delay_s": self.scale_down_s,
@@ -129,7 +129,7 @@ def deploy(settings: DeploySettings) -> int:
     """
     _check_keys(settings)
     with _serve(settings.ray) as (ray, serve):
-        from teacher_server.fleet.replica import APPLICATION, DEPLOYMENT, application  # noqa: PLC0415
+        from teacher_server.fleet.replica import application  # noqa: PLC0415
 
         _check_cluster(ray, settings)
         serve.start(
@@ -161,8 +161,6 @@ def delete(settings: DeleteSettings) -> int:
         CannotStart: Ray cannot be used, or has no teacher.
     """
     with _serve(settings.ray) as (_, serve):
-        from teacher_server.fleet.replica import APPLICATION  # noqa: PLC0415
-
         if APPLICATION not in serve.status().applications:
             raise CannotStart(f"the cluster at {settings.ray} has no teacher")
         serve.delete(APPLICATION)
@@ -210,8 +208,6 @@ def _run(serve: Any, application: Any, settings: DeploySettings) -> None:
     Raises:
         DeploymentFailed: a replica could not start, or `ready_s` have passed.
     """
-    from teacher_server.fleet.replica import APPLICATION, DEPLOYMENT  # noqa: PLC0415
-
     target = serve.RunTarget(application, name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     waiting = Waiting("the fleet")

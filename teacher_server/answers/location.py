@@ -33,7 +33,7 @@ def with_password(address: str, file: Path | None) -> str:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise StoreError(f"`store_password_file`: cannot read {file}: {why}", "no password") from error
     parts = urlsplit(address)
-    user, separator, host = parts.netloc.rpartition("@")
+    user, _, host = parts.netloc.rpartition("@")
     if ":" in user:
         raise StoreError("`store_password_file`: `store` has a password already", "two passwords")
-    return parts._replace(netloc=f"{user}:{quote(password, safe='')}{separator or '@'}{host}").geturl()
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()

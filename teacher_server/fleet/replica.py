@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -10,6 +10,7 @@ from ray import serve
 
 from teacher_api.schemas import ErrorBody
 from teacher_server.app import create_app
+from teacher_server.fleet import APPLICATION, DEPLOYMENT
 from teacher_server.fleet.metrics_page import merged
 from teacher_server.fleet.scaling import QUESTIONS
 from teacher_server.http.responses import error_response
@@ -18,7 +19,6 @@ from teacher_server.service.logs import write_logs
 from teacher_server.service.state import ServiceState
 from teacher_server.settings import Settings
 
-APPLICATION, DEPLOYMENT = "teacher", "Teacher"
 _PAGES_S = 5.0
 """Seconds to wait for the metrics of all replicas."""
 
@@ -31,14 +31,14 @@ class Replica:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._app: FastAPI | None = None
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        write_logs(self.settings.log_format)
+        write_logs(settings.log_format)
         sys.setswitchinterval(SWITCH_S)
         # Ray Serve replaces a replica whose teacher has failed: see `check_health`
-        self._app = app = create_app(self.settings, on_end=lambda: None)
+        self._app = create_app(settings, on_end=lambda: None)
+        self._settings, self._service = settings, cast(ServiceState, self._app.state.service)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = self._app
         app.router.add_api_route("/metrics", _page_of_all, response_class=Response, include_in_schema=False)
         app.router.add_api_route(
             "/admin/checkpoint", _deploy_instead, methods=["POST"], include_in_schema=False
@@ -46,12 +46,6 @@ class Replica:
         # The first route that matches answers
         app.router.routes[:0] = [app.router.routes.pop(), app.router.routes.pop()]
         return app
-
-    @property
-    def _service(self) -> ServiceState:
-        assert self._app is not None
-        state: ServiceState = self._app.state.service
-        return state
 
     async def check_health(self) -> None:
         """Returns once the teacher has started. Ray Serve replaces a replica that raises.
@@ -75,7 +69,7 @@ class Replica:
 
     async def deployed(self) -> Settings:
         """Returns the settings."""
-        return self.settings
+        return self._settings
 
 
 async def _page_of_all() -> Response:

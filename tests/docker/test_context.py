@@ -33,3 +33,11 @@ def test_the_cluster_for_kubernetes_has_the_version_of_ray_that_is_tested() -> N
     assert f"ray=={cluster['rayVersion']}" in pins
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert all(group["rayStartParams"]["disable-usage-stats"] == "true" for group in groups)
+
+
+@pytest.mark.unit
+def test_the_example_has_every_variable_of_the_compose_files() -> None:
+    files = [_ROOT / "docker-compose.yml", *(_ROOT / "docker").glob("compose.*.yml")]
+    used = {name for file in files for name in re.findall(r"\$\{([A-Z_]+)", file.read_text(encoding="utf-8"))}
+    example = (_ROOT / ".env.example").read_text(encoding="utf-8")
+    assert used - {"ENV_FILE"} == used & set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
