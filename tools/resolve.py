@@ -53,6 +53,7 @@ PLATFORMS = {
     ),
 }
 MACOS = "14.0"  # the oldest for which PyTorch has wheels
+UV = find_uv_bin()  # not in the threads: sysconfig, which it asks, is filled by the first call and not locked
 
 _ALL = "all at once"
 _HEADER = [
@@ -79,7 +80,7 @@ def uv(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess
     others = ("UV_FIND_LINKS", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE")
     environment = {name: value for name, value in os.environ.items() if name not in others}
     return subprocess.run(
-        [find_uv_bin(), *arguments],
+        [UV, *arguments],
         cwd=ROOT,
         env=environment | {"MACOSX_DEPLOYMENT_TARGET": MACOS},
         input=given,
