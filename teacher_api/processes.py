@@ -1,5 +1,6 @@
 """Starts `teacher serve` as a process of its own, which ends with the process that started it."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -127,6 +128,18 @@ def end_with_stdin() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="stdin", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Has this process, started by `multiprocessing`, end at once when its parent's does, even by SIGKILL."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from student.trainer import Stopped, train
 from teacher_api.client import TeacherError
 from teacher_api.command_line import INTERRUPTED, CannotStart
 from teacher_api.files import write_json
+from teacher_api.processes import end_with_parent
 from teacher_api.terminal import speak_as
 
 _ORPHANS_S = 10
@@ -246,18 +247,11 @@ def _work(connection: Connection) -> None:
     """Runs jobs until the sweep closes the connection; ends at once when the sweep's process ends."""
     os.setsid()  # a signal to the sweep's process group must not reach the workers
     tqdm.set_lock(threading.RLock())  # a killed worker would leave tqdm's default, a semaphore, behind
-    threading.Thread(target=_end_with_sweep, daemon=True).start()
+    end_with_parent()
     with suppress(EOFError, OSError):
         while True:
             job: Job = connection.recv()
             connection.send(run_job(job))
-
-
-def _end_with_sweep() -> None:
-    sweep = multiprocessing.parent_process()
-    assert sweep is not None
-    sweep.join()
-    os._exit(1)
 
 
 def _cause(exit_code: int | None) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gridworld.scenes import Cell
 from gridworld.tasks import task_key
+from teacher_api.processes import end_with_parent
 from teacher_server.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from teacher_server.prompting.preparation import PreparedPicture
 from teacher_server.prompting.prompt_set import PromptSet, load_prompt_set
@@ -202,7 +203,7 @@ class ExampleBlocks:
             yield from map(self.block, numbers)
         # Spawned, since the training process has threads and must not be forked
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_ignore_interrupts) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
             pending = deque[Future[list[TrainingExample]]]()
             try:
                 for number in numbers:
@@ -225,6 +226,7 @@ def _sampler_and_encoder(blocks: ExampleBlocks) -> tuple[Sampler | GeneralSample
     return GeneralSampler(tasks, prompts.tasks, expert_of(blocks.expert), blocks.seed), encoder
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal; the training process alone ends the run."""
+def _start_worker() -> None:
+    """The training process alone ends its workers; Ctrl-C reaches every process of the terminal."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

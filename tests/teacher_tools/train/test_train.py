@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,6 +101,17 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [4, 7]
     assert "stop_after" not in (out / "settings.json").read_text()
+
+
+def test_a_killed_run_leaves_no_worker(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "teacher_tools", "train", "--out", str(tmp_path / "run"), *_QUICK]
+    with subprocess.Popen([*command, "--workers", "2"]) as process:
+        started = psutil.Process(process.pid)
+        # The workers, and the process in which multiprocessing keeps track of what they share
+        wait_for(lambda: len(started.children()) == 3, "two workers")
+        workers = started.children()
+        process.kill()
+        assert not psutil.wait_procs(workers, timeout=LONG_S)[1]
 
 
 def test_an_incomplete_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
