@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from teacher_api.terminal import say
 from teacher_api.validation import problems, reason, sentence
@@ -40,6 +47,18 @@ class ValueName:
 File = Annotated[Path, ValueName("FILE")]
 Folder = Annotated[Path, ValueName("DIR")]
 PromptSetName = Annotated[str, ValueName("NAME|DIR")]
+
+
+def _split(value: Any) -> Any:
+    """Splits the text of a list, such as 1,4,16; `none` stands for an empty list."""
+    if value is None:
+        return ()
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+_Item = TypeVar("_Item")
+Listed = Annotated[tuple[_Item, ...], NoDecode, BeforeValidator(_split)]
+"""A list on the command line, divided by commas."""
 
 _UNITS = {"s": "SECONDS", "seconds": "SECONDS", "ms": "MILLISECONDS", "mib": "MIB", "gib": "GIB"}
 

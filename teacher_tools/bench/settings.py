@@ -1,31 +1,19 @@
 """The settings of `teacher bench`: each one's flag, TEACHER_BENCH_* variable, default and meaning."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import BaseSettings, CliPositionalArg
 
 from gridworld.tasks import ALL_TASKS
-from teacher_api.command_line import File, Folder, PromptSetName, ValueName, flags_and_variables
-
-_Item = TypeVar("_Item")
-
-
-def _split(value: Any) -> Any:
-    """Splits the text of a list, such as 1,4,16; `none` stands for an empty list."""
-    if value is None:
-        return ()
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+from teacher_api.command_line import File, Folder, Listed, PromptSetName, ValueName, flags_and_variables
 
 
 def _known(task: str) -> str:
     if task not in ALL_TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(ALL_TASKS)}")
     return task
-
-
-_Listed = Annotated[tuple[_Item, ...], NoDecode, BeforeValidator(_split)]
 
 
 class BenchSettings(BaseSettings):
@@ -61,12 +49,12 @@ class BenchSettings(BaseSettings):
     prompts: PromptSetName = Field(
         default="minigrid", description="with --vs-openai: the prompt set of the requests, by name or folder"
     )
-    concurrency: _Listed[Annotated[int, Field(ge=1)]] = Field(
+    concurrency: Listed[Annotated[int, Field(ge=1)]] = Field(
         default=(1, 4, 16),
         description="closed loop: concurrent clients, each of which sends its next question when one is"
         " answered; a list: 1,4,16; none: no closed loop",
     )
-    rate: _Listed[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    rate: Listed[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default=(),
         description="open loop: questions a second, sent at random times (Poisson) whether or not earlier"
         " ones are answered; a list: 5,10",
@@ -97,7 +85,7 @@ class BenchSettings(BaseSettings):
     warm: bool = Field(
         default=True, description="send the same questions a second time, which the store answers"
     )
-    task: _Listed[Annotated[str, AfterValidator(_known)]] = Field(
+    task: Listed[Annotated[str, AfterValidator(_known)]] = Field(
         default=(),
         description=f"the tasks of the questions, a list: {', '.join(ALL_TASKS)}; default: those of the"
         " paper's four that all teachers know",

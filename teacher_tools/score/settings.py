@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg
 from gridworld.environments import make
 from gridworld.tasks import ALL_TASKS, TASKS, UnknownEnvironment, UnknownTask, task_key
 from teacher_api.client import checked_url
-from teacher_api.command_line import BadSetting, File, Folder, ValueName, flags_and_variables
+from teacher_api.command_line import BadSetting, File, Folder, Listed, ValueName, flags_and_variables
 
 
 class ScoringSettings(BaseModel):
@@ -18,9 +18,9 @@ class ScoringSettings(BaseModel):
     task: str | None = Field(
         default=None, description=f"score the teacher on this task: {', '.join(ALL_TASKS)}"
     )
-    env: Annotated[str, ValueName("ID")] | None = Field(
-        default=None,
-        description="score the teacher in this environment: the id of a MiniGrid environment",
+    env: Listed[Annotated[str, ValueName("ID")]] = Field(
+        default=(),
+        description="score the teacher in these environments, a list: ID,ID; ids of MiniGrid environments",
     )
     all: bool = Field(default=False, description="score the teacher on the paper's four tasks")
     episodes: int = Field(
@@ -57,10 +57,11 @@ class ScoringSettings(BaseModel):
                 f"`task`: the planner, which answers are compared with, knows {', '.join(ALL_TASKS)}, not"
                 f" {self.task!r}; for other tasks, use `student evaluate URL`"
             )
-        if self.env is not None:
+        if self.env:
             try:
-                make(self.env)
-                return {self.env: task_key(self.env, self.task)}
+                for env_id in self.env:
+                    make(env_id)
+                return {env_id: task_key(env_id, self.task) for env_id in self.env}
             except UnknownEnvironment as error:
                 raise BadSetting(f"`env`: {error}") from error
             except UnknownTask as error:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import BaseSettings
 
 from gridworld.tasks import ALL_TASKS, UnknownEnvironment, UnknownTask, family_of, task_key
-from teacher_api.command_line import Folder, PromptSetName, ValueName, flags_and_variables
+from teacher_api.command_line import Folder, Listed, PromptSetName, ValueName, flags_and_variables
 from worlds.minigrid import MinigridWorld
 from worlds.registry import world_of
 
@@ -18,10 +18,6 @@ PLANNER, VALUE_ITERATION, BABYAI = "planner", "value-iteration", "babyai-bot"
 _MACHINE_SETTINGS = {"out", "resume", "stop_after", "save_s", "progress", "device", "workers", "compile"}
 
 Precision = Literal["bfloat16", "float32"]
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def is_run(expert: str) -> bool:
@@ -73,11 +69,7 @@ class TrainingSettings(BaseSettings):
         default="compact",
         description="the prompt set that the checkpoint will be served with: name or folder",
     )
-    env: Annotated[
-        tuple[Annotated[str, AfterValidator(_known), ValueName("ID")], ...],
-        NoDecode,
-        BeforeValidator(_split),
-    ] = Field(
+    env: Listed[Annotated[str, AfterValidator(_known), ValueName("ID")]] = Field(
         default=(),
         description="environments that the pictures come from, a list: ID,ID; the prompt set has to know"
         " their tasks; default: all that belong to the prompt set's tasks",

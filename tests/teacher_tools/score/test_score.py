@@ -141,6 +141,15 @@ def test_an_interrupted_score_is_resumed(shared_teacher: TeacherProcess, tmp_pat
     assert {env: task for env, task in _tasks(out).items() if env in first} == first
 
 
+def test_several_environments_are_scored_in_one_table(shared_teacher: TeacherProcess, tmp_path: Path) -> None:
+    envs = ("MiniGrid-GoToDoor-5x5-v0", "MiniGrid-LavaGapS5-v0")
+    flags = ("--env", ",".join(envs), "--episodes", "1", "--states", "5", "--no-progress")
+    scored = _score(shared_teacher.url, tmp_path, *flags)["tasks"]
+    assert {env: task["task"] for env, task in scored.items()} == dict(
+        zip(envs, ("go_to_door", "lava_gap"), strict=True)
+    )
+
+
 def _tasks(out: Path) -> dict[str, TaskScore]:
     return Score.model_validate_json((out / "score.json").read_bytes()).tasks
 
