@@ -140,6 +140,19 @@ class Batch:
             roles_N1=torch.from_numpy(np.concatenate(roles)),
         )
 
+    @property
+    def targets(self) -> dict[str, int]:
+        """How many targets of each kind the batch has, by the names of the losses."""
+        found = {
+            "tiles": self.tiles_N5[:, 0] != IGNORED,
+            "analysis": self.targets_BL != IGNORED,
+            "actions": self.action_BV.any(1),
+            "numbers": self.numbers_BL != IGNORED,
+            "places": self.cells_BL2[..., 0] != IGNORED,
+            "roles": self.roles_N1[:, 0] != IGNORED,
+        }
+        return {name: int(mask.sum()) for name, mask in found.items()}
+
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on a device."""
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
@@ -184,3 +197,19 @@ def batches_by_length(
     batches = [by_length[i : i + size] for i in range(0, len(by_length), size)]
     for i in rng.permutation(len(batches)):
         yield batches[i]
+
+
+def parts_by_tokens(examples: Sequence[TrainingExample], most: int | None) -> list[list[TrainingExample]]:
+    """Divides examples into parts of at most so many tokens, padding included, or of one example.
+
+    Args:
+        most: None: no limit.
+    """
+    parts: list[list[TrainingExample]] = []
+    for example in sorted(examples, key=lambda example: len(example.token_ids)):
+        longest = len(example.token_ids)
+        if parts and (most is None or (len(parts[-1]) + 1) * longest <= most):
+            parts[-1].append(example)
+        else:
+            parts.append([example])
+    return parts

@@ -1,7 +1,6 @@
 """Forward passes in training: the losses of a batch, and the share of predictions that are right."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +31,18 @@ class AuxiliaryHeads(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class BatchResult:
-    """The losses of a batch in nats, with gradients, and shares of right predictions.
+    """The losses of a batch in nats, with gradients, and how many predictions are right.
 
     Attributes:
-        losses: tiles, or analysis and actions, with heads also places and roles.
-        right: NaN where there was nothing to predict.
+        losses: tiles, or analysis, actions and numbers, with heads also places and roles: the mean over all
+            targets of a step, of which a batch that is a part of it has its part.
+        right: right predictions, and all of them.
             tile, place and role: all parts of the prediction are right. value: a value's token, given the
             right tokens before it. whole: an analysis without a wrong token. action: the arg-max is optimal.
     """
 
     losses: dict[str, torch.Tensor]
-    right: dict[str, float]
+    right: dict[str, tuple[int, int]]
 
     @property
     def loss(self) -> torch.Tensor:
@@ -50,20 +50,33 @@ class BatchResult:
         return torch.stack(list(self.losses.values())).sum()
 
 
-def picture_losses(model: Any, heads: AuxiliaryHeads, batch: Batch) -> BatchResult:
-    """Runs the vision tower alone, which is what the first phase trains."""
+def picture_losses(
+    model: Any, heads: AuxiliaryHeads, batch: Batch, of: Mapping[str, float] | None = None
+) -> BatchResult:
+    """Runs the vision tower alone, which is what the first phase trains.
+
+    Args:
+        of: the step's targets of each kind, if the batch is a part of the step: the sum of `Batch.targets`.
+    """
     known_N = batch.tiles_N5[:, 0] != IGNORED
     logits = heads.tiles(_features(model, batch)[known_N])
-    loss, right = _read_out(logits, TILE_SIZES, batch.tiles_N5[known_N])
+    of = of or batch.targets
+    loss, right = _read_out(logits, TILE_SIZES, batch.tiles_N5[known_N], of["tiles"])
     return BatchResult({"tiles": loss}, {"tile": right})
 
 
-def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) -> BatchResult:
+def conversation_losses(
+    model: Any, heads: AuxiliaryHeads | None, batch: Batch, of: Mapping[str, float] | None = None
+) -> BatchResult:
     """Runs whole conversations, as the engines do: the analysis token by token, then the action.
 
     The vision tower gets no gradients: it is trained in the first phase. The action's loss is the
     cross-entropy with the planner's probabilities, so that the model's confidence approaches the planner's.
+
+    Args:
+        of: as `picture_losses` takes it.
     """
+    of = of or batch.targets
     with torch.no_grad():
         features_NX = _features(model, batch)
     is_image_BL = batch.ids_BL == model.config.image_token_id
@@ -92,9 +105,9 @@ def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) 
     best_B1 = action_BV.argmax(-1, keepdim=True)
     by_label_B = batch.action_BV.any(1)
     right = {
-        "value": _share(right_N[batch.values_BL[has_target_BL]]),
-        "whole": _share(~wrong_BL.any(1)[has_target_BL.any(1)]),
-        "action": _share(batch.optimal_BV.gather(1, best_B1)[batch.optimal_BV.any(1)] > 0),
+        "value": _count(right_N[batch.values_BL[has_target_BL]]),
+        "whole": _count(~wrong_BL.any(1)[has_target_BL.any(1)]),
+        "action": _count(batch.optimal_BV.gather(1, best_B1)[batch.optimal_BV.any(1)] > 0),
     }
     has_number_BL = batch.numbers_BL != IGNORED
     logits_MV = model.lm_head(hidden_BLH[has_number_BL]).float()
@@ -104,16 +117,23 @@ def conversation_losses(model: Any, heads: AuxiliaryHeads | None, batch: Batch) 
         "numbers": (logits_MV, batch.numbers_BL[has_number_BL]),
     }
     # A batch need not have each kind of target
-    losses = {name: functional.cross_entropy(*both) for name, both in learned.items() if len(both[1])}
+    losses = {
+        name: functional.cross_entropy(*both, reduction="sum") / of[name]
+        for name, both in learned.items()
+        if len(both[1])
+    }
     if heads is not None:
         halfway_BLH = output.hidden_states[len(output.hidden_states) // 2]
         has_cell_BL = batch.cells_BL2[..., 0] != IGNORED
         losses["places"], right["place"] = _read_out(
-            heads.places(halfway_BLH[has_cell_BL]), PLACE_SIZES, batch.cells_BL2[has_cell_BL]
+            heads.places(halfway_BLH[has_cell_BL]), PLACE_SIZES, batch.cells_BL2[has_cell_BL], of["places"]
         )
         has_role_N = batch.roles_N1[:, 0] != IGNORED
         losses["roles"], right["role"] = _read_out(
-            heads.roles(halfway_BLH[is_image_BL][has_role_N]), ROLE_SIZES, batch.roles_N1[has_role_N]
+            heads.roles(halfway_BLH[is_image_BL][has_role_N]),
+            ROLE_SIZES,
+            batch.roles_N1[has_role_N],
+            of["roles"],
         )
     return BatchResult(losses, right)
 
@@ -123,20 +143,23 @@ def _features(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _read_out(
-    logits_NX: torch.Tensor, sizes: Sequence[int], targets_NK: torch.Tensor
-) -> tuple[torch.Tensor, float]:
-    """Returns the summed loss of K predictions at N positions, and the share of positions with K right ones.
+    logits_NX: torch.Tensor, sizes: Sequence[int], targets_NK: torch.Tensor, of: float
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Returns the summed loss of K predictions at N of a step's positions, and where K are right.
 
     Args:
         logits_NX: K parts side by side; part k has `sizes[k]` logits.
+        of: the step's positions.
     """
     parts = torch.split(logits_NX.float(), list(sizes), dim=-1)
     if not len(targets_NK):
-        return logits_NX.float().sum(), math.nan
-    losses = [functional.cross_entropy(part, targets_NK[:, i]) for i, part in enumerate(parts)]
+        return logits_NX.float().sum(), (0, 0)
+    losses = [
+        functional.cross_entropy(part, targets_NK[:, i], reduction="sum") / of for i, part in enumerate(parts)
+    ]
     predicted_NK = torch.stack([part.argmax(-1) for part in parts], dim=-1)
-    return torch.stack(losses).sum(), _share((predicted_NK == targets_NK).all(-1))
+    return torch.stack(losses).sum(), _count((predicted_NK == targets_NK).all(-1))
 
 
-def _share(truths: torch.Tensor) -> float:
-    return float(truths.float().mean())
+def _count(truths: torch.Tensor) -> tuple[int, int]:
+    return int(truths.sum()), truths.numel()

@@ -87,17 +87,22 @@ class CompactModel:
 class LoraModel:
     """A checkpoint with LoRA adapters on all linear layers of its language model.
 
+    Args:
+        four_bit: hold the language model in 4 bits.
+
     Raises:
-        ImportError: peft is not installed.
+        ImportError: peft is not installed, or bitsandbytes where it is needed.
     """
 
     heads = None
 
-    def __init__(self, base: Checkpoint, rank: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, base: Checkpoint, rank: int, seed: int, device: torch.device, *, four_bit: bool = False
+    ) -> None:
         self._base, self._rank = base, rank
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            self._adapters = self._with_adapters(device)
+            self._adapters = self._with_adapters(device, four_bit=four_bit)
         self.model = self._adapters.get_base_model()
 
     def parameters(self) -> list[nn.Parameter]:
@@ -122,8 +127,8 @@ class LoraModel:
         _peft().set_peft_model_state_dict(fresh, self.state()["adapters"])
         _save_weights(fresh.merge_and_unload(), weights)
 
-    def _with_adapters(self, device: torch.device) -> Any:
-        model = load_model(self._base, device, getattr(torch, self._base.dtype()))
+    def _with_adapters(self, device: torch.device, *, four_bit: bool = False) -> Any:
+        model = load_model(self._base, device, getattr(torch, self._base.dtype()), four_bit=four_bit)
         layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
         config = _peft().LoraConfig(r=self._rank, lora_alpha=2 * self._rank, target_modules=layers)
         return _peft().get_peft_model(model, config)
@@ -137,9 +142,28 @@ def copy_folder(base: Checkpoint, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """Returns a checkpoint's model."""
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, four_bit: bool = False
+) -> Any:
+    """Returns a checkpoint's model.
+
+    Args:
+        four_bit: hold the language model's products in 4 bits, as QLoRA does (arXiv:2305.14314): NF4 with
+            scales that are quantised too, calculated with in bfloat16.
+    """
     _hf.utils.logging.disable_progress_bar()
+    quantized: dict[str, Any] = {}
+    if four_bit:
+        import bitsandbytes  # noqa: F401, PLC0415 - an optional extra; transformers' own message is long
+
+        quantized["device_map"] = {"": device}  # moved afterwards, they would be packed twice
+        quantized["quantization_config"] = _hf.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["visual", "lm_head"],
+        )
     model = getattr(_hf, checkpoint.dimensions.architecture.name).from_pretrained(
         checkpoint.folder,
         local_files_only=True,
@@ -147,8 +171,15 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
         trust_remote_code=False,
         dtype=dtype,
         attn_implementation=_attention(device),
+        **quantized,
     )
-    return _with_fast_patches(model).to(device)
+    return _with_fast_patches(model if four_bit else model.to(device))
+
+
+def keep_few_activations(model: Any) -> None:
+    """Has the language model's layers calculate their activations again in the backward pass."""
+    model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.model.language_model.train()  # in evaluation, transformers ignores it; there is no dropout
 
 
 def compile_layers(model: Any) -> None:

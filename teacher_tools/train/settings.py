@@ -15,7 +15,10 @@ from worlds.registry import world_of
 PLANNER, VALUE_ITERATION, BABYAI = "planner", "value-iteration", "babyai-bot"
 """The experts that are included."""
 
-_MACHINE_SETTINGS = {"out", "resume", "stop_after", "save_s", "progress", "device", "workers", "compile"}
+_MACHINE_SETTINGS = {
+    *("out", "resume", "stop_after", "save_s", "progress", "device", "workers", "compile"),
+    *("batch_tokens", "gradient_checkpointing"),
+}
 
 Precision = Literal["bfloat16", "float32"]
 
@@ -52,7 +55,8 @@ class TrainingSettings(BaseSettings):
     resume: bool = Field(
         default=False,
         description="resume the run in --out with its stored settings; only --stop-after, --device,"
-        " --workers, --compile, --save-s and --progress are read anew",
+        " --workers, --compile, --batch-tokens, --gradient-checkpointing, --save-s and --progress are read"
+        " anew",
     )
     stop_after: int | None = Field(
         default=None,
@@ -65,6 +69,11 @@ class TrainingSettings(BaseSettings):
         description="train LoRA adapters for this checkpoint (a local folder) and merge them into it",
     )
     lora_rank: int = Field(default=16, ge=1, description="with --base: the rank of the adapters")
+    base_4bit: bool = Field(
+        default=False,
+        description="with --base: hold its language model in 4 bits while the adapters are trained (QLoRA,"
+        " bitsandbytes); they are merged into the weights as they were",
+    )
     prompts: PromptSetName = Field(
         default="compact",
         description="the prompt set that the checkpoint will be served with: name or folder",
@@ -115,6 +124,17 @@ class TrainingSettings(BaseSettings):
         description="compile the layers with PyTorch: one minute longer to start, then faster; on a CPU it"
         " needs a C++ compiler",
     )
+    batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="most tokens in a forward pass, with padding; a step takes as many passes as its samples"
+        " need, and its result is the same but for rounding; default: no limit, one pass",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep the language model's activations between layers alone, and calculate those within"
+        " a layer again: far less memory, about a third slower",
+    )
     precision: Precision = Field(
         default="bfloat16",
         description="the precision of matrix products in training; weights keep their own",
@@ -126,6 +146,12 @@ class TrainingSettings(BaseSettings):
         description="seconds between two saves of the run and the checkpoint",
     )
     progress: bool = Field(default=True, description="show progress on stderr")
+
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> Self:
+        if self.base_4bit and self.base is None:
+            raise ValueError("`base_4bit` is for adapters: name their checkpoint with `base`")
+        return self
 
     @model_validator(mode="after")
     def _tasks_known(self) -> Self:

@@ -20,6 +20,7 @@ from teacher_server.prompting.prompt_set import BadPromptSet, PromptSet, load_pr
 from teacher_tools.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from teacher_tools.train.processes import Processes
     from teacher_tools.train.training import Run
 
 _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint"
@@ -36,14 +37,22 @@ def main(given: TrainingSettings) -> int:
         CannotStart: a setting, the folder, the prompt set or the base checkpoint cannot be used.
     """
     set_offline()
+    processes = _processes(given.device)
     settings = _stored_settings(given) if given.resume else given
     try:
         prompts = load_prompt_set(settings.prompts)
         if not settings.env:
             settings = settings.model_copy(update={"env": _environments(prompts)})
         _check_tasks(settings, prompts)
+        if settings.batch_size < processes.count:
+            raise CannotTrain(
+                f"`batch_size` is {settings.batch_size}, fewer than {processes.count} processes"
+            )
         base = read_checkpoint(settings.base) if settings.base else None
-        checkpoint = _prepare_folder(settings, prompts, base)
+        if processes.rank == 0:
+            _prepare_folder(settings, prompts, base)
+        processes.wait()  # the other processes read what the first has written
+        checkpoint = read_checkpoint(settings.out / _CHECKPOINT, weights=False)
     except BadPromptSet as error:
         raise CannotTrain(str(error)) from error
     except BadCheckpoint as error:
@@ -52,12 +61,16 @@ def main(given: TrainingSettings) -> int:
         raise CannotTrain(f"`out` {settings.out}: {error.strerror}") from error
     if problems := label_problems(checkpoint, prompts.labels):
         raise CannotTrain("; ".join(problems))
-    run = _run(settings, base, checkpoint)
+    run = _run(settings, base, checkpoint, processes)
     try:
         run.train()
     except Interrupted:
+        if processes.rank:
+            return INTERRUPTED
         _describe(settings, checkpoint.folder, run)
         return fail(f"interrupted after {_so_far(settings, run)}", INTERRUPTED)
+    if processes.rank:
+        return 0
     _describe(settings, checkpoint.folder, run)
     if run.step < sum(settings.steps):
         say(f"stopped after {_so_far(settings, run)}")
@@ -111,8 +124,8 @@ def _stored_settings(given: TrainingSettings) -> TrainingSettings:
         raise CannotTrain(f"`resume`: {path} cannot be read; start a new run in another folder") from error
 
 
-def _prepare_folder(settings: TrainingSettings, prompts: PromptSet, base: Checkpoint | None) -> Checkpoint:
-    """Creates or finds the checkpoint that the run writes, without reading its weights."""
+def _prepare_folder(settings: TrainingSettings, prompts: PromptSet, base: Checkpoint | None) -> None:
+    """Creates or finds the checkpoint that the run writes."""
     from teacher_tools.train.card import trained_on  # noqa: PLC0415
     from teacher_tools.train.compact import write_folder  # noqa: PLC0415
     from teacher_tools.train.models import copy_folder  # noqa: PLC0415
@@ -129,27 +142,42 @@ def _prepare_folder(settings: TrainingSettings, prompts: PromptSet, base: Checkp
             write_folder(folder, prompts)
         write_json(settings.out / _SETTINGS, settings.stored())
     write_record(folder, trained_on(settings.prompts, prompts, settings.tasks))
-    return read_checkpoint(folder, weights=False)
 
 
-def _run(settings: TrainingSettings, base: Checkpoint | None, checkpoint: Checkpoint) -> "Run":
+def _processes(device: str) -> "Processes":
     try:
         import torch  # noqa: PLC0415
 
+        from teacher_tools.train.processes import Processes  # noqa: PLC0415
+
+        return Processes(_device(device, cuda=torch.cuda.is_available()))
+    except ImportError as error:
+        raise _lacking(error) from error
+
+
+def _lacking(error: ImportError) -> CannotTrain:
+    return CannotTrain(f"a package is missing ({error}): pip install 'lvlm2p[train]'")
+
+
+def _run(
+    settings: TrainingSettings, base: Checkpoint | None, checkpoint: Checkpoint, processes: "Processes"
+) -> "Run":
+    try:
         from teacher_server.engines.transformers.pictures import picture_processor  # noqa: PLC0415
         from teacher_tools.train.models import CompactModel, LoraModel, TrainableModel  # noqa: PLC0415
         from teacher_tools.train.training import Run  # noqa: PLC0415
 
-        device = torch.device(_device(settings.device, cuda=torch.cuda.is_available()))
         trainable: TrainableModel
         if base is not None:
-            trainable = LoraModel(base, settings.lora_rank, settings.seed, device)
+            trainable = LoraModel(
+                base, settings.lora_rank, settings.seed, processes.device, four_bit=settings.base_4bit
+            )
         else:
-            trainable = CompactModel(checkpoint.folder, settings.seed, device)
+            trainable = CompactModel(checkpoint.folder, settings.seed, processes.device)
     except ImportError as error:
-        raise CannotTrain(f"a package is missing ({error}): pip install 'lvlm2p[train]'") from error
+        raise _lacking(error) from error
     return Run(
-        settings.out, settings, checkpoint, trainable, picture_processor(checkpoint.dimensions), device
+        settings.out, settings, checkpoint, trainable, picture_processor(checkpoint.dimensions), processes
     )
 
 

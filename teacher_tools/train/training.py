@@ -1,7 +1,6 @@
 """A training run: steps over endless samples, kept in a folder, from which the run resumes bit for bit."""
 
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from teacher_api.interrupts import Interrupts
+from teacher_api.interrupts import Interrupted, Interrupts
 from teacher_api.terminal import Bar
 from teacher_server.checkpoints.checkpoint import Checkpoint
-from teacher_tools.train.batches import Batch, Patches, batches_by_length
-from teacher_tools.train.examples import ExampleBlocks
-from teacher_tools.train.losses import BatchResult, conversation_losses, picture_losses
-from teacher_tools.train.models import TrainableModel, compile_layers
+from teacher_tools.train.batches import Batch, Patches, batches_by_length, parts_by_tokens
+from teacher_tools.train.examples import ExampleBlocks, TrainingExample
+from teacher_tools.train.losses import conversation_losses, picture_losses
+from teacher_tools.train.models import TrainableModel, compile_layers, keep_few_activations
+from teacher_tools.train.processes import Processes
 from teacher_tools.train.settings import TrainingSettings
 
 STATE, METRICS, WEIGHTS = "training.pt", "metrics.jsonl", "model.safetensors"
@@ -28,6 +28,10 @@ _WARM_UP, _DECAY = 0.02, 0.5
 REPORT_EVERY = 20
 """Steps that a line of metrics.jsonl averages."""
 _MAX_GRADIENT_NORM = 1.0
+_LOSSES = ("tiles", "analysis", "actions", "numbers", "places", "roles")
+_SHARES = ("tile", "value", "whole", "action", "place", "role")
+_SUMMED = ("interrupted", *_LOSSES, *(f"{what} {name}" for what in ("right", "of") for name in _SHARES))
+"""What a step's passes and processes add to: losses, right predictions, and all predictions."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -52,10 +56,10 @@ class Run:
         checkpoint: Checkpoint,
         trainable: TrainableModel,
         processor: Any,
-        device: torch.device,
+        processes: Processes,
     ) -> None:
         self._folder, self._settings, self._checkpoint = folder, settings, checkpoint
-        self._trainable, self.device = trainable, device
+        self._trainable, self._processes, self.device = trainable, processes, processes.device
         self._patches = Patches(processor)
         size = settings.batch_size * _BATCHES_PER_BLOCK
         self._blocks = ExampleBlocks(
@@ -69,6 +73,8 @@ class Run:
             *(steps * settings.batch_size for steps in settings.steps),
         )
         self._optimizer = trainable.optimizer(settings.learning_rate)
+        if settings.gradient_checkpointing:
+            keep_few_activations(trainable.model)
         if settings.compile:
             compile_layers(trainable.model)
         self.step = 0
@@ -77,6 +83,7 @@ class Run:
         """Time spent on these steps."""
         if (folder / STATE).exists():
             self._load()
+        processes.share_weights(trainable.parameters())
 
     @property
     def samples(self) -> int:
@@ -87,7 +94,7 @@ class Run:
         """Takes the steps up to the settings' last one; saves every `save_s` seconds and at the end.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; the run is saved.
+            Interrupted: SIGINT or SIGTERM came to a process; the run is saved.
         """
         last = self._settings.last_step
         if self.step >= last:
@@ -95,14 +102,16 @@ class Run:
         values = defaultdict[str, list[float]](list)
         saved = began = time.monotonic()
         phase, first, of = self._phase()
-        bar = Bar(of, "samples", name=phase, done=first, shown=self._settings.progress)
+        is_first = self._processes.rank == 0
+        bar = Bar(of, "samples", name=phase, done=first, shown=self._settings.progress and is_first)
         interrupts = Interrupts()
         with bar, interrupts.handled():
-            for batch in self._batches():
-                result = self._learn(batch)
+            for examples in self._batches():
+                figures = self._learn(examples, interrupted=interrupts.signalled)
+                interrupted = figures.pop("interrupted") > 0
                 now = time.monotonic()
                 self.seconds, began = self.seconds + now - began, now
-                for name, value in _metrics(result).items():
+                for name, value in figures.items():
                     values[name].append(value)
                 done = self.step == last
                 before, (phase, samples, of) = phase, self._phase()
@@ -114,15 +123,17 @@ class Run:
                 if self.step % REPORT_EVERY == 0 or done:
                     means = {name: float(np.mean(each)) for name, each in values.items()}
                     values.clear()
-                    self._report(means)
+                    if is_first:
+                        self._report(means)
                     shown = ("tile", "value", "whole", "action")
                     bar.update(figures={name: f"{means[name]:.3f}" for name in shown if name in means})
-                if interrupts.signalled or done or now - saved > self._settings.save_s:
+                if is_first and (interrupted or done or now - saved > self._settings.save_s):
                     self.save()
                     saved = time.monotonic()
                 if done:
                     return
-                interrupts.check()
+                if interrupted:
+                    raise Interrupted
 
     def _phase(self) -> tuple[str, int, int]:
         """Returns the phase of the next step, how many of its samples are done, and how many it has."""
@@ -156,38 +167,66 @@ class Run:
             "".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8"
         )
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yields the batches of the remaining steps; they depend on the seed and the step alone."""
+    def _batches(self) -> Iterator[list[TrainingExample]]:
+        """Yields the examples of each remaining step; they depend on the seed and the step alone."""
         first, skipped = divmod(self.step, _BATCHES_PER_BLOCK)
         for number, examples in enumerate(self._blocks.starting_at(first, self._settings.workers), first):
             order = np.random.default_rng([self._settings.seed, number, 1])
             for i, batch in enumerate(batches_by_length(examples, self._settings.batch_size, order)):
                 if i >= skipped:
-                    yield Batch.of(
-                        batch,
-                        self._patches,
-                        vocabulary=self._checkpoint.dimensions.text.vocab_size,
-                        padding=self._checkpoint.end_token_id,
-                    )
+                    yield batch
             skipped = 0
 
-    def _learn(self, batch: Batch) -> BatchResult:
-        pictures_alone = self.step < self._settings.steps[0]
-        batch = batch.to(self.device)
+    def _learn(self, examples: list[TrainingExample], *, interrupted: bool = False) -> dict[str, float]:
+        """Takes a step with this process's part of the examples; returns the step's losses and shares.
+
+        Args:
+            interrupted: whether this process is to stop after the step; `interrupted` among the returned
+                values is how many are.
+        """
+        settings, processes = self._settings, self._processes
+        pictures_alone = self.step < settings.steps[0]
+        mine = examples[processes.rank :: processes.count]
+        parts = [self._batch(part) for part in parts_by_tokens(mine, settings.batch_tokens)]
+        counts = {name: sum(part.targets[name] for part in parts) for name in _LOSSES}
+        of = processes.sum(counts)
         model, heads = self._trainable.model, self._trainable.heads
-        autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self._settings.precision == "bfloat16"
-        )
-        with autocast:
-            if pictures_alone and heads:
-                result = picture_losses(model, heads, batch)
-            else:
-                result = conversation_losses(model, heads, batch)
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+        figures = dict.fromkeys(_SUMMED, 0.0)
+        figures["interrupted"] = interrupted
+        for part in parts:
+            batch = part.to(self.device)
+            with autocast:
+                if pictures_alone and heads:
+                    result = picture_losses(model, heads, batch, of)
+                else:
+                    result = conversation_losses(model, heads, batch, of)
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            for name, loss in result.losses.items():
+                figures[name] += loss.item()
+            for name, (right, predicted) in result.right.items():
+                figures[f"right {name}"] += right
+                figures[f"of {name}"] += predicted
+        processes.add_gradients(self._trainable.parameters())
         torch.nn.utils.clip_grad_norm_(self._trainable.parameters(), _MAX_GRADIENT_NORM)
         self._optimizer.step(self._schedule())
         self.step += 1
-        return result
+        figures = processes.sum(figures)
+        losses = {f"{name}_loss": figures[name] for name in _LOSSES if figures[name]}
+        shares = {
+            name: figures[f"right {name}"] / figures[f"of {name}"]
+            for name in _SHARES
+            if figures[f"of {name}"]
+        }
+        return {"interrupted": figures["interrupted"], **losses, **shares}
+
+    def _batch(self, examples: list[TrainingExample]) -> Batch:
+        return Batch.of(
+            examples,
+            self._patches,
+            vocabulary=self._checkpoint.dimensions.text.vocab_size,
+            padding=self._checkpoint.end_token_id,
+        )
 
     def _schedule(self) -> float:
         """Returns this step's share of the learning rate: warm-up, plateau and decay in each phase."""
@@ -203,10 +242,7 @@ class Run:
             "samples": self.samples,
             "seconds": self.seconds,
         }
+        if self.device.type == "cuda":
+            counts["memory_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         with (self._folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(counts | means) + "\n")
-
-
-def _metrics(result: BatchResult) -> dict[str, float]:
-    found = {f"{name}_loss": loss.item() for name, loss in result.losses.items()} | result.right
-    return {name: value for name, value in found.items() if not math.isnan(value)}

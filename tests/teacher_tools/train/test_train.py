@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -68,8 +69,8 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_weights(
     out = tmp_path / "run"
     learn = training.Run._learn
 
-    def stopping(run: training.Run, batch: Batch) -> object:
-        result = learn(run, batch)
+    def stopping(*arguments: Any, **named: Any) -> object:
+        result = learn(*arguments, **named)
         signal.raise_signal(signal.SIGINT)
         return result
 
@@ -112,6 +113,47 @@ def test_a_killed_run_leaves_no_worker(tmp_path: Path) -> None:
         workers = started.children()
         process.kill()
         assert not psutil.wait_procs(workers, timeout=LONG_S)[1]
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        ["--batch-tokens", "1"],
+        ["--gradient-checkpointing", "--compile"],
+    ],
+    ids=lambda machine: machine[0],
+)
+def test_what_saves_memory_does_not_change_the_weights(
+    trained: Path, tmp_path: Path, machine: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), *_QUICK, *_STEPS, *machine]) == 0
+    _assert_alike(out, trained)
+
+
+def test_processes_learn_together_as_one_does(trained: Path, tmp_path: Path) -> None:
+    """The processes are those of torchrun; SIGINT to one of them stops both after the same step."""
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = [*torchrun, "--module", "teacher_tools", "train", *_QUICK, "--out", str(out)]
+    with subprocess.Popen([*train, *_STEPS, "--save-s", "0.001"], stderr=subprocess.PIPE, text=True) as first:
+        wait_for((out / "training.pt").exists, "the first save")
+        psutil.Process(first.pid).children()[-1].send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=LONG_S)
+    assert len(re.findall(r"interrupted after \d of 7 steps; saved", errors)) == 1
+    done = subprocess.run([*train, "--resume"], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.count("teacher serve") == 1
+    _assert_alike(out, trained)
+
+
+def _assert_alike(out: Path, other: Path) -> None:
+    """The weights are the same but for rounding, which Muon makes larger: its steps have one size."""
+    got, expected = _weights(out), _weights(other)
+    assert got.keys() == expected.keys()
+    for name, weight in expected.items():
+        if not name.endswith("k_proj.bias"):  # its gradient is 0, and AdamW makes steps of its rounding
+            difference = (got[name].float() - weight.float()).norm() / weight.float().norm()
+            assert difference < 0.01, name
 
 
 def test_an_incomplete_last_line_of_the_metrics_is_dropped(tmp_path: Path) -> None:
@@ -224,6 +266,23 @@ def test_adapters_are_merged_into_the_base(trained: Path, tmp_path: Path) -> Non
     assert main(["train", "--out", str(out), "--resume", "--no-progress"]) == 0
 
 
+def test_adapters_are_trained_on_four_bits_and_merged_into_the_whole_weights(
+    trained: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    out, base = tmp_path / "run", trained / "checkpoint"
+    flags = ["--base", str(base), "--base-4bit", "--lora-rank", "4", "--samples", "4", *_QUICK]
+    assert main(["train", "--out", str(out), *flags]) == 0
+    before, after = _weights(trained), _weights(out)
+    assert after.keys() == before.keys()
+    differences = {
+        name: (after[name].float() - before[name].float()).norm() / before[name].float().norm()
+        for name in before
+    }
+    # Rounding to 4 bits would change a weight by a tenth
+    assert 0 < max(differences.values()) < 0.02
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda each: each.family)
 def test_every_architecture_is_adapted_and_its_losses_are_those_of_the_engine(
     tmp_path: Path, architecture: Architecture
@@ -278,6 +337,7 @@ def test_an_interrupted_process_saves_its_run(tmp_path: Path) -> None:
         (["--stop-after", "0"], "--stop-after"),
         (["--prompts", "nothing"], "no prompt set 'nothing'"),
         (["--base", "nowhere"], "--base nowhere"),
+        (["--base-4bit"], "--base-4bit is for adapters: name their checkpoint with --base"),
         (["--resume"], "holds no run"),
         (["--device", "tpu"], "--device is 'tpu'"),
     ],
