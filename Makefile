@@ -8,7 +8,7 @@ VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-operate test-fleet test-chaos test-docker resolve lock docs lint format bench-student bench-answers bench-vllm bench-gpu clean
+.PHONY: help setup demo test test-vllm test-operate test-fleet test-chaos test-docker resolve lock docs lint format bench-student bench-answers bench-vllm bench-gpu gpu-check clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-vllm: $(VLLM_VENV)/.installed ## /policy beside stock `vllm serve` and bes
 
 bench-gpu: $(VLLM_VENV)/.installed ## both engines at the dimensions of the 3B and 7B checkpoints; runs/bench/real_sizes.json
 	$(VLLM_VENV)/bin/python -m benchmarks.real_sizes
+
+gpu-check: $(VLLM_VENV)/.installed ## on a GPU: engines, training and vLLM, step by step; runs/gpu/gpu.md
+	$(VLLM_VENV)/bin/python -m tools.gpu_check --out runs/gpu
 
 # Without an NVIDIA driver, vLLM's CPU build is installed
 $(VLLM_VENV)/.installed: pyproject.toml constraints.txt

@@ -21,7 +21,9 @@ from teacher_tools.bench.questions import distinct_questions
 def main() -> None:
     """Asks both teachers and prints two lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", type=Path, default=COMPACT, help="a checkpoint (default: the included one)")
+    parser.add_argument(
+        "--model", type=Path, default=COMPACT, help="a checkpoint (default: the included one)"
+    )
     parser.add_argument("--prompts", default="compact", help="a prompt set (default: compact)")
     parser.add_argument("--one", required=True, metavar="FLAGS", help="of `teacher serve`")
     parser.add_argument("--other", required=True, metavar="FLAGS", help="of `teacher serve`")

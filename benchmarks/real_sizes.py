@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +40,30 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["3b", "7b"], choices=["tiny", "3b", "7b"])
     parser.add_argument("--engines", nargs="+", default=["vllm"], choices=["vllm", "transformers"])
     parser.add_argument("--readouts", nargs="+", default=["labels", "numbers"], choices=["labels", "numbers"])
+    parser.add_argument("--questions", type=int, default=50, help="questions one by one")
     parser.add_argument(
-        "--questions", type=int, default=50, help="questions one by one, and as many in a batch"
+        "--at-once", type=int, nargs="+", default=[64], help="questions in a batch, with distinct pictures"
     )
     parser.add_argument("--analysis-tokens", type=int, default=80)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/real_sizes.json"))
     arguments = parser.parse_args()
     results = []
-    heading = ("size", "engine", "read-out", "tokens", "median ms", "p95 ms", "floor ms", "batch q/s")
-    print(("{:>6} {:>13} {:>9}" + " {:>9}" * 5).format(*heading))
+    heading = ("size", "engine", "read-out", "tokens", "start s", "median ms", "p95 ms", "floor ms")
+    rates = [f"{count} q/s" for count in arguments.at_once]
+    print(("{:>6} {:>13} {:>9}" + " {:>9}" * (5 + len(rates))).format(*heading, *rates))
     with tempfile.TemporaryDirectory() as folder:
         prompts = _prompt_set(Path(folder), arguments.analysis_tokens)
         for size in arguments.sizes:
             model = make_checkpoint(Path(folder) / size, size=size, weights=False)
             for engine in arguments.engines:
                 for readout in arguments.readouts:
-                    found = _measure(model, engine, readout, prompts, arguments.questions)
+                    found = _measure(model, engine, readout, prompts, arguments.questions, arguments.at_once)
                     results.append({"size": size, "engine": engine, "readout": readout} | found)
                     print(
                         f"{size:>6} {engine:>13} {readout:>9} {found['tokens']:>9.0f}"
-                        f" {found['median_ms']:>9.1f} {found['p95_ms']:>9.1f} {found['floor_ms']:>9.1f}"
-                        f" {found['batch_questions_s']:>9.1f}",
+                        f" {found['start_s']:>9.1f} {found['median_ms']:>9.1f} {found['p95_ms']:>9.1f}"
+                        f" {found['floor_ms']:>9.1f}"
+                        + "".join(f" {rate:>9.1f}" for rate in found["questions_s"].values()),
                         flush=True,
                     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,30 +71,37 @@ def main() -> None:
     print(f"written to {arguments.out}")
 
 
-def _measure(model: Path, engine: str, readout: str, prompts: Path, count: int) -> dict[str, Any]:
+def _measure(
+    model: Path, engine: str, readout: str, prompts: Path, count: int, at_once: Sequence[int]
+) -> dict[str, Any]:
     flags = ["--model", str(model), "--engine", engine, "--readout", readout, "--prompts", str(prompts)]
     flags += ["--load-format", "dummy", "--min-label-mass", "0", "--sum-tolerance", "1"]
     if not has_gpu():
         flags += ["--dtype", "float32", "--eager", "--kv-cache-gib", "1"]
-    questions = distinct_questions(2 * count + _WARM_UP)
+    questions = iter(distinct_questions(_WARM_UP + count + sum(at_once)))
     with ExitStack() as stack:
-        url = start_teacher(stack, *flags)()
-        http = stack.enter_context(httpx.Client(base_url=url, timeout=1200))
-        asked = [_ask(http, question) for question in questions[: count + _WARM_UP]][_WARM_UP:]
-        batch = [q.model_dump(mode="json") for q in questions[count + _WARM_UP :]]
         began = time.perf_counter()
-        http.post("/policy/batch", json=batch).raise_for_status()
-        batch_s = time.perf_counter() - began
+        url = start_teacher(stack, *flags)()
+        start_s = time.perf_counter() - began
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=1200))
+        asked = [_ask(http, question) for question in islice(questions, _WARM_UP + count)][_WARM_UP:]
+        rates = {}
+        for together in at_once:
+            batch = [question.model_dump(mode="json") for question in islice(questions, together)]
+            began = time.perf_counter()
+            http.post("/policy/batch", json=batch).raise_for_status()
+            rates[together] = together / (time.perf_counter() - began)
     milliseconds = [took * 1000 for took, _ in asked]
     # A failed question has no token count; with these settings it failed because all numbers were 0
     tokens = _mean([n for _, n in asked if n])
     checkpoint = read_checkpoint(model, weights=False)
     return {
         "tokens": tokens,
+        "start_s": start_s,
         "median_ms": statistics.median(milliseconds),
         "p95_ms": statistics.quantiles(milliseconds, n=20)[-1],
         "floor_ms": tokens * checkpoint.weight_bytes("bfloat16") / _H100_BYTES_S * 1000,
-        "batch_questions_s": count / batch_s,
+        "questions_s": rates,
         "questions": count,
         "unanswered": sum(not n for _, n in asked),
     }

@@ -1,7 +1,7 @@
 """Makes checkpoints of the served architectures with random weights, laid out like the published ones.
 
-The tiny ones have under a million parameters. Those of the real dimensions, of Qwen2.5-VL, are meant for
-`weights=False`: what vLLM needs to measure speed with `load_format="dummy"`.
+The tiny ones have under a million parameters. Those of the real dimensions, of Qwen2.5-VL, are for measuring
+time and memory. To serve them, `weights=False` is enough, with `--load-format dummy`.
 """
 
 import argparse
@@ -214,7 +214,7 @@ def make_checkpoint(
 
     Args:
         size: tiny, or for Qwen2.5-VL the dimensions of the published models of 3 or 7 billion parameters.
-        seed: of the weights; the same one gives the same bytes.
+        seed: of the weights of a tiny one; the same one gives the same bytes.
         weights: False leaves the weights away.
         config_changes: laid over config.json; `vision_config` is laid over the one that is there.
     """
@@ -230,7 +230,7 @@ def make_checkpoint(
     template = CHAT_TEMPLATE.partition("{%- endif -%}\n")[2] if architecture is QWEN3 else CHAT_TEMPLATE
     (folder / "chat_template.jinja").write_text(template)
     if weights:
-        _write_weights(folder, architecture, config, tokenizer, seed)
+        _write_weights(folder, size, architecture, config, tokenizer, seed)
     return folder
 
 
@@ -376,7 +376,12 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_weights(
-    folder: Path, architecture: Architecture, config: Mapping[str, Any], tokenizer: Tokenizer, seed: int
+    folder: Path,
+    size: Size,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    seed: int,
 ) -> None:
     import torch  # noqa: PLC0415 - seconds, and not needed without weights
     import transformers  # noqa: PLC0415
@@ -393,12 +398,25 @@ def _write_weights(
     loud = [i for i in map(tokenizer.token_to_id, _LOUD) if i is not None]
     tensors = {}
     for name, shape in shapes.items():
+        if size != "tiny":
+            tensors[name] = _draw_quickly(name, shape, dtype)
+            continue
         drawn = _draw(name, shape, seed)
         if shape[0] == text["vocab_size"]:
             drawn[loud] *= 2
         tensors[name] = torch.from_numpy(drawn).to(dtype)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
+
+
+def _draw_quickly(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Weights of one tensor of billions, on a GPU if there is one; they depend on nothing but chance."""
+    import torch  # noqa: PLC0415
+
+    if "norm" in name or "ln_q" in name:
+        return torch.ones(shape, dtype=dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.randn(shape, dtype=dtype, device=device).mul_(0.02).cpu()
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
