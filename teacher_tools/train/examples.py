@@ -48,7 +48,7 @@ class TrainingExample:
             and the cell in front of the agent just before its content is named.
         action: label token -> the planner's probability that it follows the last of `token_ids`; empty where
             the probabilities are written.
-        optimal: the label tokens of the optimal actions.
+        optimal: the label tokens of the optimal actions; empty where the probabilities are written.
         numbers: the positions of the written probabilities, with the token that ends the turn, if any.
     """
 
@@ -112,7 +112,7 @@ class ExampleEncoder:
             ),
             cells=dict(_cells(state, text, encoded.offsets, start)) if known else {},
             action=action,
-            optimal=frozenset(self.label_ids[action] for action in state.optimal),
+            optimal=frozenset(self.label_ids[name] for name in state.optimal if action),
             numbers=numbers,
         )
 

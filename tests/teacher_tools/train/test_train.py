@@ -131,6 +131,7 @@ def test_what_saves_memory_does_not_change_the_weights(
     _assert_alike(out, trained)
 
 
+@pytest.mark.operate
 def test_processes_learn_together_as_one_does(trained: Path, tmp_path: Path) -> None:
     """The processes are those of torchrun; SIGINT to one of them stops both after the same step."""
     out = tmp_path / "run"
