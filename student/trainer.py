@@ -25,6 +25,7 @@ from student.algorithms.experience import Experience
 from student.algorithms.judgement import judged
 from student.algorithms.networks import network_of
 from student.algorithms.registry import algorithm
+from student.algorithms.rewards import RewardScale
 from student.algorithms.rollout import Rollout, act, collect
 from student.labels.table import LabelTable
 from student.runs.folder import CannotWrite, Run
@@ -100,6 +101,9 @@ class _Trainer:
         self.replay = Replay(self.network, settings)
         judging = settings.judge_labels and settings.teacher != "none"
         self.experience = Experience(len(self.world.actions)) if judging else None
+        self.rewards = None
+        if not self.world.rewards_success:
+            self.rewards = RewardScale(settings.environments, settings.gamma)
         self.rng = np.random.default_rng(settings.seed)
         self.envs = Environments(self.world, settings.environments, settings.seed)
         self.frames = self.updates = 0
@@ -183,9 +187,7 @@ class _Trainer:
         rollout = self._collect(teacher_lambda)
         labels_U = self._labels_of(rollout, teacher_lambda)
         # From here on nothing waits, so that an interrupted update leaves no trace
-        if self._records(teacher_lambda):
-            self._record(rollout)
-        self.recent.extend(rollout.ended)
+        rollout = self._taken_in(rollout, teacher_lambda)
         doubt = doubt_at(self.schedule_frames, self._success(), settings)
         size = rollout.actions_TN.size
         share = self._replay_share(teacher_lambda)
@@ -243,11 +245,25 @@ class _Trainer:
         experience = self.experience
         return experience is not None and not experience.full and experience.useful(taught=teacher_lambda > 0)
 
+    def _taken_in(self, rollout: Rollout, teacher_lambda: float) -> Rollout:
+        """Adds a rollout to the experience and its episodes to the newest; returns it with scaled rewards."""
+        if self._records(teacher_lambda):
+            self._record(rollout)
+        self.recent.extend(rollout.ended)
+        return rollout if self.rewards is None else self.rewards.scaled(rollout)
+
     def _record(self, rollout: Rollout) -> None:
-        """Adds a rollout whose states have rows in the label table to the experience."""
+        """Adds a rollout whose states have rows in the label table to the experience.
+
+        Experience ends where steps within an episode are rewarded: what is a success then depends on all of
+        the episode, and not on the state and what follows.
+        """
         assert self.experience is not None
         assert self.labels is not None
-        self.experience.add(rollout, self.labels.rows_of(rollout.last_obs_NK))
+        if rollout.rewards_TN[~rollout.ended_TN].any():
+            self.experience = None
+        else:
+            self.experience.add(rollout, self.labels.rows_of(rollout.last_obs_NK))
 
     def _asks_about_all(self, teacher_lambda: float) -> bool:
         return self.settings.ask_when_unsure is None or teacher_lambda == self.settings.teacher_lambda
@@ -403,6 +419,7 @@ class _Trainer:
                 "replay": self.replay.state(),
                 "labels": None if self.labels is None else self.labels.state(),
                 "experience": None if self.experience is None else self.experience.state(),
+                "rewards": None if self.rewards is None else self.rewards.state(),
             },
         )
 
@@ -411,8 +428,12 @@ class _Trainer:
         self.network.load_state_dict(state["network"])
         self.algorithm.restore(state["algorithm"])
         self.replay.restore(state["replay"])
-        if self.experience is not None:
+        if state["experience"] is None:
+            self.experience = None
+        elif self.experience is not None:
             self.experience.restore(state["experience"])
+        if self.rewards is not None and state.get("rewards"):  # earlier versions did not scale rewards
+            self.rewards.restore(state["rewards"])
         self.rng.bit_generator.state = json.loads(state["rng"])
         self.obs_NK = self.envs.restore([EpisodeState(*episode) for episode in state["episodes"]])
         self.frames, self.updates, self.seconds = state["frames"], state["updates"], state["seconds"]

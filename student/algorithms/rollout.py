@@ -50,6 +50,11 @@ class Rollout:
         return self.values_U[self.which_TN]
 
     @property
+    def ended_TN(self) -> Bools:
+        """Whether the step ended its episode."""
+        return self.terminated_TN | self.truncated_TN
+
+    @property
     def log_probs_TN(self) -> Floats:
         """Log-probabilities of the actions taken."""
         return self.log_probs_UA[self.which_TN, self.actions_TN]
@@ -186,11 +191,10 @@ def advantages(rollout: Rollout, gamma: float, gae_lambda: float) -> Floats:
     The sum stops at the end of an episode, terminated or truncated; the episode's last step bootstraps from
     `next_values_TN`, where the two differ.
     """
-    ended_TN = rollout.terminated_TN | rollout.truncated_TN
     deltas_TN = rollout.rewards_TN + gamma * rollout.next_values_TN - rollout.values_TN
     advantages_TN = np.empty_like(deltas_TN)
     following_N = np.zeros(deltas_TN.shape[1], np.float32)
     for t in reversed(range(len(deltas_TN))):
-        following_N = deltas_TN[t] + gamma * gae_lambda * np.where(ended_TN[t], 0, following_N)
+        following_N = deltas_TN[t] + gamma * gae_lambda * np.where(rollout.ended_TN[t], 0, following_N)
         advantages_TN[t] = following_N
     return advantages_TN

@@ -40,6 +40,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     _assert_equal(a["algorithm"], b["algorithm"])
     _assert_equal(a["replay"], b["replay"])
     _assert_equal(a["experience"], b["experience"])
+    _assert_equal(a["rewards"], b["rewards"])
     if a["labels"] is not None:
         for name in ("keys", "probabilities", "status"):
             assert torch.equal(a["labels"][name], b["labels"][name]), name

@@ -1,6 +1,7 @@
 """Environments of no known family, from another package, through the commands."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from student.cli import main
 from student.experiments.plans import BadPlan, read_plan
 from student.runs.folder import Run
-from tests.conftest import TeacherProcess
+from tests.conftest import StartTeacher, TeacherProcess
+from tests.student.ends import assert_same_end
 
 _CUSTOM = "tests.student.custom_environments:Custom-Painted-v0"
 
@@ -36,6 +38,32 @@ def test_another_packages_environment_is_learnt_resumed_and_evaluated(
     capsys.readouterr()
     assert main(["train", "--resume", str(run), "--task", "fetch", "--env", _CUSTOM]) == 2
     assert "--task cannot be changed when a run is resumed" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_where_each_step_is_rewarded_a_student_learns_from_labels_and_from_large_rewards(
+    teacher_process: StartTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CliffWalking pays -1 a step and -100 at the cliff, after which the episode goes on."""
+    examples = str(Path(__file__).parents[2] / "examples")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([examples, os.environ.get("PYTHONPATH", "")]))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    teacher = teacher_process("--teacher", "value_iteration:CliffWalking")
+    train = ["train", "--env", "CliffWalking-v1", "--task", "cliff_walking", "--success-above", "-18"]
+    train += [
+        "--teacher",
+        teacher.url,
+        "--evaluate-every",
+        "0",
+        "--evaluation-episodes",
+        "5",
+        "--no-progress",
+    ]
+    assert main([*train, "--frames", "5120", "--out", str(whole)]) == 0
+    assert main([*train, "--frames", "1024", "--out", str(parts)]) == 0
+    assert main(["train", "--resume", str(parts), "--frames", "5120"]) == 0
+    assert_same_end(whole, parts)
+    assert json.loads((whole / "summary.json").read_text())["argmax"]["return"] == -13  # the best there is
 
 
 @pytest.mark.integration
