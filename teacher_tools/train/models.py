@@ -1,5 +1,6 @@
 """The models that can be trained: a compact one from scratch, and a checkpoint with LoRA adapters."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -239,6 +240,7 @@ def _save_weights(model: Any, path: Path, dtype: torch.dtype | None = None) -> N
 
 
 def _peft() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a faster kernel that is not there
     import peft  # noqa: PLC0415 - takes seconds to import, and only adapters need it
 
     return peft
