@@ -1,6 +1,7 @@
 """Starts servers for benchmarks: local processes that end with the benchmark."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -51,5 +52,5 @@ def wait_for(url: str, process: subprocess.Popen[bytes], within_s: float = 1200)
 
 
 def has_gpu() -> bool:
-    """Returns whether the machine has an NVIDIA GPU."""
-    return Path("/dev/nvidia0").exists()
+    """Returns whether the machine has an NVIDIA driver, which brings nvidia-smi: also under WSL."""
+    return shutil.which("nvidia-smi") is not None
