@@ -107,7 +107,7 @@ class Run:
         interrupts = Interrupts()
         with bar, interrupts.handled():
             for examples in self._batches():
-                figures = self._learn(examples, interrupted=interrupts.signalled)
+                figures = self._learn(examples, interrupts)
                 interrupted = figures.pop("interrupted") > 0
                 now = time.monotonic()
                 self.seconds, began = self.seconds + now - began, now
@@ -177,23 +177,21 @@ class Run:
                     yield batch
             skipped = 0
 
-    def _learn(self, examples: list[TrainingExample], *, interrupted: bool = False) -> dict[str, float]:
-        """Takes a step with this process's part of the examples; returns the step's losses and shares.
+    def _learn(self, examples: list[TrainingExample], interrupts: Interrupts) -> dict[str, float]:
+        """Takes a step with this process's part of the examples.
 
-        Args:
-            interrupted: whether this process is to stop after the step; `interrupted` among the returned
-                values is how many are.
+        Returns:
+            The step's losses and shares, and as `interrupted` how many processes are to stop after it.
         """
         settings, processes = self._settings, self._processes
         pictures_alone = self.step < settings.steps[0]
         mine = examples[processes.rank :: processes.count]
         parts = [self._batch(part) for part in parts_by_tokens(mine, settings.batch_tokens)]
-        counts = {name: sum(part.targets[name] for part in parts) for name in _LOSSES}
-        of = processes.sum(counts)
+        targets = [part.targets for part in parts]
+        of = processes.sum({name: sum(each[name] for each in targets) for name in _LOSSES})
         model, heads = self._trainable.model, self._trainable.heads
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
         figures = dict.fromkeys(_SUMMED, 0.0)
-        figures["interrupted"] = interrupted
         for part in parts:
             batch = part.to(self.device)
             with autocast:
@@ -211,6 +209,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self._trainable.parameters(), _MAX_GRADIENT_NORM)
         self._optimizer.step(self._schedule())
         self.step += 1
+        figures["interrupted"] = interrupts.signalled
         figures = processes.sum(figures)
         losses = {f"{name}_loss": figures[name] for name in _LOSSES if figures[name]}
         shares = {
