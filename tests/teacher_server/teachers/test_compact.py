@@ -35,9 +35,12 @@ def test_it_is_small_and_passes_the_check(capsys: pytest.CaptureFixture[str]) ->
     assert "\nprompts       compact\n" in told
     assert "note" not in told
     # The prompt set is still the one that it was trained with
-    tasks = {task.env_id: task.key for task in TASKS.values()}
-    record = trained_on("compact", load_prompt_set("compact"), tasks)
-    assert checkpoint.trained_on == record.model_copy(update={"readouts": ("labels",)})
+    prompts, recorded = load_prompt_set("compact"), checkpoint.trained_on
+    assert recorded is not None
+    tasks = {env_id: grids.task for env_id, grids in recorded.environments.items()}
+    assert set(tasks.values()) == set(prompts.tasks)
+    again = trained_on("compact", prompts, tasks)
+    assert recorded == again.model_copy(update={"samples": recorded.samples})
     assert digest in (COMPACT / "README.md").read_text()
 
 
@@ -97,7 +100,6 @@ def test_two_views_are_answered_as_two_questions(tmp_path: Path) -> None:
     [
         (["--prompts", "minigrid"], 1, "set --prompts to compact"),
         (["--prompts", "minigrid-zero-shot"], 0, "is used with another, minigrid-zero-shot"),
-        (["--readout", "numbers"], 0, "was trained for the read-out labels, and is used with numbers"),
     ],
 )
 def test_the_check_says_what_it_was_not_trained_for(
@@ -112,9 +114,9 @@ def test_it_knows_its_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         capsys.readouterr()  # on a busy machine, the lines about a start that takes long
         with TeacherClient(url, deadline_s=60) as client:
             for env_id, note in (
-                ("MiniGrid-GoToDoor-6x6-v0", None),
+                ("MiniGrid-GoToDoor-8x8-v0", None),
                 ("MiniGrid-Dynamic-Obstacles-Random-6x6-v0", None),
-                ("MiniGrid-GoToDoor-8x8-v0", "trained on grids of 6 x 6 for go_to_door, and not of 8 x 8"),
+                ("MiniGrid-FourRooms-v0", "for lava_gap, and not of 19 x 19"),
             ):
                 LabelTable(MinigridWorld(layout_of(env_id), Vocabulary()), client).start()
                 said = capsys.readouterr().err
