@@ -19,6 +19,7 @@ import argparse
 import itertools
 import math
 import random
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,9 @@ from teacher_api.processes import served_teacher
 
 _FRAMES = 8192
 """Frames of a recorded run: those in which the teacher is asked, and as many again."""
-_POINTS = ((1, 1), (3, 1), (4, 2))
+_POINTS = ((1, 1), (4, 1), (8, 2))
 """Students and teachers of the measured points."""
-_DELAY_S, _PLACES = 0.2, 8
+_DELAY_S, _PLACES = 0.4, 8
 """A teacher of the measured points: slow, so that two cores are enough for all processes."""
 _STORED_S = 0.005
 """Seconds until a request about stored answers is answered."""
@@ -244,7 +245,8 @@ def _check(env_id: str, traces: Sequence[Trace]) -> None:
             with ThreadPoolExecutor(students) as pool:
                 list(pool.map(_train, itertools.repeat(env_id), itertools.cycle(urls), seeds, outs))
             seconds = statistics.fmean(sum(update.seconds for update in read_trace(out)) for out in outs)
-            asked = sum(int(Run.open(out).metrics()[-1]["questions"]) for out in outs)
+            with closing(sqlite3.connect(Path(folder, "answers.sqlite3"))) as database:
+                (asked,) = database.execute("SELECT count(*) FROM answers").fetchone()
         simulated = statistics.fmean(made.seconds)
         print(
             f"{students:8}{teachers:9}{seconds:8.1f}{simulated:11.1f}{simulated / seconds:7.2f}"
