@@ -17,6 +17,7 @@ from teacher_tools.train.losses import AuxiliaryHeads
 from teacher_tools.train.optimizer import Optimizer
 
 _hf: Any = transformers  # its annotations are too incomplete for strict checks
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that is not there
 
 
 class TrainableModel(Protocol):
@@ -240,7 +241,6 @@ def _save_weights(model: Any, path: Path, dtype: torch.dtype | None = None) -> N
 
 
 def _peft() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a faster kernel that is not there
     import peft  # noqa: PLC0415 - takes seconds to import, and only adapters need it
 
     return peft
