@@ -22,10 +22,10 @@ from gridworld.tasks import ALL_TASKS
 from gridworld.views import view_of
 from teacher_api.client import TeacherClient
 from teacher_api.schemas import Answer, Question
+from teacher_tools.train.outside import OTHER_COLOURS
 
 _ASKED = "lava_gap"
 _Change = Callable[[Picture, np.random.Generator], Picture]
-_OTHER_COLOURS = ((1, 0, 2), (2, 1, 0), (2, 0, 1), (1, 2, 0))
 
 
 def _unchanged(picture: Picture, rng: np.random.Generator) -> Picture:
@@ -33,7 +33,7 @@ def _unchanged(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _recoloured(picture: Picture, rng: np.random.Generator) -> Picture:
-    return np.ascontiguousarray(picture[..., list(rng.choice(_OTHER_COLOURS))])
+    return np.ascontiguousarray(picture[..., list(rng.choice(OTHER_COLOURS))])
 
 
 def _noise(picture: Picture, rng: np.random.Generator) -> Picture:

@@ -40,7 +40,7 @@ from teacher_api.processes import served_teacher
 
 _FRAMES = 8192
 """Frames of a recorded run: those in which the teacher is asked, and as many again."""
-_POINTS = ((1, 1), (2, 1), (4, 1))
+_POINTS = ((1, 1), (2, 1), (4, 1), (8, 2))
 """Students and teachers of the measured points."""
 _DELAY_S, _PLACES = 0.4, 8
 """A teacher of the measured points: slow, so that two cores are enough for all processes."""

@@ -119,6 +119,13 @@ def client(shared_teacher: TeacherProcess) -> Iterator[TeacherClient]:
         yield client
 
 
+@pytest.fixture
+def examples_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the processes that a test starts import the modules in examples/."""
+    examples = str(Path(__file__).parents[1] / "examples")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([examples, os.environ.get("PYTHONPATH", "")]))
+
+
 @pytest.fixture(scope="session")
 def ask_about() -> AskAbout:
     """Makes questions about real pictures."""

@@ -92,10 +92,11 @@ class ExampleEncoder:
         text = json.dumps(state.analysis)
         encoded = tokenizer.encode(text, add_special_tokens=False)
         start, end = len(prompt), len(prompt) + len(encoded.ids)
-        ids, action = [*prompt, *encoded.ids, *after], {}
+        ids, action, optimal = [*prompt, *encoded.ids, *after], dict[int, float](), frozenset[int]()
         if readout == "labels":
             numbers = range(0)
             action = {self.label_ids[name]: p for name, p in state.probabilities.items()}
+            optimal = frozenset(self.label_ids[name] for name in state.optimal)
         else:
             written = tokenizer.encode(_written(state.probabilities), add_special_tokens=False).ids
             numbers = range(len(ids), len(ids) + len(written) + 1)
@@ -112,7 +113,7 @@ class ExampleEncoder:
             ),
             cells=dict(_cells(state, text, encoded.offsets, start)) if known else {},
             action=action,
-            optimal=frozenset(self.label_ids[name] for name in state.optimal if action),
+            optimal=optimal,
             numbers=numbers,
         )
 

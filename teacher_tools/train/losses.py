@@ -50,23 +50,20 @@ class BatchResult:
         return torch.stack(list(self.losses.values())).sum()
 
 
-def picture_losses(
-    model: Any, heads: AuxiliaryHeads, batch: Batch, of: Mapping[str, float] | None = None
-) -> BatchResult:
+def picture_losses(model: Any, heads: AuxiliaryHeads, batch: Batch, of: Mapping[str, float]) -> BatchResult:
     """Runs the vision tower alone, which is what the first phase trains.
 
     Args:
-        of: the step's targets of each kind, if the batch is a part of the step: the sum of `Batch.targets`.
+        of: the step's targets of each kind: the sum of `Batch.targets` over the batches that are its parts.
     """
     known_N = batch.tiles_N5[:, 0] != IGNORED
     logits = heads.tiles(_features(model, batch)[known_N])
-    of = of or batch.targets
     loss, right = _read_out(logits, TILE_SIZES, batch.tiles_N5[known_N], of["tiles"])
     return BatchResult({"tiles": loss}, {"tile": right})
 
 
 def conversation_losses(
-    model: Any, heads: AuxiliaryHeads | None, batch: Batch, of: Mapping[str, float] | None = None
+    model: Any, heads: AuxiliaryHeads | None, batch: Batch, of: Mapping[str, float]
 ) -> BatchResult:
     """Runs whole conversations, as the engines do: the analysis token by token, then the action.
 
@@ -76,7 +73,6 @@ def conversation_losses(
     Args:
         of: as `picture_losses` takes it.
     """
-    of = of or batch.targets
     with torch.no_grad():
         features_NX = _features(model, batch)
     is_image_BL = batch.ids_BL == model.config.image_token_id

@@ -8,7 +8,7 @@ from gridworld.pictures import TILE, Picture, draw
 from gridworld.scenes import Scene
 from gridworld.views import COLOURS, EMPTY, View, code
 
-_OTHER_COLOURS = ((1, 0, 2), (2, 1, 0), (2, 0, 1), (1, 2, 0))
+OTHER_COLOURS = ((1, 0, 2), (2, 1, 0), (2, 0, 1), (1, 2, 0))
 """Exchanged colour channels: those permutations that leave no agent red."""
 _THINGS = np.array(
     [code("wall", "grey"), code("lava")]
@@ -45,7 +45,7 @@ def outside(scene: Scene, rng: np.random.Generator) -> Outside:
     if kind == 0:
         return Outside(_noise(scene.view, rng), None)
     if kind == 1:
-        return Outside(draw(scene.view)[..., list(rng.choice(_OTHER_COLOURS))].copy(), None)
+        return Outside(draw(scene.view)[..., list(rng.choice(OTHER_COLOURS))].copy(), None)
     change = (_cluttered, _without_target, _divided)[kind - 2]
     view = replace(scene.view, cells_HW=change(scene, rng))
     return Outside(draw(view), view)

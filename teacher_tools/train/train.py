@@ -37,18 +37,18 @@ def main(given: TrainingSettings) -> int:
         CannotStart: a setting, the folder, the prompt set or the base checkpoint cannot be used.
     """
     set_offline()
-    processes = _processes(given.device)
     settings = _stored_settings(given) if given.resume else given
     try:
         prompts = load_prompt_set(settings.prompts)
         if not settings.env:
             settings = settings.model_copy(update={"env": _environments(prompts)})
         _check_tasks(settings, prompts)
+        base = read_checkpoint(settings.base) if settings.base else None
+        processes = _processes(settings.device)  # imports PyTorch, so after what can be refused at once
         if settings.batch_size < processes.count:
             raise CannotTrain(
                 f"`batch_size` is {settings.batch_size}, fewer than {processes.count} processes"
             )
-        base = read_checkpoint(settings.base) if settings.base else None
         if processes.rank == 0:
             _prepare_folder(settings, prompts, base)
         processes.wait()  # the other processes read what the first has written

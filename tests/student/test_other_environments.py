@@ -1,7 +1,6 @@
 """Environments of no known family, from another package, through the commands."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -41,12 +40,11 @@ def test_another_packages_environment_is_learnt_resumed_and_evaluated(
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("examples_on_path")
 def test_where_each_step_is_rewarded_a_student_learns_from_labels_and_from_large_rewards(
-    teacher_process: StartTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher_process: StartTeacher, tmp_path: Path
 ) -> None:
     """CliffWalking pays -1 a step and -100 at the cliff, after which the episode goes on."""
-    examples = str(Path(__file__).parents[2] / "examples")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([examples, os.environ.get("PYTHONPATH", "")]))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     teacher = teacher_process("--teacher", "value_iteration:CliffWalking")
     train = ["train", "--env", "CliffWalking-v1", "--task", "cliff_walking", "--success-above", "-18"]

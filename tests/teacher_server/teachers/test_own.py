@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -130,12 +129,11 @@ def test_another_word_than_the_kinds_is_refused() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("examples_on_path")
 def test_a_student_of_frozen_lake_learns_from_the_example(
-    teacher_process: StartTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher_process: StartTeacher, tmp_path: Path
 ) -> None:
     """Every label is asked once; a resumed run equals an uninterrupted one."""
-    examples = str(Path(__file__).parents[3] / "examples")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([examples, os.environ.get("PYTHONPATH", "")]))
     teacher = teacher_process("--teacher", "value_iteration:FrozenLake")
     world = world_of(_LAKE)
     world.draws = True

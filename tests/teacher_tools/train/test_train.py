@@ -196,7 +196,7 @@ def _check_action_loss(folder: Path, prompt_set: str) -> None:
     batch = Batch.of(examples, patches, vocabulary=vocabulary, padding=checkpoint.end_token_id)
     model = load_model(checkpoint, torch.device("cpu"), torch.float32)
     with torch.no_grad():
-        result = conversation_losses(model, None, batch)
+        result = conversation_losses(model, None, batch, batch.targets)
     image = checkpoint.image_token_id
 
     async def engine_scores() -> list[dict[int, float]]:
